@@ -1,0 +1,437 @@
+"""params.yaml as typed, validated, frozen models: the only place where values come from.
+
+``load_params`` reads YAML 1.2 as DVC does, refuses unknown keys with the nearest valid name and
+wrong values with the key's path, one line each, before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semires.errors import ConfigError
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Percent = Annotated[float, Field(gt=0, le=100)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Study(Section):
+    """The grid of runs: data set x labelled fraction (percent) x method x seed."""
+
+    datasets: list[Name] = Field(min_length=1)
+    fractions: list[Percent] = Field(min_length=1)
+    methods: list[Name]
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    tune_fractions: list[Percent]
+    tune_methods: list[Name]
+
+
+class Dataset(Section):
+    """One data set in RefCOCO's on-disk format.
+
+    ``root/dataset/refs(split_by).p`` and ``instances.json`` hold the annotations, ``images`` the
+    image files. ``labelled_lists`` maps a fraction to a file of image ids (or a published SemiRES
+    JSON) that replaces the random draw.
+    """
+
+    root: str
+    dataset: str
+    split_by: str
+    images: str
+    splits: list[str] = Field(min_length=2)
+    labelled_lists: dict[str, str] = {}
+
+
+class Scenes(Section):
+    """RefScenes, the embedded data set: number of scenes per split, seed, image size in pixels."""
+
+    train: Positive
+    val: Positive
+    testA: Positive
+    testB: Positive
+    seed: int
+    size_px: Annotated[int, Field(ge=48, le=512)]
+
+
+class Split(Section):
+    """The draw of labelled images."""
+
+    seed: int
+
+
+class Sam(Section):
+    """The SAM checkpoint: ``tiny`` ships with the project, the others are the published files."""
+
+    model: Literal["tiny", "vit_b", "vit_l", "vit_h"]
+    checkpoint: str
+    sha256: str | None
+
+
+class SegmentAnythingSource(Section):
+    """`SamAutomaticMaskGenerator`, by its own parameter names."""
+
+    kind: Literal["segment_anything"]
+    points_per_side: Positive
+    points_per_batch: Positive
+    pred_iou_thresh: Unit
+    stability_score_thresh: Unit
+    stability_score_offset: float
+    box_nms_thresh: Unit
+    crop_n_layers: Annotated[int, Field(ge=0)]
+    crop_nms_thresh: Unit
+    crop_overlap_ratio: Unit
+    crop_n_points_downscale_factor: Positive
+    min_mask_region_area: Annotated[int, Field(ge=0)]
+
+
+class TransformersSource(Section):
+    """Mask generation through `transformers` (SAM, SAM-HQ, SAM 2) from a hub id or a folder."""
+
+    kind: Literal["transformers"]
+    model: str
+    points_per_side: Positive
+    points_per_batch: Positive
+    pred_iou_thresh: Unit
+    stability_score_thresh: Unit
+
+
+class FelzenszwalbSource(Section):
+    """Felzenszwalb-Huttenlocher segments at several scales: needs no weights."""
+
+    kind: Literal["felzenszwalb"]
+    scales: list[PositiveFloat] = Field(min_length=1)
+    sigma: NonNegative
+    min_size_px: Positive
+
+
+ProposalSource = Annotated[
+    SegmentAnythingSource | TransformersSource | FelzenszwalbSource, Field(discriminator="kind")
+]
+
+
+class Proposals(Section):
+    """Where proposals come from; ``source`` names the entry of ``sources`` that methods use."""
+
+    source: Name
+    sources: dict[Name, ProposalSource]
+    shard_images: Positive
+
+
+class Swin(Section):
+    """Swin's sizes, or where its pretrained weights are (file, folder or hub id)."""
+
+    pretrained: str | None
+    patch_size: Positive
+    embed_dim: Positive
+    depths: list[Positive] = Field(min_length=4, max_length=4)
+    num_heads: list[Positive] = Field(min_length=4, max_length=4)
+    window_size: Positive
+    mlp_ratio: PositiveFloat
+    drop_path_rate: Unit
+    absolute_embeddings: bool
+
+
+class Bert(Section):
+    """BERT's sizes, vocabulary, or where its pretrained weights are (folder or hub id)."""
+
+    pretrained: str | None
+    vocabulary: str | None
+    hidden_size: Positive
+    num_layers: Positive
+    num_heads: Positive
+    intermediate_size: Positive
+    dropout: Unit
+
+
+class Model(Section):
+    """The network: LAVT by name, or one registered in ``semires.models``."""
+
+    name: Name
+    swin: Swin
+    bert: Bert
+    fusion_heads: list[Positive] = Field(min_length=4, max_length=4)
+    fusion_dropout: Unit
+    decoder_width: Positive | None
+
+
+class Data(Section):
+    """What a sample is: side of the square image (pixels), tokens, expressions per epoch."""
+
+    image_size: Annotated[int, Field(ge=16, le=4096)]
+    max_tokens: Annotated[int, Field(ge=3, le=512)]
+    sentences: Literal["all", "one"]
+
+
+class Augment(Section):
+    """Weak view: Gaussian blur. Strong view: colour jitter on top (jitter is 1 +- value)."""
+
+    blur_radius: NonNegative
+    blur_p: Unit
+    jitter_p: Unit
+    brightness: Unit
+    contrast: Unit
+    saturation: Unit
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    double_normalise: bool
+
+
+class Pwa(Section):
+    """Pixel-Wise Adaptive weight, paper Eq. 9: offset - Normal(p; mean, variance)."""
+
+    mean: Unit
+    variance: PositiveFloat
+    offset: float
+
+
+class Loss(Section):
+    """Cross-entropy's class weights (background, object) and PWA."""
+
+    class_weights: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
+    pwa: Pwa
+
+
+class Optimizer(Section):
+    """AdamW with polynomial decay."""
+
+    weight_decay: NonNegative
+    poly_power: NonNegative
+    clip_grad_norm: PositiveFloat | None
+    bert_layers_trained: Annotated[int, Field(ge=0)]
+
+
+class _Schedule(Section):
+    """How long: ``epochs`` or ``steps``, exactly one of them; ``evaluations`` on val on the way."""
+
+    lr: PositiveFloat
+    epochs: Positive | None
+    steps: Positive | None
+    evaluations: Positive
+    supervised_loss_scale: PositiveFloat
+
+    @model_validator(mode="after")
+    def _one_length(self) -> _Schedule:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`, null for the other")
+        return self
+
+
+class BurnIn(_Schedule):
+    """Supervised training on the labelled part (per-process batch)."""
+
+    batch_size: Positive
+
+
+class Mutual(_Schedule):
+    """Teacher-student training on both parts (per-process batches)."""
+
+    labelled_batch: Positive
+    unlabelled_batch: Positive
+    patience: Positive | None
+    lambda_unsup: NonNegative
+    ema: Unit
+
+
+class Method(Section):
+    """How one method treats pseudo-labels.
+
+    ``unlabelled: false`` trains on the labelled part alone (a control for longer training).
+    ``keep`` is the share of most confident pseudo-labels of a batch that is kept (paper Table 4).
+    ``thresholds: tuned`` takes them from ``experiments/tuned``. ``overrides`` maps dotted keys
+    of ``mutual``, ``augment`` or ``loss`` to values, for ablations. ``like`` names the paper's
+    method that this entry varies.
+    """
+
+    strategy: Literal["none", "iom", "cpi", "cpi-u", "cpi-o"]
+    threshold: Unit | None = None
+    threshold_u: Unit | None = None
+    threshold_o: Unit | None = None
+    pwa: bool
+    unlabelled: bool = True
+    keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    strong: bool = True
+    thresholds: Literal["paper", "tuned"] = "paper"
+    overrides: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _thresholds_match_strategy(self) -> Method:
+        needed = {
+            "none": set(),
+            "iom": {"threshold"},
+            "cpi": {"threshold_u", "threshold_o"},
+            "cpi-u": {"threshold_u"},
+            "cpi-o": {"threshold_o"},
+        }[self.strategy]
+        given = {
+            name
+            for name in ("threshold", "threshold_u", "threshold_o")
+            if getattr(self, name) is not None
+        }
+        if given != needed:
+            wants = ", ".join(sorted(needed)) or "no threshold"
+            raise ValueError(f"strategy {self.strategy} takes {wants}")
+        return self
+
+
+class Evaluation(Section):
+    """Batch of expressions, which expressions count, bootstrap size."""
+
+    batch_size: Positive
+    sentences: Literal["all", "one"]
+    bootstrap_samples: Positive
+
+
+class Tune(Section):
+    """The threshold search."""
+
+    objective: Literal["labels", "training"]
+    sampler: Literal["tpe", "cmaes", "grid", "random", "qmc"]
+    trials: Positive
+    seed: int
+    storage: str | None
+    pruner: Literal["none", "median", "hyperband"]
+    steps: Positive
+
+
+class Runtime(Section):
+    """How, not what: speed, precision, processes. No DVC stage depends on these."""
+
+    threads: Positive | None
+    workers: Annotated[int, Field(ge=0)]
+    processes: Positive | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    grad_checkpointing: bool
+    accumulate: Positive
+    deterministic: bool
+    checkpoint_every_s: NonNegative
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    study: Study
+    datasets: dict[Name, Dataset]
+    scenes: Scenes
+    split: Split
+    sam: Sam
+    proposals: Proposals
+    model: Model
+    data: Data
+    augment: Augment
+    loss: Loss
+    optimizer: Optimizer
+    burn_in: BurnIn
+    mutual: Mutual
+    refine: dict[Name, Method]
+    evaluation: Evaluation
+    tune: Tune
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Params:
+        _require(self.study.datasets, self.datasets, "study.datasets", "datasets")
+        _require(self.study.methods, self.refine, "study.methods", "refine")
+        _require(self.study.tune_methods, self.refine, "study.tune_methods", "refine")
+        _require([self.proposals.source], self.proposals.sources, "proposals.source", "sources")
+        return self
+
+
+def _require(names: list[str], known: dict[str, Any], key: str, where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: {name!r} is not a key of `{where}`{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(map(str, known))}"
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a parameter file.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or a key is unknown or wrong; one line a fault.
+    """
+    return validate(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Parse YAML 1.2 with the safe loader (so `1e-4` is a number, as for DVC)."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def validate(values: Any, where: str = "params") -> Params:
+    """Check a mapping against :class:`Params`; `where` names its origin in messages."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: holds no mapping of parameters")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(error: Any) -> str:
+    # A discriminated union puts its tag into the path: keep only what the file spells.
+    tags = {"segment_anything", "transformers", "felzenszwalb"}
+    parts = [str(p) for i, p in enumerate(error["loc"]) if not (i == 3 and p in tags)]
+    key = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(parts[-1], _fields_at(error['loc'][:-1]))}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    given = error.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    """Field names of the model that an error's location points into."""
+    model: Any = Params
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            field = model.model_fields.get(str(part))
+            model = field.annotation if field else None
+        else:
+            models = [m for m in _models_in(model) if _tag(m) in (None, part)]
+            tagged = [m for m in models if _tag(m) == part]
+            model = (tagged or models or [None])[0] if not tagged else tagged[0]
+            if not tagged and len(_models_in(model)) > 1:
+                continue
+    found = _models_in(model)
+    return [name for m in found for name in m.model_fields]
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in get_args(annotation) for m in _models_in(a)]
+
+
+def _tag(model: Any) -> str | None:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind else None
