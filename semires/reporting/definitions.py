@@ -1,0 +1,181 @@
+"""The paper's tables and figures as data: `experiments/tables/*.yaml` and the paper's values.
+
+A definition states the claim, where in the paper it stands, which runs fill it and where the
+paper's numbers lie in `paper.json`. Adding a table is adding a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from semires import layout
+from semires.config import Name, Params, Percent, Section, Unit, read_yaml
+from semires.errors import ConfigError
+from semires.files import read_json
+
+Fractions = list[Percent] | Literal["study"]
+
+#: `datasets.D.dataset` of params.yaml -> the name in the paper's tables.
+PAPER_NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref(UMD)"}
+#: Where the paper spells a data set or a split in another way.
+_FIGURE_NAMES = {"G-Ref(UMD)": "RefCOCOg"}
+_SPLIT_NAMES = {"val(U)": "val", "test(U)": "test"}
+DISPLAY_NAMES = {**PAPER_NAMES, "refscenes": "RefScenes", "refcocog": "G-Ref (UMD)"}
+
+
+class TableRow(Section):
+    """One row: which runs fill it and where the paper's values of it are.
+
+    ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` keeps the share of
+    references with the smallest masks. ``paper`` is a path in paper.json, with ``{dataset}`` and
+    ``{fraction}`` filled in, or one path per fraction; a path without ``{dataset}`` is RefCOCO's.
+    ``needs`` says what the project lacks to fill the row at all.
+    """
+
+    label: str
+    method: Name
+    fraction: Percent | None = None
+    source: Name | None = None
+    smallest: Annotated[float, Field(gt=0, le=1)] | None = None
+    marks: list[bool] = []
+    paper: str | dict[str, str] | None = None
+    needs: str | None = None
+
+
+class TableDefinition(Section):
+    """A table: one section per data set and fraction, one row per method, one column per split.
+
+    ``from_study``: rows whose method is not in ``study.methods`` are left out and methods of the
+    study without a row are appended, so a new method has its row. ``pairs``: which rows are
+    compared by paired bootstrap.
+    """
+
+    kind: Literal["table"]
+    title: str
+    claim: str
+    where: str
+    fractions: Fractions = "study"
+    from_study: bool = False
+    marks: list[str] = []
+    pairs: bool = True
+    rows: list[TableRow] = Field(min_length=1)
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _marks_fit(self) -> TableDefinition:
+        for row in self.rows:
+            if len(row.marks) != len(self.marks):
+                raise ValueError(f"row {row.label!r} has {len(row.marks)} of {len(self.marks)} marks")
+        return self
+
+
+class FigureDefinition(Section):
+    """A figure, drawn by the function of `figures.py` that ``kind`` names."""
+
+    kind: Literal["curves", "corrections", "panels", "cost"]
+    title: str
+    claim: str
+    where: str
+    fractions: Fractions = "study"
+    methods: list[Name] = Field(min_length=1)
+    paper: str | None = None
+    notes: list[str] = []
+    level: Unit = 0.95
+
+
+Definition = Annotated[TableDefinition | FigureDefinition, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[TableDefinition | FigureDefinition] = TypeAdapter(Definition)
+
+
+def load_definitions(
+    folder: Path = layout.TABLES,
+) -> tuple[dict[str, TableDefinition], dict[str, FigureDefinition]]:
+    """Read every `*.yaml` of ``folder``: tables (`main` first) and figures, by file name.
+
+    Raises:
+        ConfigError: a file is no valid definition; the text names the file and the key.
+    """
+    tables: dict[str, TableDefinition] = {}
+    figures: dict[str, FigureDefinition] = {}
+    paths = sorted(folder.glob("*.yaml"), key=lambda p: (p.stem != "main", p.stem))
+    if not paths:
+        raise ConfigError(f"{folder}: holds no table definitions (*.yaml)")
+    for path in paths:
+        try:
+            definition = _ADAPTER.validate_python(read_yaml(path))
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"{path}: {'; '.join(faults)}") from None
+        if isinstance(definition, TableDefinition):
+            tables[path.stem] = definition
+        else:
+            figures[path.stem] = definition
+    return tables, figures
+
+
+class PaperValues:
+    """The paper's numbers (`experiments/tables/paper.json`), looked up by path."""
+
+    def __init__(self, folder: Path = layout.TABLES) -> None:
+        self._values: dict[str, Any] = read_json(folder / "paper.json")
+
+    def row(self, row: TableRow, dataset: str | None, fraction: str) -> dict[str, float] | None:
+        """The paper's oIoU of a row by split, or None.
+
+        Args:
+            row: the table row.
+            dataset: the paper's name of our data set; None if ours is not in the paper, which
+                gives RefCOCO's values, to be shown apart.
+            fraction: as params.yaml spells it, in percent.
+        """
+        path = row.paper.get(fraction) if isinstance(row.paper, dict) else row.paper
+        if path is None or ("{dataset}" not in path and dataset not in (None, "RefCOCO")):
+            return None
+        found = self.at(path.format(dataset=dataset or "RefCOCO", fraction=fraction))
+        if found is None:
+            return None
+        return {_SPLIT_NAMES.get(split, split): float(value) for split, value in found.items()}
+
+    def at(self, path: str) -> Any:
+        """What stands at a path of keys joined by ``/`` (keys may hold one); None if nothing."""
+        return _descend(self._values, path)
+
+    def corrections(self, dataset: str | None) -> dict[str, dict[str, int]]:
+        """Figure 6's counts of one data set by method; RefCOCO's if ours is not the paper's."""
+        name = _FIGURE_NAMES.get(dataset or "RefCOCO", dataset or "RefCOCO")
+        return self.at(f"fig6_counts/{name}") or {}
+
+
+def _descend(node: Any, path: str) -> Any:
+    if not path:
+        return node
+    if isinstance(node, dict):
+        for key in node:
+            if path == key or path.startswith(f"{key}/"):
+                found = _descend(node[key], path[len(key) + 1 :])
+                if found is not None:
+                    return found
+    return None
+
+
+def paper_name(params: Params, dataset: str) -> str | None:
+    """The paper's name of a data set of params.yaml; None if the paper does not use it."""
+    entry = params.datasets[dataset]
+    if entry.dataset == "refcocog" and entry.split_by != "umd":
+        return None
+    return PAPER_NAMES.get(entry.dataset)
+
+
+def display_name(params: Params, dataset: str) -> str:
+    """A data set's name as a reader knows it."""
+    name = params.datasets[dataset].dataset
+    return DISPLAY_NAMES.get(name, dataset)
+
+
+def fractions_of(params: Params, definition: TableDefinition | FigureDefinition) -> list[float]:
+    """The labelled fractions (percent) that a definition spans."""
+    chosen = definition.fractions
+    return list(params.study.fractions) if chosen == "study" else list(chosen)
