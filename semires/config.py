@@ -291,6 +291,7 @@ class Evaluation(Section):
     batch_size: Positive
     sentences: Literal["all", "one"]
     bootstrap_samples: Positive
+    correction_refs: Positive | None
 
 
 class Tune(Section):

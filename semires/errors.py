@@ -34,7 +34,7 @@ class NonFiniteLossError(SemiresError):
 
 
 class Interrupted(SemiresError):
-    """SIGINT or SIGTERM arrived and the state was saved; the exit code is the shell's (130, 143)."""
+    """SIGINT or SIGTERM arrived and the state was saved; the exit code is 130 or 143."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

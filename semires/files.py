@@ -161,7 +161,9 @@ def sha256_tree(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return sha256_file(path)
-    lines = [f"{p.relative_to(path)} {sha256_file(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+    lines = [
+        f"{p.relative_to(path)} {sha256_file(p)}" for p in sorted(path.rglob("*")) if p.is_file()
+    ]
     return sha256_bytes("\n".join(lines).encode())
 
 

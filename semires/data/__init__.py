@@ -1,0 +1,1 @@
+"""From annotation files to samples: readers, splits, the embedded data set, views."""

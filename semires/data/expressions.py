@@ -8,6 +8,7 @@ strict comparison of centres (what a reader does) never finds another object.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -125,7 +126,7 @@ def _ordinals(
     for direction in ("left", "right"):
         key = DIRECTIONS[direction]
         ranked = sorted(group, key=key)
-        gaps = [key(b) - key(a) for a, b in zip(ranked, ranked[1:], strict=False)]
+        gaps = [key(b) - key(a) for a, b in itertools.pairwise(ranked)]
         rank = ranked.index(item)
         if min(gaps) >= margin and rank < len(ORDINALS):
             texts.append(f"{ORDINALS[rank]} {phrase.text} from the {direction}")
@@ -140,7 +141,9 @@ def _relations(scene: Scene, item: SceneObject, margin: float) -> list[str]:
         unique = [
             p
             for p in _phrases(anchor)
-            if p.shape and not p.part_colour and [o for o in scene.objects if p.matches(o)] == [anchor]
+            if p.shape
+            and not p.part_colour
+            and [o for o in scene.objects if p.matches(o)] == [anchor]
         ]
         if not unique:
             continue

@@ -43,7 +43,9 @@ def generate(params: Params, dataset: str) -> None:
     root = Path(place.root) / place.dataset
     processes = params.runtime.processes or os.cpu_count() or 1
     with atomic_folder(place.images) as images, atomic_folder(root) as annotations:
-        jobs = [(i, split, settings.seed, settings.size_px, images) for i, split in enumerate(splits)]
+        jobs = [
+            (i, split, settings.seed, settings.size_px, images) for i, split in enumerate(splits)
+        ]
         with ProcessPoolExecutor(processes) as pool:
             made = pool.map(_make_scene, jobs, chunksize=32)
             scenes = list(tqdm(made, total=len(jobs), desc="generate", unit="scene", disable=None))
@@ -95,7 +97,12 @@ def _write_annotations(scenes: list[Record], split_by: str, folder: Path) -> Non
         scene: Scene = record["scene"]
         side = scene.size_px
         images.append(
-            {"id": record["image_id"], "file_name": record["file_name"], "height": side, "width": side}
+            {
+                "id": record["image_id"],
+                "file_name": record["file_name"],
+                "height": side,
+                "width": side,
+            }
         )
         for index, (item, drawn) in enumerate(zip(scene.objects, record["objects"], strict=True)):
             annotation_id = len(annotations) + 1

@@ -78,7 +78,9 @@ class Rendering:
     part_masks: NDArray[np.bool_]
 
 
-def _circle(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360) -> Points:
+def _circle(
+    x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360
+) -> Points:
     angles = np.radians(np.linspace(start, stop, 40))
     return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
 
@@ -155,9 +157,7 @@ def _place(
             reach = 0.88 * (radius + other.radius)
             x, y = other.x + reach * math.cos(direction), other.y + reach * math.sin(direction)
         inside = radius * 0.9 <= min(x, y) and max(x, y) <= size_px - radius * 0.9
-        apart = all(
-            math.hypot(x - o.x, y - o.y) >= 0.8 * (radius + o.radius) for o in earlier
-        )
+        apart = all(math.hypot(x - o.x, y - o.y) >= 0.8 * (radius + o.radius) for o in earlier)
         if inside and apart:
             figure = shape in FIGURES
             others = [c for c in COLOURS if c != colour]

@@ -1,0 +1,246 @@
+"""Samples for training and evaluation: image, expression, mask and, for mutual learning, views.
+
+A *stream* is an endless, seeded sequence of sample indices: epoch after epoch, each a permutation.
+A batch is a stretch of it, so the place in the stream is all that a resumed run needs to know, and
+every random choice of a sample derives from that place: neither the number of loader processes nor
+an interruption changes anything.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader, Dataset
+
+from semires import layout
+from semires.config import Augment, Params
+from semires.data.augment import normalise, renormalise, strong_view, weak_view
+from semires.errors import DataError
+from semires.files import read_json, read_parquet
+from semires.models.text import Tokenizer
+from semires.proposals.cache import ProposalCache
+from semires.proposals.partition import Partition
+
+IMAGE_CACHE_BYTES = 2 * 2**30  # decoded images are kept while they fit
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The prepared tables of a data set: ``images`` (index: image_id) and ``refs``."""
+
+    images: pd.DataFrame
+    refs: pd.DataFrame
+
+    @staticmethod
+    def load(dataset: str) -> Tables:
+        """Read ``data/prepared/D``."""
+        folder = layout.prepared(dataset)
+        images = read_parquet(folder / "images.parquet").set_index("image_id")
+        return Tables(images, read_parquet(folder / "refs.parquet"))
+
+    def part(self, split: str) -> pd.DataFrame:
+        """References of one split, in order."""
+        return self.refs[self.refs["split"] == split].reset_index(drop=True)
+
+    def labelled_and_unlabelled(
+        self, dataset: str, fraction: float
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The train split's references, by the images that the split stage drew."""
+        train = self.part("train")
+        drawn = read_json(layout.split_file(dataset, fraction))["labelled_images"]
+        labelled = train["image_id"].isin(drawn)
+        return train[labelled].reset_index(drop=True), train[~labelled].reset_index(drop=True)
+
+
+class ImageStore:
+    """Decoded images, squashed to ``size`` x ``size``; kept in memory while they fit."""
+
+    def __init__(self, tables: Tables, folder: str | Path, size: int) -> None:
+        self._names = tables.images["file_name"].to_dict()
+        self._folder = Path(folder)
+        self.size = size
+        self._room = IMAGE_CACHE_BYTES // (size * size * 3)
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+
+    def __getitem__(self, image_id: int) -> NDArray[np.uint8]:
+        """Uint8 RGB (size, size, 3).
+
+        Raises:
+            DataError: the file is missing or no image.
+        """
+        if image_id in self._kept:
+            return self._kept[image_id]
+        path = self._folder / self._names[image_id]
+        try:
+            with Image.open(path) as file:
+                picture = file.convert("RGB").resize(
+                    (self.size, self.size), Image.Resampling.BILINEAR
+                )
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: cannot be read as an image ({error})") from error
+        image = np.asarray(picture)
+        if len(self._kept) < self._room:
+            self._kept[image_id] = image
+        return image
+
+
+def decode_mask(counts: str, height: int, width: int, size: int) -> NDArray[np.bool_]:
+    """COCO compressed RLE to bool (size, size), nearest neighbour as the published code does."""
+    mask = coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")})
+    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)) > 0
+
+
+class ExpressionDataset(Dataset[dict[str, Any]]):
+    """One sample per expression (``sentences='all'``) or per reference (``'one'``, drawn anew).
+
+    Indexed by ``(place, index)``: ``place`` in the stream seeds the sample's choices. A sample
+    holds ``image`` float32 (3,S,S), ``input_ids`` and ``attention_mask`` int64 (L,), ``mask``
+    int64 (S,S), ``sample`` (its index); with ``augment`` also ``strong`` float32 (3,S,S), and with
+    ``proposals`` also ``partition`` at (S,S).
+    """
+
+    def __init__(
+        self,
+        refs: pd.DataFrame,
+        tables: Tables,
+        images: ImageStore,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        *,
+        text: str = "sentences",
+        sentences: str = "all",
+        seed: int = 0,
+        augment: Augment | None = None,
+        strong: bool = True,
+        proposals: ProposalCache | None = None,
+    ) -> None:
+        counts = refs[text].map(len).to_numpy()
+        self.ref_of = np.repeat(np.arange(len(refs)), counts)
+        self.sentence_of = np.concatenate([np.arange(c) for c in counts] or [np.zeros(0, int)])
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+        self.texts: list[str] = [str(s) for group in refs[text] for s in group]
+        self.input_ids, self.attention_mask = tokenizer.encode(self.texts, max_tokens)
+        self.refs = refs
+        self._sizes = tables.images.loc[refs["image_id"], ["height", "width"]].to_numpy()
+        self._image_ids = refs["image_id"].to_numpy()
+        self._counts = refs["mask"].tolist()
+        self.images, self.sentences, self.seed = images, sentences, seed
+        self.augment, self.strong, self.proposals = augment, strong, proposals
+        self.mask_of = functools.lru_cache(maxsize=50_000)(self._mask_of)
+        self.partition_of = functools.lru_cache(maxsize=20_000)(self._partition_of)
+
+    def __len__(self) -> int:
+        return len(self.refs) if self.sentences == "one" else len(self.texts)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        place, index = item if isinstance(item, tuple) else (item, item)
+        rng = np.random.default_rng([self.seed, place])
+        if self.sentences == "one":
+            first, last = self._first[index], self._first[index + 1]
+            index = int(rng.integers(first, last))
+        ref = int(self.ref_of[index])
+        image_id = int(self._image_ids[ref])
+        image = self.images[image_id]
+        sample = {
+            "sample": index,
+            "input_ids": self.input_ids[index],
+            "attention_mask": self.attention_mask[index],
+            "mask": self.mask_of(ref),
+        }
+        if self.augment is not None:
+            weak = weak_view(image, self.augment, rng)
+            strong = strong_view(weak, self.augment, rng) if self.strong else weak
+            sample["strong"] = normalise(strong)
+            if self.augment.double_normalise:
+                sample["strong"] = renormalise(sample["strong"])
+            image = weak
+        sample["image"] = normalise(image)
+        if self.proposals is not None:
+            sample["partition"] = self.partition_of(image_id)
+        return sample
+
+    def _mask_of(self, ref: int) -> torch.Tensor:
+        height, width = (int(v) for v in self._sizes[ref])
+        mask = decode_mask(self._counts[ref], height, width, self.images.size)
+        return torch.from_numpy(mask.astype(np.int64))
+
+    def _partition_of(self, image_id: int) -> Partition:
+        assert self.proposals is not None
+        return self.proposals[image_id].resize(self.images.size, self.images.size)
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack tensors, keep partitions and indices as lists."""
+    return {
+        key: torch.stack([s[key] for s in samples])
+        if isinstance(samples[0][key], torch.Tensor)
+        else [s[key] for s in samples]
+        for key in samples[0]
+    }
+
+
+class Stream:
+    """Batches ``first_step .. steps - 1`` of the stream, as lists of ``(place, index)``.
+
+    Step ``k`` takes ``world * batch`` consecutive places, rank ``r`` the ``r``-th part of them, so
+    that several processes see together what one process with the larger batch sees.
+    """
+
+    def __init__(
+        self,
+        dataset: ExpressionDataset,
+        batch: int,
+        steps: int,
+        first_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if len(dataset) == 0:
+            raise DataError("a part of the train split has no expression to learn from")
+        self.length, self.seed, self.batch = len(dataset), dataset.seed, batch
+        self.first_step, self.steps, self.rank, self.world = first_step, steps, rank, world
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.steps):
+            start = (step * self.world + self.rank) * self.batch
+            yield [
+                (place, int(self._order(place // self.length)[place % self.length]))
+                for place in range(start, start + self.batch)
+            ]
+
+
+def stream_loader(
+    dataset: ExpressionDataset, stream: Stream, workers: int
+) -> Iterator[dict[str, Any]]:
+    """Load the stream's batches, in order, in ``workers`` processes ahead of time."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=collate,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def open_proposals(params: Params, cell: layout.Cell) -> ProposalCache:
+    """The proposals of the cell's source."""
+    return ProposalCache(layout.proposals(cell.dataset, layout.source_of(params, cell)))

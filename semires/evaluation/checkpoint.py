@@ -1,0 +1,79 @@
+"""Models from finished runs and from published checkpoints, ready to predict or to be evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from semires.config import Bert, Data, Model, Params
+from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.errors import SemiresError, WeightsError
+from semires.evaluation.evaluate import evaluate, summarise
+from semires.files import read_json
+from semires.models import build_model, load_official_lavt
+from semires.models.pretrained import load_weights
+from semires.models.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode, its tokenizer, and what a sample is for it."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    data: Data
+
+
+def open_checkpoint(path: str | Path, params: Params) -> Trained:
+    """Open a run folder, its ``model.safetensors``, or a published LAVT / SemiRES ``.pth``.
+
+    A published checkpoint says nothing of image size and vocabulary: those are ``params``'.
+
+    Raises:
+        WeightsError: nothing there, or neither of these.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix in (".pth", ".pt"):
+        model: nn.Module = load_official_lavt(path)
+        return Trained(model.eval(), Tokenizer.from_config(params.model.bert), params.data)
+    record = folder / "run.json"
+    if not record.is_file():
+        raise WeightsError(
+            f"{path}: no run folder (it has no run.json) and no published .pth checkpoint"
+        )
+    sections: dict[str, Any] = read_json(record)["params"]
+    settings = Model.model_validate(sections["model"])
+    tokenizer = Tokenizer.from_config(Bert.model_validate(sections["model"]["bert"]))
+    model = build_model(settings, tokenizer)
+    load_weights(model, folder / "model.safetensors")
+    return Trained(model.eval(), tokenizer, Data.model_validate(sections["data"]))
+
+
+def evaluate_checkpoint(
+    params: Params, checkpoint: str | Path, dataset: str, split: str
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Metrics (percent) and predictions of a checkpoint on one split of a prepared data set.
+
+    Raises:
+        SemiresError: the data set has no such split.
+    """
+    trained = open_checkpoint(checkpoint, params)
+    tables = Tables.load(dataset)
+    refs = tables.part(split)
+    if refs.empty:
+        known = ", ".join(sorted(set(tables.refs["split"])))
+        raise SemiresError(f"{dataset}: no references in split {split!r}; it has {known}")
+    place = params.datasets[dataset]
+    images = ImageStore(tables, place.images, trained.data.image_size)
+    samples = ExpressionDataset(
+        refs, tables, images, trained.tokenizer, trained.data.max_tokens, text="raw"
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table = evaluate(trained.model.to(device), samples, params.evaluation.batch_size, device)
+    return summarise(table), table.assign(split=split)

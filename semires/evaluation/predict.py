@@ -1,0 +1,132 @@
+"""`semires predict`: a picture and an expression (or a table of them) to masks and overlays."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from semires.config import Params
+from semires.data.augment import normalise
+from semires.errors import DataError
+from semires.evaluation.checkpoint import Trained, open_checkpoint
+from semires.files import atomic_path
+
+OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``mask`` bool (H,W) at the picture's own size; ``confidence`` in 0..1.
+
+    Confidence is the mean foreground probability over the mask, 0 where the mask is empty.
+    """
+
+    mask: NDArray[np.bool_]
+    confidence: float
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Any picture file as uint8 RGB (H,W,3), turned as its EXIF says.
+
+    Raises:
+        DataError: missing, damaged, no picture, or larger than 100 megapixels.
+    """
+    from PIL import ImageOps
+
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: {file.width}x{file.height} pixels are more than 100 million"
+                )
+            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+
+
+@torch.inference_mode()
+def segment(trained: Trained, image: NDArray[np.uint8], expression: str) -> Prediction:
+    """The mask of what ``expression`` names in ``image`` (uint8 RGB (H,W,3))."""
+    size = trained.data.image_size
+    squashed = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    ids, attention = trained.tokenizer.encode([expression], trained.data.max_tokens)
+    logits = trained.model(normalise(np.asarray(squashed))[None], ids, attention)
+    full = torch.nn.functional.interpolate(
+        logits.float(), image.shape[:2], mode="bilinear", align_corners=False
+    )[0]
+    probability = full.softmax(0)[1].numpy()
+    mask = probability > 0.5
+    confidence = float(probability[mask].mean()) if mask.any() else 0.0
+    return Prediction(mask, confidence)
+
+
+def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The picture with the mask tinted and everything else dimmed, uint8 (H,W,3)."""
+    tint = np.array(OVERLAY_RGB, dtype=np.float32)
+    shown = np.where(mask[..., None], 0.45 * image + 0.55 * tint, 0.65 * image)
+    return shown.astype(np.uint8)
+
+
+def predict(
+    params: Params,
+    checkpoint: str | Path,
+    image: str | Path,
+    expression: str | None = None,
+    output: str | Path | None = None,
+    expressions: str | Path | None = None,
+) -> None:
+    """Predict for one picture, or for a folder and a CSV with columns ``image,expression``.
+
+    Writes ``OUTPUT`` (overlay) and ``OUTPUT-mask.png`` for one picture; for a table, both for each
+    row into the folder ``OUTPUT``. Prints a line each.
+
+    Raises:
+        DataError: a picture or the table cannot be read.
+    """
+    trained, image = open_checkpoint(checkpoint, params), Path(image)
+    if expressions is None:
+        if not expression:
+            raise DataError("give --expression TEXT, or --expressions CSV with a folder of images")
+        target = Path(output) if output else image.with_name(f"{image.stem}-semires.png")
+        jobs = [(image, expression, target)]
+    else:
+        folder = Path(output) if output else image / "semires"
+        jobs = [
+            (image / name, text, folder / f"{i:05d}-{Path(name).stem}.png")
+            for i, (name, text) in enumerate(_read_table(Path(expressions)))
+        ]
+    for path, text, target in jobs:
+        picture = read_image(path)
+        prediction = segment(trained, picture, text)
+        _save(overlay(picture, prediction.mask), target)
+        _save(prediction.mask.astype(np.uint8) * 255, target.with_name(f"{target.stem}-mask.png"))
+        share = 100 * prediction.mask.mean()
+        print(
+            f"{path}: {text!r}: {share:.1f} % of the picture, "
+            f"confidence {prediction.confidence:.2f} -> {target}"
+        )
+
+
+def _read_table(path: Path) -> list[tuple[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        pairs = [(row["image"], row["expression"]) for row in rows]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: no CSV with columns image,expression ({error})") from error
+    for name, _ in pairs:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{path}: {name!r} leaves the folder of images")
+    return pairs
+
+
+def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

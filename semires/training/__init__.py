@@ -1,0 +1,1 @@
+"""Burn-in and mutual learning, and the loop that both share."""

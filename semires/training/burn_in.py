@@ -1,0 +1,71 @@
+"""Burn-in: supervised training on the labelled part (paper Eq. 1-2).
+
+The result is the paper's *Supervised* row and the start of both teacher and student.
+"""
+
+from __future__ import annotations
+
+import time
+
+from semires import tracking
+from semires.config import Params
+from semires.data.dataset import Stream, stream_loader
+from semires.evaluation.evaluate import summarise
+from semires.layout import Cell
+from semires.process import configure_torch
+from semires.training.loop import Loop, total_steps
+from semires.training.losses import supervised_loss
+from semires.training.record import evaluate_split, tracked, write_run
+from semires.training.task import Task
+
+SECTIONS = ("data", "model", "loss", "optimizer", "burn_in", "evaluation")
+
+
+def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
+    """Train on the labelled part and write the run's folder.
+
+    Args:
+        params: all parameters.
+        cell: data set, fraction and seed; its method is ``supervised``.
+        profile: also write a trace of ten steps that opens in Perfetto.
+
+    Raises:
+        Interrupted: a signal arrived; the next call goes on from the saved state.
+        NonFiniteLossError: training diverged.
+    """
+    started = time.time()
+    configure_torch(params.runtime)
+    task = Task(params, cell, SECTIONS)
+    settings = params.burn_in
+    model = task.build_model()
+    trained = task.trainable(model)
+    labelled = task.dataset(task.labelled, sentences=params.data.sentences, seed=cell.seed)
+    val = task.evaluation_sets(["val"])["val"]
+    group, accumulate = task.group, params.runtime.accumulate
+    global_batch = settings.batch_size * accumulate * group.world
+    steps = total_steps(settings, len(labelled), global_batch)
+
+    def loaders(first: int, last: int):  # type: ignore[no-untyped-def]
+        stream = Stream(labelled, settings.batch_size, last, first, group.rank, group.world)
+        return stream_loader(labelled, stream, params.runtime.workers)
+
+    with tracking.track_run(cell, params, task.sections, stage="burn_in") as run:
+        loop = Loop(
+            task,
+            settings,
+            steps,
+            modules={"model": model},
+            evaluated=model,
+            evaluate=lambda: tracked(summarise(evaluate_split(task, model, val)), "val"),
+            log=run.log_metrics,
+        )
+        for batch in loop.steps(loaders):
+            batch = task.to_device(batch)
+            with task.autocast():
+                logits = trained(batch["image"], batch["input_ids"], batch["attention_mask"])
+            loss = supervised_loss(logits.float(), batch["mask"], params.loss.class_weights)
+            loop.optimise(loss * settings.supervised_loss_scale)
+            loop.record(len(logits), loss=loss.detach(), loss_sup=loss.detach())
+        with loop.best_weights() as best:
+            metrics = write_run(task, best, loop.history, loop.best["step"], started)
+        run.finish(metrics, cell.folder)

@@ -1,0 +1,190 @@
+"""Mutual learning: a teacher's pseudo-labels, refined by proposals, teach a student (Alg. 1).
+
+Each step takes as many labelled as unlabelled samples. The teacher sees the weak view and its hard
+pseudo-labels are refined (IOM, CPI) or weighted (PWA); the student learns from labelled images and
+strong views in one batch; the teacher follows the student as a moving average (paper Eq. 3-5, 10).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from semires import tracking
+from semires.config import Method, Params
+from semires.data.dataset import ExpressionDataset, Stream, open_proposals, stream_loader
+from semires.evaluation.evaluate import summarise
+from semires.layout import Cell
+from semires.models.pretrained import load_weights
+from semires.process import configure_torch
+from semires.refine import PseudoLabelRefiner
+from semires.training.corrections import measure_corrections, overlap_sums
+from semires.training.ema import make_teacher, update_ema
+from semires.training.loop import Loop, total_steps
+from semires.training.losses import supervised_loss, unsupervised_loss
+from semires.training.record import evaluate_split, tracked, write_run
+from semires.training.task import Task
+
+Batch = dict[str, Any]
+SECTIONS = ("data", "model", "augment", "loss", "optimizer", "mutual", "evaluation", "proposals")
+
+
+def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
+    """The refiner that a method describes; thresholds it does not use keep the paper's values."""
+    given = {
+        "iom_threshold": method.threshold,
+        "cpi_threshold_u": method.threshold_u,
+        "cpi_threshold_o": method.threshold_o,
+    }
+    pwa = params.loss.pwa
+    return PseudoLabelRefiner(
+        strategy=method.strategy,
+        pwa=method.pwa,
+        pwa_mean=pwa.mean,
+        pwa_variance=pwa.variance,
+        pwa_offset=pwa.offset,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def mutual(params: Params, cell: Cell) -> None:
+    """Train with the cell's method, from its burn-in, and write the run's folder."""
+    train_mutual(params, cell)
+
+
+def train_mutual(
+    params: Params,
+    cell: Cell,
+    on_evaluation: Callable[[dict[str, float], int], None] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Mutual learning; returns ``metrics.json``'s content.
+
+    Args:
+        params: all parameters, the method's overrides included.
+        cell: which run.
+        on_evaluation: called with the metrics and the step of each evaluation on val; where it is
+            given (a trial of the threshold search) no run folder is written.
+
+    Raises:
+        Interrupted: a signal arrived; the next call goes on from the saved state.
+        NonFiniteLossError: training diverged.
+    """
+    started = time.time()
+    configure_torch(params.runtime)
+    task = Task(params, cell, SECTIONS)
+    settings, method = params.mutual, params.refine[cell.method]
+    student = task.build_model()
+    load_weights(student, task.burn_in_folder / "model.safetensors")
+    teacher = make_teacher(student)
+    trained = task.trainable(student)
+    labelled, unlabelled = _parts(task, method)
+    val = task.evaluation_sets(["val"])["val"]
+    refiner, weights = make_refiner(params, method), params.loss.class_weights
+
+    with tracking.track_run(cell, params, task.sections, stage="mutual") as run:
+        loop = Loop(
+            task,
+            settings,
+            _total_steps(task, len(labelled), len(unlabelled)),
+            modules={"model": student, "teacher": teacher},
+            evaluated=teacher,
+            evaluate=lambda: tracked(summarise(evaluate_split(task, teacher, val)), "val"),
+            log=on_evaluation or run.log_metrics,
+        )
+        for sure, unsure in loop.steps(lambda a, b: _pairs(task, labelled, unlabelled, a, b)):
+            # 1. The teacher labels the weak view; proposals refine its labels.
+            targets = None
+            if unsure is not None:
+                teacher_logits = _teach(task, teacher, unsure)
+                targets = refiner(teacher_logits, unsure["partition"])
+                loop.record(0, **overlap_sums(teacher_logits, targets, unsure["mask"]))
+            # 2. The student sees labelled images and strong views in one batch.
+            logits = _study(task, trained, sure, unsure)
+            # 3. Loss, Eq. 4.
+            count = len(sure["image"])
+            loss_sup = supervised_loss(logits[:count], sure["mask"], weights)
+            loss = settings.supervised_loss_scale * loss_sup
+            if targets is not None:
+                loss_unsup = unsupervised_loss(logits[count:], targets, weights)
+                loss = loss + settings.lambda_unsup * loss_unsup
+                loop.record(0, loss_unsup=loss_unsup.detach())
+            loop.record(len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
+            # 4. The teacher follows the student, Eq. 5.
+            if loop.optimise(loss):
+                update_ema(teacher, student, settings.ema)
+        with loop.best_weights() as best:
+            if on_evaluation is not None:
+                return {"val": {"oIoU": loop.best["val/oIoU"]}}
+            pseudo, write_more = measure_corrections(task, refiner, best)
+            metrics = write_run(
+                task, best, loop.history, loop.best["step"], started, pseudo, write_more
+            )
+        run.finish(metrics, cell.folder)
+    return metrics
+
+
+@torch.no_grad()
+def _teach(task: Task, teacher: nn.Module, unsure: Batch) -> torch.Tensor:
+    """The teacher's logits (B,2,H,W) on the weak view."""
+    with task.autocast():
+        logits = teacher(unsure["image"], unsure["input_ids"], unsure["attention_mask"])
+    return cast(torch.Tensor, logits.float())
+
+
+def _study(task: Task, student: nn.Module, sure: Batch, unsure: Batch | None) -> torch.Tensor:
+    """The student's logits, labelled samples first, then the strong views."""
+    parts = [(sure["image"], sure["input_ids"], sure["attention_mask"])]
+    if unsure is not None:
+        parts.append((unsure["strong"], unsure["input_ids"], unsure["attention_mask"]))
+    with task.autocast():
+        logits = student(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return cast(torch.Tensor, logits.float())
+
+
+def _parts(task: Task, method: Method) -> tuple[ExpressionDataset, ExpressionDataset]:
+    """Labelled samples as they are; unlabelled ones with weak and strong views and proposals."""
+    params, seed = task.params, task.cell.seed
+    labelled = task.dataset(task.labelled, sentences=params.data.sentences, seed=seed)
+    unlabelled = task.dataset(
+        task.unlabelled,
+        sentences=params.data.sentences,
+        seed=seed + 1_000_003,  # another stream than the labelled one
+        augment=params.augment,
+        strong=method.strong,
+        proposals=open_proposals(params, task.cell),
+    )
+    return labelled, unlabelled
+
+
+def _total_steps(task: Task, labelled: int, unlabelled: int) -> int:
+    """An epoch is one pass over the longer of the two parts, the other one cycling."""
+    settings, repeat = task.params.mutual, task.params.runtime.accumulate * task.group.world
+    passes = max(
+        (labelled, settings.labelled_batch), (unlabelled, settings.unlabelled_batch),
+        key=lambda part: part[0] / part[1],
+    )  # fmt: skip
+    return total_steps(settings, passes[0], passes[1] * repeat)
+
+
+def _pairs(
+    task: Task, labelled: ExpressionDataset, unlabelled: ExpressionDataset, first: int, last: int
+) -> Iterator[tuple[Batch, Batch | None]]:
+    """Labelled and unlabelled batches of micro-steps ``first .. last - 1``, side by side.
+
+    Where the method is the control (``unlabelled: false``) the second one is None.
+    """
+    settings, group, workers = task.params.mutual, task.group, task.params.runtime.workers
+
+    def load(part: ExpressionDataset, size: int) -> Iterator[Batch]:
+        stream = Stream(part, size, last, first, group.rank, group.world)
+        return map(task.to_device, stream_loader(part, stream, workers))
+
+    sure = load(labelled, settings.labelled_batch)
+    if not task.params.refine[task.cell.method].unlabelled:
+        return zip(sure, itertools.repeat(None), strict=False)
+    return zip(sure, load(unlabelled, settings.unlabelled_batch), strict=True)

@@ -1,0 +1,155 @@
+"""The record of a finished run: one folder, written once, whole.
+
+Everything that tables, figures and MLflow show of a run is read from here.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from semires.config import Params
+from semires.data.dataset import ExpressionDataset
+from semires.evaluation.evaluate import evaluate, summarise
+from semires.files import atomic_folder, sha256_file, sha256_tree, write_json, write_parquet
+from semires.process import peak_rss_mb
+from semires.training.task import Task
+
+HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
+
+
+def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
+    """Predictions over a split, its expressions shared out over the group's processes."""
+    share = task.group.share(range(len(dataset)))
+    settings = task.params.evaluation
+    with task.autocast():
+        part = evaluate(
+            model,
+            dataset,
+            settings.batch_size,
+            task.group.device,
+            share,
+            task.params.runtime.workers,
+        )
+    table = pd.concat(task.group.gather(part))
+    return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)
+
+
+def tracked(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Names as MLflow takes them: ``P@0.5`` becomes ``val/prec_0.5``."""
+    return {f"{prefix}/{name.replace('P@', 'prec_')}": value for name, value in metrics.items()}
+
+
+def write_run(
+    task: Task,
+    model: nn.Module,
+    history: list[dict[str, float]],
+    best_step: int,
+    started: float,
+    pseudo: dict[str, float] | None = None,
+    write_more: Callable[[Path], None] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Evaluate ``model`` on every evaluation split and write ``runs/D/F/M/seedS``.
+
+    Returns:
+        The content of ``metrics.json``: metrics by split, percent.
+    """
+    splits = [s for s in task.params.datasets[task.cell.dataset].splits if s != "train"]
+    tables = {s: evaluate_split(task, model, d) for s, d in task.evaluation_sets(splits).items()}
+    metrics = {split: summarise(table) for split, table in tables.items()}
+    if pseudo is not None:
+        metrics["pseudo"] = pseudo
+    if task.group.leads:
+        predictions = pd.concat([t.assign(split=s) for s, t in tables.items()], ignore_index=True)
+        with atomic_folder(task.cell.folder) as folder:
+            save_model(model, folder / "model.safetensors")
+            write_json(folder / "metrics.json", metrics)
+            write_history(history, folder / "history.csv")
+            write_parquet(folder / "predictions.parquet", predictions)
+            if write_more is not None:
+                write_more(folder)
+            write_json(folder / "run.json", _record(task, model, metrics, best_step, started))
+        shutil.rmtree(task.work, ignore_errors=True)
+    task.group.barrier()
+    return metrics
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """Weights as safetensors, with their SHA-256 beside them."""
+    from safetensors.torch import save_model as save
+
+    save(model, str(path))
+    path.with_name(path.name + ".sha256").write_text(sha256_file(path) + "\n")
+
+
+def write_history(history: list[dict[str, float]], path: Path) -> None:
+    """One row per evaluation."""
+    table = pd.DataFrame(history)
+    first = [name for name in HISTORY_START if name in table]
+    table[first + [name for name in table if name not in first]].to_csv(path, index=False)
+
+
+def _record(
+    task: Task, model: nn.Module, metrics: dict[str, Any], best_step: int, started: float
+) -> dict[str, Any]:
+    cell, values = task.cell, task.params.model_dump()
+    sections = {name: values[name] for name in task.sections}
+    if cell.method in values["refine"]:
+        sections["refine"] = values["refine"][cell.method]
+    return {
+        "cell": {**cell.__dict__, "label": cell.label, "name": cell.name},
+        "params": sections,
+        "metrics": metrics,
+        "best_step": best_step,
+        "fingerprints": {**task.fingerprints, "code": code_fingerprint()},
+        "environment": environment(task.params, str(task.group.device), task.group.world),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "truncated_expressions": task.tokenizer.truncated,
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "duration_s": round(time.time() - started, 2),
+    }
+
+
+def environment(params: Params, device: str, world: int) -> dict[str, Any]:
+    """What the run ran on."""
+    import torch
+    import transformers
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "processes": world,
+        "precision": params.runtime.precision,
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree, or None outside git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def code_fingerprint() -> str:
+    """SHA-256 over the package's source files."""
+    package = Path(__file__).parent.parent
+    files = sorted(package.rglob("*.py"))
+    from semires.files import fingerprint
+
+    return fingerprint([[str(f.relative_to(package)), sha256_tree(f)] for f in files])

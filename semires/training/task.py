@@ -1,0 +1,129 @@
+"""What a training needs before its first step: data, model, device, and where its state lives.
+
+A task's *fingerprint* covers everything the run is made from (parameters, split, data, proposals,
+burn-in weights, format of the state), so that work left by another task is never continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from semires import layout
+from semires.config import Params
+from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.files import fingerprint, read_json, sha256_file
+from semires.layout import Cell
+from semires.models import build_model
+from semires.models.pretrained import parameter_groups
+from semires.models.text import Tokenizer
+from semires.training.dist import Group, join_group
+
+STATE_FORMAT = 1  # raised when the content of a training state changes its meaning
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Task:
+    """One training's inputs. ``sections`` names the parameters that its result depends on."""
+
+    params: Params
+    cell: Cell
+    sections: tuple[str, ...]
+    group: Group = field(default_factory=join_group)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.cell.seed)
+        self.tables = Tables.load(self.cell.dataset)
+        place = self.params.datasets[self.cell.dataset]
+        self.images = ImageStore(self.tables, place.images, self.params.data.image_size)
+        self.tokenizer = Tokenizer.from_config(self.params.model.bert)
+        self.labelled, self.unlabelled = self.tables.labelled_and_unlabelled(
+            self.cell.dataset, self.cell.fraction
+        )
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of what the run is made from."""
+        prepared = layout.prepared(self.cell.dataset)
+        values = self.params.model_dump()
+        sections = {name: values[name] for name in self.sections}
+        prints = {
+            "params": fingerprint([sections, values["refine"].get(self.cell.method)]),
+            "data": fingerprint([sha256_file(p) for p in sorted(prepared.glob("*.parquet"))]),
+            "split": sha256_file(layout.split_file(self.cell.dataset, self.cell.fraction)),
+        }
+        if self.cell.method != "supervised":
+            folder = layout.proposals(self.cell.dataset, layout.source_of(self.params, self.cell))
+            prints["proposals"] = str(read_json(folder / "manifest.json")["fingerprint"])
+            prints["burn_in"] = sha256_file(self.burn_in_folder / "model.safetensors")
+        return prints
+
+    @property
+    def burn_in_folder(self) -> Path:
+        """The run folder of this cell's burn-in."""
+        cell = self.cell
+        return Cell(cell.dataset, cell.fraction, "supervised", cell.seed).folder
+
+    @property
+    def work(self) -> Path:
+        """Where the state of the unfinished run is kept."""
+        identity = [self.fingerprints, self.cell.__dict__, self.extra, STATE_FORMAT]
+        return layout.work("-".join(self.cell.folder.parts), fingerprint(identity))
+
+    def dataset(self, refs: pd.DataFrame, **options: Any) -> ExpressionDataset:
+        """Samples of ``refs`` at the model's image size."""
+        return ExpressionDataset(
+            refs, self.tables, self.images, self.tokenizer, self.params.data.max_tokens, **options
+        )
+
+    def evaluation_sets(self, splits: list[str]) -> dict[str, ExpressionDataset]:
+        """The evaluation splits, with the expressions as written (``raw``)."""
+        sentences = self.params.evaluation.sentences
+        return {
+            split: self.dataset(self.tables.part(split), text="raw", sentences=sentences)
+            for split in splits
+        }
+
+    def build_model(self) -> nn.Module:
+        """A new model on this task's device, the same for the same seed."""
+        torch.manual_seed(self.cell.seed)
+        model = build_model(self.params.model, self.tokenizer).to(self.group.device)
+        if self.params.runtime.grad_checkpointing:
+            model.set_grad_checkpointing(True)
+        return model
+
+    def trainable(self, model: nn.Module) -> nn.Module:
+        """The module whose forward is trained: compiled and wrapped for the group as asked."""
+        if self.params.runtime.compile:
+            model.compile()
+        return self.group.wrap(model)
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """AdamW over the model's parameter groups (paper section 4.2)."""
+        settings = self.params.optimizer
+        groups = parameter_groups(model, settings.weight_decay, settings.bert_layers_trained)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision as ``runtime.precision`` says."""
+        dtype = AUTOCAST.get(self.params.runtime.precision)
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.group.device.type, dtype)
+
+    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch's tensors to the device."""
+        device = self.group.device
+        return {
+            k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+            for k, v in batch.items()
+        }
