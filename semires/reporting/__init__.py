@@ -1,0 +1,1 @@
+"""Tables, figures and the page, regenerated from run records alone."""

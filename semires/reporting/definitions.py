@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from semires import layout
-from semires.config import Name, Params, Percent, Section, Unit, read_yaml
+from semires.config import Name, Params, Percent, Section, read_yaml
 from semires.errors import ConfigError
 from semires.files import read_json
 
@@ -40,7 +40,7 @@ class TableRow(Section):
     fraction: Percent | None = None
     source: Name | None = None
     smallest: Annotated[float, Field(gt=0, le=1)] | None = None
-    marks: list[bool] = []
+    marks: list[bool] = Field(default_factory=list)
     paper: str | dict[str, str] | None = None
     needs: str | None = None
 
@@ -59,16 +59,18 @@ class TableDefinition(Section):
     where: str
     fractions: Fractions = "study"
     from_study: bool = False
-    marks: list[str] = []
+    marks: list[str] = Field(default_factory=list)
     pairs: bool = True
     rows: list[TableRow] = Field(min_length=1)
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _marks_fit(self) -> TableDefinition:
         for row in self.rows:
             if len(row.marks) != len(self.marks):
-                raise ValueError(f"row {row.label!r} has {len(row.marks)} of {len(self.marks)} marks")
+                raise ValueError(
+                    f"row {row.label!r} has {len(row.marks)} of {len(self.marks)} marks"
+                )
         return self
 
 
@@ -82,8 +84,7 @@ class FigureDefinition(Section):
     fractions: Fractions = "study"
     methods: list[Name] = Field(min_length=1)
     paper: str | None = None
-    notes: list[str] = []
-    level: Unit = 0.95
+    notes: list[str] = Field(default_factory=list)
 
 
 Definition = Annotated[TableDefinition | FigureDefinition, Field(discriminator="kind")]

@@ -1,0 +1,357 @@
+"""Figures from run records: curves, corrections, cost of labels, qualitative panels.
+
+Agg backend, Okabe-Ito colours with a marker and a dash of their own per method, labels readable
+at a paper's column width, fixed metadata: the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from semires.config import Params
+from semires.files import read_json
+from semires.layout import fraction_name, split_file
+from semires.reporting.definitions import (
+    FigureDefinition,
+    PaperValues,
+    display_name,
+    fractions_of,
+    paper_name,
+)
+from semires.reporting.panels import panel_figure
+from semires.reporting.records import Records, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SECONDS_PER_MASK = 79.1  # paper, appendix A: one mask drawn by hand
+#: method -> colour (Okabe-Ito), marker, dash, name
+STYLES: dict[str, tuple[str, str, str, str]] = {
+    "supervised": ("#000000", "s", ":", "Supervised"),
+    "control": ("#999999", "D", ":", "Supervised, longer"),
+    "baseline": ("#E69F00", "^", "--", "Baseline"),
+    "iom": ("#56B4E9", "v", "-.", "IOM"),
+    "cpi": ("#009E73", "P", "-", "CPI"),
+    "cpi-u": ("#D55E00", "o", "-", "CPI-U"),
+    "cpi-o": ("#CC79A7", "X", "-.", "CPI-O"),
+}
+_OTHERS = [("#0072B2", "<", "--"), ("#CC79A7", ">", "-."), ("#F0E442", "h", ":")]
+_BETTER, _WORSE, _SAME, _NONE = "#0072B2", "#D55E00", "#999999", "#E5E5E5"
+
+
+def style_of(method: str) -> tuple[str, str, str, str]:
+    """Colour, marker, dash and name of a method, fixed for the seven of the paper."""
+    if method in STYLES:
+        return STYLES[method]
+    colour, marker, dash = _OTHERS[sum(map(ord, method)) % len(_OTHERS)]
+    return colour, marker, dash, method
+
+
+class FigureMaker:
+    """Draws definitions from records; every drawing method gives {file stem: Figure}."""
+
+    def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        mpl.rcParams.update(
+            {
+                "svg.hashsalt": "semires", "font.size": 9, "axes.titlesize": 9,
+                "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
+                "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+                "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
+                "axes.axisbelow": True, "text.parse_math": False, "figure.facecolor": "white",
+            }
+        )  # fmt: skip
+        self.params, self.records, self.paper = params, records, paper
+
+    def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:
+        """The figures of one definition, one or more per data set; empty without runs."""
+        kinds: dict[str, Callable[[FigureDefinition, str], dict[str, Figure]]] = {
+            "curves": self.curves,
+            "corrections": self.corrections,
+            "panels": self.panels,
+            "cost": self.cost,
+        }
+        drawn: dict[str, Figure] = {}
+        for position, dataset in enumerate(self.params.study.datasets):
+            stem = name if position == 0 else f"{name}-{dataset}"
+            for suffix, figure in kinds[definition.kind](definition, dataset).items():
+                drawn[stem + suffix] = figure
+        return drawn
+
+    def curves(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
+        """Val oIoU by step of mutual learning; one panel per fraction, the paper's beside."""
+        fractions = [
+            fraction
+            for fraction in fractions_of(self.params, definition)
+            if any(self.records.find(dataset, fraction, m) for m in definition.methods)
+        ]
+        if not fractions:
+            return {}
+        paper = self.paper.at(definition.paper) if definition.paper else None
+        figure, axes = _axes(len(fractions) + (1 if paper else 0), height=2.7)
+        handles: dict[str, Any] = {}
+        for axis, fraction in zip(axes, fractions, strict=False):
+            for method in definition.methods:
+                runs = self.records.find(dataset, fraction, method)
+                line = _curve(axis, method, runs)
+                if line is not None:
+                    handles.setdefault(style_of(method)[3], line)
+            starts = self._oious(dataset, fraction, "supervised")
+            if starts:
+                line = axis.axhline(float(np.mean(starts)), color="black", ls=":", lw=1)
+                handles.setdefault("after burn-in", line)
+            axis.set_title(
+                f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
+            )
+            axis.set_xlabel("step of mutual learning")
+        if paper:
+            _paper_curves(axes[len(fractions)], paper)
+        axes[0].set_ylabel("val oIoU (%)")
+        _legend(figure, handles)
+        return {"": figure}
+
+    def corrections(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
+        """Shares of pseudo-labels that refinement made better, worse, or left alone."""
+        fraction = self._filled(definition, dataset)[0]
+        found = {
+            method: _change_counts(runs)
+            for method in definition.methods
+            if (runs := self.records.find(dataset, fraction, method))
+            and any(run.corrections is not None for run in runs)
+        }
+        if not found:
+            return {}
+        theirs = {
+            method.lower(): [v["positive"], v["negative"], 0, v["none(PWA)"]]
+            for method, v in self.paper.corrections(paper_name(self.params, dataset)).items()
+        }
+        figure, axes = _axes(2 if theirs else 1, height=2.5, width=3.6)
+        title = f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
+        handles = _stacked(axes[0], found, title)
+        if theirs:
+            name = paper_name(self.params, dataset) or "RefCOCO"
+            _stacked(axes[1], theirs, f"Paper: {name}, 1 %")
+        axes[0].set_ylabel("pseudo-labels (%)")
+        _legend(figure, handles)
+        return {"": figure}
+
+    def cost(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
+        """Val oIoU against hours of labelling, at the paper's 79.1 s per mask."""
+        fractions = fractions_of(self.params, definition)
+        ours: dict[str, list[tuple[float, float, str]]] = {}
+        for method in definition.methods:
+            for fraction in fractions:
+                values = self._oious(dataset, fraction, method)
+                refs = labelled_refs(
+                    self.records.find(dataset, fraction, method), dataset, fraction
+                )
+                if values and refs:
+                    hours = refs * SECONDS_PER_MASK / 3600
+                    point = (hours, float(np.mean(values)), f"{fraction_name(fraction)} %")
+                    ours.setdefault(method, []).append(point)
+        if not ours:
+            return {}
+        name = paper_name(self.params, dataset) or "RefCOCO"
+        theirs = self._paper_cost(definition, name) if name == "RefCOCO" else {}
+        figure, axes = _axes(2 if theirs else 1, height=2.7, width=3.6)
+        handles = _cost_lines(axes[0], ours, display_name(self.params, dataset))
+        if theirs:
+            _cost_lines(axes[1], theirs, f"Paper: {name}")
+            axes[1].set_facecolor("#f4f4f4")
+        axes[0].set_ylabel("val oIoU (%)")
+        _legend(figure, handles)
+        return {"": figure}
+
+    def _oious(self, dataset: str, fraction: float, method: str) -> list[float]:
+        """Val oIoU of each seed's run."""
+        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
+        runs = self.records.find(dataset, fraction, method)
+        return [sums.oiou for run in runs if (sums := run.sums(split)) is not None]
+
+    def _paper_cost(
+        self, definition: FigureDefinition, name: str
+    ) -> dict[str, list[tuple[float, float, str]]]:
+        days = self.paper.at(definition.paper or "") or {}
+        rows = {"supervised": "Supervised", "baseline": "Baseline", "cpi-u": "SemiRES"}
+        lines = {}
+        for method, row in rows.items():
+            values = self.paper.at(f"table1/{name}/{row}") or {}
+            points = [
+                (float(days[fraction]) * 24, float(v["val"]), fraction.replace("%", " %"))
+                for fraction, v in values.items()
+                if fraction in days
+            ]
+            if points and method in definition.methods:
+                lines[method] = points
+        return lines
+
+    def panels(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
+        """Qualitative figures, one per method that has panels."""
+        fractions = self._filled(definition, dataset)
+        drawn: dict[str, Figure] = {}
+        for fraction in fractions:
+            for method in definition.methods:
+                runs = self.records.find(dataset, fraction, method)
+                if runs and runs[0].panels:
+                    more = f"-{fraction_name(fraction)}" if len(fractions) > 1 else ""
+                    drawn[f"-{method}{more}"] = panel_figure(runs[0].panels)
+        return drawn
+
+    def overview(self, definition: FigureDefinition) -> Figure | None:
+        """The qualitative figure in short: one best, one worst and two random samples."""
+        dataset = self.params.study.datasets[0]
+        for fraction in self._filled(definition, dataset):
+            for method in definition.methods:
+                runs = self.records.find(dataset, fraction, method)
+                if runs and (panels := runs[0].panels):
+                    rules = [str(rule) for rule in panels["rule"]]
+                    first = [rules.index(rule) for rule in dict.fromkeys(rules)]
+                    rest = [i for i in range(len(rules)) if i not in first]
+                    rows = first + [i for i in rest if rules[i] == rules[first[-1]]][:1]
+                    return panel_figure({name: array[rows] for name, array in panels.items()})
+        return None
+
+    def _filled(self, definition: FigureDefinition, dataset: str) -> list[float]:
+        """The definition's fractions; where none has a run, the study's largest that has one."""
+        wanted = fractions_of(self.params, definition)
+
+        def has_run(fraction: float) -> bool:
+            return any(self.records.find(dataset, fraction, m) for m in definition.methods)
+
+        others = [f for f in reversed(self.params.study.fractions) if has_run(f)]
+        return wanted if any(map(has_run, wanted)) or not others else others[:1]
+
+
+def labelled_refs(runs: list[Run], dataset: str, fraction: float) -> int | None:
+    """Number of labelled references: from the run record, else from the versioned split."""
+    for run in runs:
+        stated = run.record.get("n_refs_labelled")
+        if stated:
+            return int(stated)
+    path = split_file(dataset, fraction)
+    return int(read_json(path)["n_refs_labelled"]) if path.is_file() else None
+
+
+def save(figure: Figure) -> tuple[bytes, bytes]:
+    """A figure as PNG and SVG bytes, without a date or a version in them."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return png.getvalue(), svg.getvalue()
+
+
+def _axes(count: int, height: float, width: float = 2.7) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    return figure, axes
+
+
+def _legend(figure: Figure, handles: dict[str, Any]) -> None:
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center",
+        ncols=min(len(handles), 6), frameon=False, handlelength=2.6,
+    )  # fmt: skip
+
+
+def _curve(axis: Axes, method: str, runs: list[Run]) -> Any:
+    import pandas as pd
+
+    curves = [run.history.dropna(subset=["val/oIoU"]) for run in runs]
+    if not curves or not any(len(c) for c in curves):
+        return None
+    by_step = pd.concat([c.set_index("step")["val/oIoU"] for c in curves], axis=1)
+    steps, mean = by_step.index.to_numpy(), by_step.mean(axis=1).to_numpy()
+    colour, marker, dash, _ = style_of(method)
+    (line,) = axis.plot(steps, mean, color=colour, marker=marker, ls=dash, ms=4, lw=1.4)
+    if len(runs) > 1:
+        low, high = by_step.min(axis=1), by_step.max(axis=1)
+        axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+    return line
+
+
+def _cost_lines(
+    axis: Axes, lines: dict[str, list[tuple[float, float, str]]], title: str
+) -> dict[str, Any]:
+    handles: dict[str, Any] = {}
+    for method, points in lines.items():
+        colour, marker, dash, label = style_of(method)
+        hours, values, _ = zip(*points, strict=True)
+        (handles[label],) = axis.plot(hours, values, color=colour, marker=marker, ls=dash, ms=5)
+    for hour, value, text in points:
+        axis.annotate(
+            text, (hour, value), (0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
+    axis.set_xscale("log")
+    axis.margins(x=0.1, y=0.16)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_minor_formatter(lambda value, _: "")
+    if points[-1][0] / points[0][0] < 30:
+        axis.set_xticks([hour for hour, _, _ in points])
+    axis.set_xlabel("hours of labelling (79.1 s per mask)")
+    axis.set_title(title)
+    return handles
+
+
+def _paper_curves(axis: Axes, values: dict[str, list[float]]) -> None:
+    for name, curve in values.items():
+        colour, marker, dash, _ = style_of(name.lower())
+        epochs = range(1, len(curve) + 1)
+        axis.plot(epochs, curve, color=colour, marker=marker, ls=dash, ms=4, lw=1.4)
+    axis.set_title("Paper: RefCOCO, 1 % labelled")
+    axis.set_xlabel("epoch")
+    axis.set_xticks(range(2, max(map(len, values.values())) + 1, 2))
+    axis.set_facecolor("#f4f4f4")
+
+
+def _change_counts(runs: list[Run]) -> list[int]:
+    """[better, worse, same, not matched] over all seeds, by IoU with the hidden ground truth."""
+    counts = np.zeros(4, np.int64)
+    for run in runs:
+        table = run.corrections
+        if table is None:
+            continue
+        # exact in integers: i1/u1 > i0/u0 is i1*u0 > i0*u1, an empty union counting as IoU 0
+        inter0, union0 = table["intersection_before"], table["union_before"].clip(lower=1)
+        inter1, union1 = table["intersection_after"], table["union_after"].clip(lower=1)
+        gain = np.sign(inter1 * union0 - inter0 * union1)
+        matched = table["matched"].to_numpy(bool)
+        counts += [int((matched & (gain == s)).sum()) for s in (1, -1, 0)] + [int((~matched).sum())]
+    return [int(c) for c in counts]
+
+
+def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, Any]:
+    kinds = [
+        ("better", _BETTER, "white"),
+        ("worse", _WORSE, "black"),
+        ("same", _SAME, "black"),
+        ("not matched (PWA)", _NONE, "black"),
+    ]
+    handles: dict[str, Any] = {}
+    names = [style_of(method)[3] for method in counts]
+    bottom = np.zeros(len(names))
+    shares = np.array([np.array(c) * 100 / max(1, sum(c)) for c in counts.values()])
+    for i, (label, colour, ink) in enumerate(kinds):
+        bars = axis.bar(names, shares[:, i], 0.62, bottom=bottom, color=colour, ec="white")
+        for x, (share, base) in enumerate(zip(shares[:, i], bottom, strict=True)):
+            if share >= 6:
+                text = f"{share:.0f}"
+                axis.text(x, base + share / 2, text, ha="center", va="center", color=ink)
+        bottom = bottom + shares[:, i]
+        handles[label] = bars
+    totals = {sum(c) for c in counts.values()}
+    count = f" (n = {totals.pop():,})" if len(totals) == 1 else ""
+    axis.set_title(title + count)
+    axis.set_ylim(0, 100)
+    axis.grid(visible=False)
+    return handles

@@ -1,0 +1,104 @@
+"""The page's Jinja template: one file without scripts, fonts or anything from a network."""
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>semires: the study's report</title>
+<style>
+:root { --ink: #1b1b1f; --paper: #fdfdfd; --soft: #5c5f66; --line: #d8dae0; --band: #f1f3f6;
+  --link: #0058a8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e7ea; --paper: #16181c; --soft: #a3a8b0; --line: #3a3e46; --band: #22252b;
+    --link: #7cc0ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 64rem; padding: 1rem; color: var(--ink);
+  background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { line-height: 1.2; margin: 0.5rem 0; } h2 { margin: 2.5rem 0 0.25rem; line-height: 1.25; }
+a { color: var(--link); } nav ul { list-style: none; padding: 0; display: flex;
+  flex-wrap: wrap; gap: 0.25rem 1rem; }
+.where, .notes, figcaption, .small { color: var(--soft); font-size: 0.875rem; }
+.where { margin: 0; } .notes { padding-left: 1.2rem; }
+.scroll { overflow-x: auto; margin: 0.75rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9375rem; }
+th, td { padding: 0.3rem 0.6rem; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--line); white-space: nowrap; }
+tr > :first-child { text-align: left; } th[scope=row] { font-weight: normal; }
+thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
+.section th { background: var(--band); font-weight: 600; }
+td small { display: block; color: var(--soft); font-size: 0.75rem; }
+table.text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+code { font-size: 0.875em; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; } figure img { display: block; max-width: 100%; height: auto;
+  background: #fff; padding: 0.5rem; border-radius: 6px; margin-bottom: 0.5rem; }
+summary { cursor: pointer; } details { margin: 0.75rem 0; }
+.pipeline { max-width: none; } .pipeline rect { fill: var(--band); stroke: var(--soft); }
+.pipeline text { fill: var(--ink); font: 13px system-ui, sans-serif; text-anchor: middle; }
+.pipeline .small { font-size: 10.5px; fill: var(--soft); }
+.pipeline .edge { fill: none; stroke: var(--soft); } .pipeline .tip { fill: var(--soft); }
+@media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; }
+  th[scope=row] { white-space: normal; min-width: 7.5rem; } }
+</style>
+</head>
+<body>
+<header>
+<h1>SemiRES, regenerated</h1>
+<p>Tables and figures of Yang et al., “SAM as the Guide: Mastering Pseudo-Label Refinement in
+Semi-Supervised Referring Expression Segmentation” (ICML 2024), made by <code>semires
+report</code> from {{ n_runs }} run records on {{ datasets }}. No number here was typed.
+“–” marks what has no run yet, with the command that makes it.</p>
+<nav aria-label="Contents"><ul>
+{% for id, title in contents %}<li><a href="#{{ id }}">{{ title }}</a></li>
+{% endfor %}</ul></nav>
+</header>
+<main>
+{% for table in tables %}<section id="s-{{ table.name }}">
+<h2>{{ table.heading }}</h2>
+<p class="where">In the paper: {{ table.where }}.</p>
+<p><strong>Claim.</strong> {{ table.claim }}</p>
+{{ table.html | safe }}
+<p class="small">Also as {% for ending in ["md", "csv", "tex"] -%}
+<a href="{{ table.name }}.{{ ending }}">{{ table.name }}.{{ ending }}</a>
+{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
+{% if table.pairs %}<details><summary>Paired differences of the methods</summary>
+{{ table.pairs | safe }}
+</details>{% endif %}
+</section>
+{% for figure in figures if figure.after == table.name %}<section id="s-{{ figure.name }}">
+<h2>{{ figure.heading }}</h2>
+<p class="where">In the paper: {{ figure.where }}.</p>
+<figure>
+{% for alt, uri in figure.images %}<img src="{{ uri }}" alt="{{ alt }}" loading="lazy">
+{% else %}<p>– no run yet: <code>dvc repro</code> fills it.</p>
+{% endfor %}<figcaption><strong>Claim.</strong> {{ figure.claim }}
+{% for note in figure.notes %} {{ note }}{% endfor %}</figcaption>
+</figure>
+</section>
+{% endfor %}{% endfor %}
+<section id="s-labels"><h2>Pseudo-labels and proposals</h2>
+<p>Overall IoU of the burn-in teacher's pseudo-labels on unlabelled references with their hidden
+ground truth, before and after refinement, and the shares refined (%).</p>
+{{ labels | safe }}
+<p>Proposals: how well the best proposal of each object covers it.</p>
+{{ proposals | safe }}
+</section>
+<section id="s-runs"><h2>Runs</h2>
+<p>Each run by its name in MLflow: <code>make ui</code>, experiment
+<code>semires/&lt;data set&gt;</code>, run name as below. Its record, weights and predictions are
+in the folder.</p>
+<details><summary>All {{ n_runs }} runs</summary>{{ runs | safe }}</details></section>
+<section id="s-pipeline"><h2>Pipeline</h2>
+<p class="where">From <code>dvc.yaml</code>; small print: what a stage is repeated over.</p>
+{% if pipeline %}<div class="scroll">{{ pipeline | safe }}</div>
+{% else %}<p>No dvc.yaml beside the report.</p>{% endif %}</section>
+<section id="s-environment"><h2>Environment</h2>{{ environment | safe }}</section>
+<section id="s-parameters"><h2>Parameters</h2>
+<p>As the run records state them; several values where runs differ.</p>
+<details><summary>All parameters</summary>{{ parameters | safe }}</details></section>
+</main>
+</body>
+</html>
+"""

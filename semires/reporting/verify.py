@@ -1,0 +1,130 @@
+"""`semires verify`: tables regenerated from outputs against the committed ones, cell by cell.
+
+Equal: the same number at two decimals. Within: inside the committed 95 % interval. Outside:
+neither, and the command fails. A cell that only one side has is named and does not fail.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from semires import layout
+from semires.config import Params
+from semires.errors import CorruptCacheError, SemiresError
+from semires.files import atomic_folder
+from semires.reporting.records import load_records
+from semires.reporting.report import build_tables, write_tables
+
+_KEY = ("table", "dataset", "fraction", "row", "split")
+_VERDICTS = ("equal", "within", "outside", "not run here", "not committed")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One cell on both sides; ``ours`` is the regenerated number."""
+
+    key: tuple[str, ...]
+    committed: str
+    interval: str
+    ours: str
+    verdict: str
+
+
+def verify(params: Params) -> int:
+    """Compare and print; returns 0, or 1 if a cell is outside the committed interval.
+
+    Raises:
+        SemiresError: there is nothing to compare, or a committed table is damaged.
+    """
+    records = load_records(default_source=params.proposals.source)
+    if not records.all:
+        raise SemiresError(f"{layout.RUNS}: holds no run to verify; run `make repro` first")
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = Path(temporary) / "reports"
+        with atomic_folder(fresh) as folder:
+            write_tables(build_tables(params, records), folder)
+        texts = {path.name: path.read_text(encoding="utf-8") for path in fresh.glob("*.csv")}
+    compared: list[Compared] = []
+    for name in sorted(texts):
+        committed = committed_text(layout.REPORTS / name)
+        if committed is not None:
+            compared += compare(committed, texts[name], name)
+    counts = Counter(cell.verdict for cell in compared)
+    if not compared:
+        raise SemiresError(f"{layout.REPORTS}: no committed tables to compare with")
+    _print(compared, counts)
+    return 1 if counts["outside"] else 0
+
+
+def committed_text(path: Path) -> str | None:
+    """A file as the last commit has it; outside git, or untracked, as it lies there."""
+    done = subprocess.run(
+        ["git", "show", f"HEAD:./{path.as_posix()}"], capture_output=True, check=False
+    )
+    if done.returncode == 0:
+        return done.stdout.decode("utf-8", errors="replace")
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def compare(committed: str, ours: str, name: str) -> list[Compared]:
+    """Compare two CSV tables as `render.to_csv` writes them.
+
+    Raises:
+        CorruptCacheError: the committed text is no such table.
+    """
+    before, now = read_cells(committed, name), read_cells(ours, name)
+    result = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key, {}), now.get(key, {})
+        if not old.get("value") and not new.get("value"):
+            continue
+        result.append(
+            Compared(
+                key,
+                old.get("value", ""),
+                f"[{old['ci_low']}, {old['ci_high']}]" if old.get("value") else "",
+                new.get("value", ""),
+                _verdict(old, new, name),
+            )
+        )
+    return result
+
+
+def read_cells(text: str, name: str) -> dict[tuple[str, ...], dict[str, str]]:
+    """Lines of a CSV table by cell."""
+    reader = csv.DictReader(io.StringIO(text))
+    needed = {*_KEY, "value", "ci_low", "ci_high"}
+    if not needed <= set(reader.fieldnames or ()):
+        raise CorruptCacheError(f"{name}: no table of this project; restore it with git checkout")
+    return {tuple(line[k] or "" for k in _KEY): line for line in reader}
+
+
+def _verdict(old: dict[str, str], new: dict[str, str], name: str) -> str:
+    if not new.get("value"):
+        return "not run here"
+    if not old.get("value"):
+        return "not committed"
+    try:
+        value, low, high = float(new["value"]), float(old["ci_low"]), float(old["ci_high"])
+        if f"{value:.2f}" == f"{float(old['value']):.2f}":
+            return "equal"
+    except ValueError as error:
+        raise CorruptCacheError(f"{name}: a cell is no number ({error})") from error
+    return "within" if low <= value <= high else "outside"
+
+
+def _print(compared: list[Compared], counts: Counter[str]) -> None:
+    for cell in compared:
+        if cell.verdict in ("outside", "within"):
+            where = ", ".join(cell.key)
+            print(f"{cell.verdict:8} {where}: {cell.ours}, committed {cell.committed}"
+                  f" {cell.interval}")  # fmt: skip
+    total = sum(counts.values())
+    parts = (f"{counts[verdict]} {verdict}" for verdict in _VERDICTS if counts[verdict])
+    print(f"{total} cells: {', '.join(parts)}")
