@@ -102,7 +102,11 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     after = _AFTER.get(figure.name, tables[-1])
     definition = figure.definition
     images = [
-        (f"{definition.title} ({stem})", f"data:image/png;base64,{base64.b64encode(png).decode()}")
+        (
+            stem.removeprefix(f"{figure.name}-"),
+            f"{definition.title} ({stem})",
+            f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        )
         for stem, png in figure.pictures
     ]
     return {

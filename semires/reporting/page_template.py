@@ -58,7 +58,7 @@ report</code> from {{ n_runs }} run records on {{ datasets }}. No number here wa
 {% for table in tables %}<section id="s-{{ table.name }}">
 <h2>{{ table.heading }}</h2>
 <p class="where">In the paper: {{ table.where }}.</p>
-<p><strong>Claim.</strong> {{ table.claim }}</p>
+<p><strong>The paper's claim.</strong> {{ table.claim }}</p>
 {{ table.html | safe }}
 <p class="small">Also as {% for ending in ["md", "csv", "tex"] -%}
 <a href="{{ table.name }}.{{ ending }}">{{ table.name }}.{{ ending }}</a>
@@ -71,9 +71,11 @@ report</code> from {{ n_runs }} run records on {{ datasets }}. No number here wa
 <h2>{{ figure.heading }}</h2>
 <p class="where">In the paper: {{ figure.where }}.</p>
 <figure>
-{% for alt, uri in figure.images %}<img src="{{ uri }}" alt="{{ alt }}" loading="lazy">
+{% for part, alt, uri in figure.images %}
+{%- if figure.images | length > 1 %}<p class="small"><strong>{{ part }}</strong></p>
+{% endif %}<img src="{{ uri }}" alt="{{ alt }}" loading="lazy">
 {% else %}<p>– no run yet: <code>dvc repro</code> fills it.</p>
-{% endfor %}<figcaption><strong>Claim.</strong> {{ figure.claim }}
+{% endfor %}<figcaption><strong>The paper's claim.</strong> {{ figure.claim }}
 {% for note in figure.notes %} {{ note }}{% endfor %}</figcaption>
 </figure>
 </section>
@@ -81,7 +83,7 @@ report</code> from {{ n_runs }} run records on {{ datasets }}. No number here wa
 <section id="s-labels"><h2>Pseudo-labels and proposals</h2>
 <p>Overall IoU of the burn-in teacher's pseudo-labels on unlabelled references with their hidden
 ground truth, before and after refinement, and the shares refined (%).</p>
-{{ labels | safe }}
+<details><summary>All runs that refine</summary>{{ labels | safe }}</details>
 <p>Proposals: how well the best proposal of each object covers it.</p>
 {{ proposals | safe }}
 </section>

@@ -110,7 +110,7 @@ def _csv_line(table: Table, section: Section, row: Row, split: str) -> dict[str,
     line = {
         "table": table.name,
         "dataset": section.dataset,
-        "fraction": section.fraction,
+        "fraction": row.fraction,
         "row": row.label,
         "method": row.method,
         "split": split,
@@ -147,7 +147,7 @@ def to_markdown(table: Table) -> str:
     titles = headers(table)
     lines = [f"# {_md(table.title)}", ""]
     if table.claim:
-        lines += [f"**Claim.** {_md(table.claim)}", ""]
+        lines += [f"**The paper's claim.** {_md(table.claim)}", ""]
     if table.where:
         lines += [f"In the paper: {_md(table.where)}.", ""]
     lines.append(_md_row([_md(title) for title in titles]))

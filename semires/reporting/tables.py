@@ -44,6 +44,7 @@ class Row:
 
     label: str
     method: str
+    fraction: str
     marks: tuple[bool, ...] = ()
     values: dict[str, Value] = field(default_factory=dict)
     paper: dict[str, float] | None = None
@@ -181,6 +182,7 @@ class TableBuilder:
         return Row(
             label=row.label,
             method=cell.label,
+            fraction=fraction_name(fraction),
             marks=tuple(row.marks),
             values=values,
             paper=self.paper.row(row, name, fraction_name(fraction)),
@@ -217,7 +219,7 @@ class TableBuilder:
                 len(pair[0][0].images), pair[0][0].n_expressions,
             )  # fmt: skip
         methods = f"{second.method} - {first.method}"
-        return Row(f"{second.label} − {first.label}", methods, values=values)
+        return Row(f"{second.label} − {first.label}", methods, section.fraction, values=values)
 
     def _paired_sums(
         self, first: TableRow, second: TableRow, section: Section, split: str
@@ -254,7 +256,7 @@ class _Missing:
         elif self._in_study(cell):
             reason = "study"
         else:
-            reason = "outside"
+            reason = "burn-in" if cell.method == "supervised" else "mutual"
         if reason not in self._reasons:
             self._reasons.append(reason)
         self._cells.setdefault(reason, []).append(cell)
@@ -272,7 +274,7 @@ class _Missing:
     def _text(self, reason: str) -> str:
         if reason == "study":
             return "no run yet: `dvc repro` fills it."
-        if reason != "outside":
+        if reason not in ("burn-in", "mutual"):
             return reason
         return f"no run: `{fill_command(self._cells[reason])}` fills it."
 
@@ -282,7 +284,9 @@ def fill_command(cells: list[Cell]) -> str:
     fractions = ",".join(_unique(fraction_name(cell.fraction) for cell in cells))
     methods = ",".join(_unique(c.label for c in cells if c.method != "supervised"))
     command = f"dvc exp run -S 'study.fractions=[{fractions}]'"
-    return command + (f" -S 'study.methods=[{methods}]'" if methods else "")
+    if methods:
+        return f"{command} -S 'study.methods=[{methods}]'"
+    return f"{command} burn_in && dvc repro report"
 
 
 def _unique(values: object) -> list[str]:
