@@ -42,13 +42,21 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: per split the metrics in percent, and `pseudo`."""
-        values: dict[str, Any] = read_json(self.folder / "metrics.json")
+        path = self.folder / "metrics.json"
+        values = read_json(path)
+        if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
+            raise CorruptCacheError(f"{path}: no metrics by split; make the run again")
         return values
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row per expression, without the expressions' text."""
-        return read_parquet(self.folder / "predictions.parquet", columns=_PREDICTION_COLUMNS)
+        path = self.folder / "predictions.parquet"
+        table = read_parquet(path, columns=_PREDICTION_COLUMNS)
+        missing = sorted(set(_PREDICTION_COLUMNS) - set(table.columns))
+        if missing:
+            raise CorruptCacheError(f"{path}: lacks the columns {', '.join(missing)}")
+        return table
 
     @cached_property
     def history(self) -> pd.DataFrame:

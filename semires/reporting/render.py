@@ -138,8 +138,13 @@ def _plain(value: float) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    """Text on one line that no spreadsheet takes for a formula."""
+    text = _one_line(text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def to_markdown(table: Table) -> str:
@@ -193,7 +198,7 @@ _TEX = {
 
 def tex_escape(text: str) -> str:
     """Text as LaTeX prints it, for pdfTeX without further packages."""
-    text = " ".join(text.split()).replace("--", "-\0-")
+    text = " ".join(_one_line(text).split()).replace("--", "-\0-")
     out = []
     for char in text:
         known = _TEX.get(char, char)

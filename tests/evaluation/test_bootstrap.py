@@ -57,7 +57,7 @@ def test_interval_agrees_with_scipys_percentile_bootstrap():
 
 def test_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(3)
-    images, inter, union = draw(rng, n_images=60_000, per_image=2)
+    _, inter, union = draw(rng, n_images=60_000, per_image=2)
     truth = 100 * inter.sum() / union.sum()
     inter, union = inter.reshape(-1, 2), union.reshape(-1, 2)
     covered = 0

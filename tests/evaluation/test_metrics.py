@@ -60,7 +60,7 @@ def test_values_do_not_depend_on_the_integer_type():
     [([], []), ([1, 2], [3]), ([5], [4]), ([-1], [4]), ([float("nan")], [4])],
 )
 def test_what_is_no_result_is_refused(inter, union):
-    with pytest.raises(ValueError, match="expression|unions|intersection"):
+    with pytest.raises(ValueError, match=r"expression|unions|intersection"):
         segmentation_metrics(inter, union)
 
 

@@ -1,0 +1,56 @@
+"""A workspace with fake runs of a small study, shared by the report's tests (read-only)."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from semires.config import read_yaml, validate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def load_fake_runs():
+    path = Path(__file__).with_name("fake_runs.py")
+    spec = importlib.util.spec_from_file_location("fake_runs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fake():
+    return load_fake_runs()
+
+
+@pytest.fixture(scope="session")
+def small_params():
+    values = read_yaml(REPOSITORY / "experiments/demo.yaml")
+    values["study"] |= {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
+    values["evaluation"]["bootstrap_samples"] = 200
+    return validate(values)
+
+
+@pytest.fixture(scope="session")
+def made_workspace(tmp_path_factory, fake, small_params):
+    root = tmp_path_factory.mktemp("workspace")
+    fake.write_study(root, small_params, seeds=(0, 1))
+    shutil.copytree(REPOSITORY / "experiments/tables", root / "experiments/tables")
+    return root
+
+
+@pytest.fixture
+def workspace(made_workspace, monkeypatch):
+    """The shared workspace as current folder: tests must not change its runs."""
+    monkeypatch.chdir(made_workspace)
+    return made_workspace
+
+
+@pytest.fixture
+def own_workspace(made_workspace, tmp_path, monkeypatch):
+    """A copy that a test may damage."""
+    root = tmp_path / "workspace"
+    shutil.copytree(made_workspace, root, ignore=shutil.ignore_patterns("reports"))
+    monkeypatch.chdir(root)
+    return root

@@ -1,0 +1,170 @@
+"""The whole `reports/` folder: files, byte stability, the page in a browser, the printout."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from semires.layout import Cell
+from semires.reporting.pipeline import edges_of, pipeline_svg, stages_of
+from semires.reporting.report import print_summary, report
+
+TABLES = ["main", *(f"table{n}" for n in range(2, 10))]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+DVC = """
+stages:
+  split:
+    matrix: {dataset: [a], fraction: [1]}
+    cmd: x
+    outs: ["data/splits/${item.dataset}/${item.fraction}.json"]
+  burn_in:
+    matrix: {dataset: [a], fraction: [1], seed: [0]}
+    cmd: x
+    deps: ["data/splits/${item.dataset}/${item.fraction}.json"]
+    outs: ["runs/${item.dataset}/${item.fraction}/supervised/seed${item.seed}"]
+  mutual:
+    matrix: {method: [m]}
+    cmd: x
+    deps: ["runs/a/1/supervised/seed0"]
+    outs: ["runs/a/1/${item.method}/seed0": {persist: false}]
+  report:
+    cmd: x
+    deps: [runs]
+    outs: [reports]
+"""
+
+
+@pytest.fixture(scope="module")
+def made(made_workspace, small_params):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made_workspace)
+        (made_workspace / "dvc.yaml").write_text(DVC)
+        report(small_params)
+    return made_workspace / "reports"
+
+
+def test_every_format_of_every_table_and_figure(made):
+    names = {path.name for path in made.iterdir()}
+    for table in TABLES:
+        assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
+    assert {"main_differences.csv", "metrics.json", "summary.json", "index.html"} <= names
+    figures = ("figure1", "figure3-cpi-u", "figure6", "figure7", "qualitative")
+    for figure in figures:
+        assert {f"{figure}.png", f"{figure}.svg"} <= names
+
+
+def test_metrics_are_the_main_tables_numbers(made):
+    metrics = json.loads((made / "metrics.json").read_text())
+    line = next(
+        line.split(",")
+        for line in (made / "main.csv").read_text().splitlines()
+        if line.startswith("main,refscenes,10,Baseline,baseline,testA,")
+    )
+    assert metrics["refscenes"]["10"]["baseline"]["testA"] == float(line[7])
+
+
+def test_the_same_records_give_the_same_bytes(made, own_workspace, small_params):
+    (own_workspace / "dvc.yaml").write_text(DVC)
+    report(small_params)
+    ours = {p.name: p.read_bytes() for p in (own_workspace / "reports").iterdir()}
+    assert ours == {p.name: p.read_bytes() for p in made.iterdir()}
+
+
+def test_without_any_run_everything_is_a_dash(tmp_path, monkeypatch, own_workspace, small_params):
+    shutil.rmtree("runs")
+    report(small_params)
+    page = (own_workspace / "reports/index.html").read_text()
+    assert "no run yet" in page
+    assert json.loads((own_workspace / "reports/metrics.json").read_text()) == {}
+
+
+def test_page_is_self_contained_and_complete(made):
+    page = (made / "index.html").read_text()
+
+    class Collect(HTMLParser):
+        ids, sources, tags = [], [], []
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.append(tag)
+            for key, value in attrs:
+                if key == "id":
+                    self.ids.append(value)
+                if key in ("src", "href") and tag in ("img", "script", "link", "a"):
+                    self.sources.append(value)
+
+    found = Collect()
+    found.feed(page)
+    assert set(TABLES) <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert "script" not in found.tags
+    for source in found.sources:
+        if source.startswith("#"):
+            assert source[1:] in found.ids
+        elif not source.startswith("data:"):
+            assert (made / source).is_file()
+    assert "prefers-color-scheme" in page
+    assert "cpi-u-10-seed1" in page
+    assert "mutual.ema" in page
+    assert 'class="pipeline"' in page
+
+
+def test_what_records_say_is_data(own_workspace, small_params):
+    path = Cell("refscenes", 1, "baseline", 0).folder / "run.json"
+    record = json.loads(path.read_text())
+    record["environment"]["platform"] = "<script>alert(1)</script>{{ 7 * 7 }}"
+    path.write_text(json.dumps(record))
+    report(small_params)
+    page = (own_workspace / "reports/index.html").read_text()
+    assert "<script>" not in page
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_pipeline_edges_follow_the_paths(tmp_path):
+    (tmp_path / "dvc.yaml").write_text(DVC)
+    edges = edges_of(stages_of(tmp_path / "dvc.yaml"))
+    assert set(edges) == {
+        ("split", "burn_in"), ("burn_in", "mutual"), ("burn_in", "report"), ("mutual", "report"),
+    }  # fmt: skip
+    assert pipeline_svg(tmp_path / "dvc.yaml").count("<rect") == 4
+    assert pipeline_svg(tmp_path / "none.yaml") == ""
+
+
+def test_printed_summary_has_the_main_table(workspace, small_params, capsys):
+    print_summary(small_params)
+    printed = capsys.readouterr().out
+    for label in ("Supervised", "Baseline", "SemiRES (CPI-U)", "1 % labelled", "index.html"):
+        assert label in printed
+    assert re.search(r"Baseline +[│|] +\d\d\.\d\d ± \d\.\d\d", printed)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (360, "dark")])
+def test_page_in_a_browser(made, tmp_path, width, scheme):
+    """Every table is laid out, nothing is wider than the window, and the console is silent."""
+    probe = """<script>addEventListener('load', () => {
+      const wide = document.documentElement.scrollWidth > WIDTH;
+      const shown = [...document.querySelectorAll('table[id]')].filter(
+        t => t.closest('details') || t.getBoundingClientRect().height > 30);
+      const broken = [...document.images].filter(i => !i.complete || !i.naturalWidth);
+      const ids = shown.map(t => t.id).join(' ');
+      document.title = `wide=${wide} broken=${broken.length} tables=${ids}`; });</script>"""
+    page = (made / "index.html").read_text().replace('loading="lazy"', "")
+    page = page.replace("<body>", f'<body style="width:{width}px">')  # headless is 500 px at least
+    page = page.replace("</head>", probe.replace("WIDTH", str(max(width, 500))) + "</head>")
+    (tmp_path / "page.html").write_text(page)
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    done = subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         *dark, f"--user-data-dir={tmp_path}/profile", f"--window-size={max(width, 500)},2000",
+         f"--screenshot={tmp_path}/page.png", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout).group(1)
+    assert title.startswith("wide=false broken=0 tables=main")
+    assert all(table in title for table in TABLES)
+    assert "CONSOLE" not in done.stderr
+    assert (tmp_path / "page.png").stat().st_size > 10_000

@@ -1,0 +1,178 @@
+"""Cells against numbers computed apart from the code, footnotes, seeds, small objects."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semires.config import validate
+from semires.errors import CorruptCacheError
+from semires.layout import Cell
+from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
+from semires.reporting.records import load_records, smallest_objects
+from semires.reporting.tables import TableBuilder
+
+
+def build(params, name, source="sam"):
+    definitions, _ = load_definitions()
+    builder = TableBuilder(params, load_records(default_source=source), PaperValues())
+    table = builder.build(name, definitions[name])
+    return table, builder.differences(table, definitions[name])
+
+
+def oiou(cell, split):
+    rows = pd.read_parquet(cell.folder / "predictions.parquet")
+    rows = rows[rows["split"] == split]
+    return 100 * rows["intersection"].sum() / rows["union"].sum()
+
+
+def test_main_table_has_the_studys_rows_and_fractions(workspace, small_params):
+    table, _ = build(small_params, "main")
+    assert [s.title for s in table.sections] == [
+        "RefScenes, 1 % labelled",
+        "RefScenes, 10 % labelled",
+    ]
+    assert [row.label for row in table.sections[0].rows] == [
+        "Supervised", "Baseline", "SemiRES (CPI-U)"]  # fmt: skip
+    assert table.splits == ["val", "testA", "testB"]
+    assert table.footnotes == []
+
+
+def test_a_cell_is_the_mean_over_seeds_with_its_deviation(workspace, small_params):
+    table, _ = build(small_params, "main")
+    value = table.sections[1].rows[2].values["testA"]
+    each = [oiou(Cell("refscenes", 10, "cpi-u", seed), "testA") for seed in (0, 1)]
+    assert value.value == pytest.approx(np.mean(each))
+    assert value.sd == pytest.approx(np.std(each, ddof=1))
+    assert value.seeds == 2
+    assert value.low < value.value < value.high
+
+
+def test_differences_pair_methods_by_seed(workspace, small_params):
+    table, pairs = build(small_params, "main")
+    first = pairs.sections[0]
+    assert [row.label for row in first.rows] == [
+        "Baseline − Supervised",
+        "SemiRES (CPI-U) − Supervised",
+        "SemiRES (CPI-U) − Baseline",
+    ]
+    values = {row.label: row.values["val"].value for row in table.sections[0].rows}
+    assert first.rows[2].values["val"].value == pytest.approx(
+        values["SemiRES (CPI-U)"] - values["Baseline"]
+    )
+
+
+def test_the_papers_values_stand_apart_on_refscenes(workspace, small_params):
+    table, _ = build(small_params, "main")
+    assert table.has_paper
+    assert not table.comparable
+    assert table.sections[0].rows[0].paper == {"val": 32.26, "testA": 35.71, "testB": 28.02}
+    assert any("not comparable" in note for note in table.notes)
+
+
+def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
+    table, _ = build(small_params, "table2")
+    rows = {row.label: row for row in table.sections[0].rows}
+    assert rows["CPI-U"].footnote is None
+    assert rows["IOM"].values == {}
+    assert "'study.methods=[iom,cpi-o,cpi]'" in table.footnotes[rows["IOM"].footnote]
+    table, _ = build(small_params, "table7")
+    assert any("second RES model" in note for note in table.footnotes)
+
+
+def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_params):
+    import shutil
+
+    for seed in (0, 1):
+        shutil.rmtree(Cell("refscenes", 10, "cpi-u", seed).folder)
+    table, pairs = build(small_params, "main")
+    row = table.sections[1].rows[2]
+    assert row.values == {}
+    assert "`dvc repro`" in table.footnotes[row.footnote]
+    assert len(pairs.sections[1].rows) == 1
+
+
+def test_smallest_objects_are_whole_references(workspace, small_params):
+    table, pairs = build(small_params, "table9")
+    rows = pd.read_parquet(Cell("refscenes", 1, "cpi-u", 0).folder / "predictions.parquet")
+    rows = rows[rows["split"] == "val"]
+    areas = rows.drop_duplicates("ref_id")["object_area"]
+    kept = smallest_objects(rows, 0.1)
+    assert kept["ref_id"].nunique() == int(0.1 * rows["ref_id"].nunique())
+    assert len(kept) == 3 * kept["ref_id"].nunique()
+    assert (areas < kept["object_area"].max()).sum() <= kept["ref_id"].nunique()
+    value = table.sections[0].rows[3].values["val"]
+    assert value.expressions == len(kept)
+    labels = [row.label for row in pairs.sections[0].rows]
+    assert len(labels) == 2  # 5 % is not compared with 10 %
+
+
+def test_a_share_too_small_for_one_reference_keeps_one():
+    table = pd.DataFrame({"ref_id": [4, 4, 9], "object_area": [50, 50, 20]})
+    assert smallest_objects(table, 0.05)["ref_id"].tolist() == [9]
+
+
+def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params, fake):
+    fake.write_run(Cell("refscenes", 1, "cpi-u", 0, "felzenszwalb"))
+    table, _ = build(small_params, "table8")
+    rows = {row.label: row for row in table.sections[0].rows}
+    assert rows["SemiRES, Felzenszwalb"].method == "cpi-u+felzenszwalb"
+    assert rows["SemiRES, Felzenszwalb"].values["val"].seeds == 1
+    assert rows["SemiRES, SAM"].values["val"].seeds == 2
+
+
+def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params, fake):
+    values = small_params.model_dump()
+    values["refine"]["mine"] = values["refine"]["cpi-u"]
+    values["study"]["methods"] = ["mine"]
+    fake.write_run(Cell("refscenes", 1, "mine", 0))
+    table, _ = build(validate(values), "main")
+    assert [row.label for row in table.sections[0].rows] == ["Supervised", "mine"]
+    assert table.sections[0].rows[1].values["val"].seeds == 1
+
+
+def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params, fake):
+    values = small_params.model_dump()
+    values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
+    values["study"] |= {"datasets": ["coco"], "fractions": [1.0]}
+    fake.write_run(Cell("coco", 1, "baseline", 0))
+    table, _ = build(validate(values), "main")
+    assert table.comparable
+    assert not any("not comparable" in note for note in table.notes)
+
+
+def test_a_record_that_contradicts_its_predictions_is_refused(own_workspace, small_params):
+    path = Cell("refscenes", 1, "baseline", 1).folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["testB"]["oIoU"] += 0.5
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(CorruptCacheError, match=r"baseline/seed1.*testB"):
+        build(small_params, "main")
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "predictions.parquet"])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"[]"])
+def test_a_damaged_record_is_named(own_workspace, small_params, name, damage):
+    path = Cell("refscenes", 1, "baseline", 0).folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CorruptCacheError, match="baseline"):
+        build(small_params, "main")
+
+
+def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params, fake):
+    for seed in (0, 1):
+        folder = Cell("refscenes", 1, "baseline", seed).folder
+        rows = pd.read_parquet(folder / "predictions.parquet")
+        rows = rows[rows["sentence"] == 0]
+        rows.to_parquet(folder / "predictions.parquet")
+        metrics = fake.metrics_of(rows)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    _, pairs = build(small_params, "main")
+    assert [row.label for row in pairs.sections[0].rows] == ["SemiRES (CPI-U) − Supervised"]
+
+
+def test_definition_without_pairs_has_no_differences(workspace, small_params):
+    _, pairs = build(small_params, "table6")
+    assert pairs is None
+    assert isinstance(load_definitions()[0]["table6"], TableDefinition)
