@@ -1,0 +1,152 @@
+"""The proposals of a data set on disk: one partition per image in Parquet shards.
+
+Every shard's SHA-256 stands in ``manifest.json`` and its pages carry checksums: a flipped bit, a
+cut or an empty file is a `CorruptCacheError` that names the shard, never a wrong partition.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from semires import files
+from semires.errors import CorruptCacheError, SemiresError
+from semires.proposals.partition import Partition
+
+FORMAT = 1
+MEMORY_BYTES = 2 * 2**30  # compressed partitions kept in memory
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image's entry: its partition as bytes, ``n`` masks, their scores float32 (n,)."""
+
+    image_id: int
+    height: int
+    width: int
+    n: int
+    partition: bytes
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+
+
+def write_shard(path: str | Path, rows: list[Row]) -> str:
+    """Write one shard, whole or not at all; its SHA-256."""
+    table = pd.DataFrame(
+        {
+            "image_id": np.array([row.image_id for row in rows], np.int64),
+            "height": np.array([row.height for row in rows], np.int32),
+            "width": np.array([row.width for row in rows], np.int32),
+            "n": np.array([row.n for row in rows], np.int32),
+            "partition": pd.Series([row.partition for row in rows], dtype=object),
+            "predicted_iou": pd.Series([row.predicted_iou for row in rows], dtype=object),
+            "stability": pd.Series([row.stability for row in rows], dtype=object),
+        }
+    )
+    files.write_parquet(path, table)
+    return files.sha256_file(path)
+
+
+def read_shard(path: Path, sha256: str, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a shard that must have the given SHA-256.
+
+    Raises:
+        CorruptCacheError: it is missing or its bytes are not those that were written.
+    """
+    if not path.is_file():
+        raise CorruptCacheError(f"{path}: shard is missing; run the stage propose again")
+    if files.sha256_file(path) != sha256:
+        raise CorruptCacheError(
+            f"{path}: shard is damaged (SHA-256 differs from manifest.json); run `dvc checkout`, "
+            "or delete the folder and run the stage propose again"
+        )
+    return files.read_parquet(path, columns)
+
+
+class ProposalCache:
+    """``cache[image_id]`` is the image's `Partition`; shards are read when first needed.
+
+    Raises:
+        SemiresError: the folder holds no proposals.
+        CorruptCacheError: the manifest or a shard is damaged; the text names it.
+    """
+
+    def __init__(self, folder: str | Path, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.folder = Path(folder)
+        manifest = self.folder / "manifest.json"
+        if not manifest.is_file():
+            raise SemiresError(f"{manifest}: no such file; run the stage propose for it first")
+        self.manifest: dict[str, Any] = _checked_manifest(manifest)
+        self._memory_bytes = memory_bytes
+        self._shards: OrderedDict[int, dict[int, bytes]] = OrderedDict()
+        self._sizes: dict[int, int] = {}
+        self._shard_of: dict[int, int] = {}
+        for index, shard in enumerate(self.manifest["shards"]):
+            ids = read_shard(self.folder / shard["file"], shard["sha256"], ["image_id"])["image_id"]
+            if len(ids) != shard["n"]:
+                raise CorruptCacheError(f"{manifest}: {shard['file']} holds {len(ids)} images")
+            self._shard_of.update(dict.fromkeys(ids.tolist(), index))
+        if len(self._shard_of) != self.manifest["n_images"]:
+            raise CorruptCacheError(f"{manifest}: lists {len(self._shard_of)} images")
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._shard_of
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._shard_of)
+
+    def __getitem__(self, image_id: int) -> Partition:
+        index = self._shard_of.get(int(image_id))
+        if index is None:
+            raise SemiresError(f"{self.folder}: has no proposals for image {image_id}")
+        try:
+            return Partition.from_bytes(self._partitions(index)[int(image_id)])
+        except CorruptCacheError as error:
+            name = self.manifest["shards"][index]["file"]
+            raise CorruptCacheError(f"{self.folder / name}: image {image_id}: {error}") from error
+
+    def _partitions(self, index: int) -> dict[int, bytes]:
+        """The compressed partitions of one shard; the least used shards leave when memory ends."""
+        if index in self._shards:
+            self._shards.move_to_end(index)
+            return self._shards[index]
+        shard = self.manifest["shards"][index]
+        table = read_shard(self.folder / shard["file"], shard["sha256"], ["image_id", "partition"])
+        found = dict(zip(table["image_id"].tolist(), table["partition"].tolist(), strict=True))
+        self._shards[index] = found
+        self._sizes[index] = sum(map(len, found.values()))
+        while len(self._shards) > 1 and sum(self._sizes.values()) > self._memory_bytes:
+            oldest, _ = self._shards.popitem(last=False)
+            del self._sizes[oldest]
+        return found
+
+
+def _checked_manifest(path: Path) -> dict[str, Any]:
+    manifest = files.read_json(path)
+    try:
+        if manifest["format"] != FORMAT:
+            raise CorruptCacheError(
+                f"{path}: format {manifest['format']}, this code reads {FORMAT}"
+            )
+        shards = manifest["shards"]
+        well_formed = isinstance(manifest["n_images"], int) and all(
+            isinstance(s["file"], str)
+            and Path(s["file"]).name == s["file"]
+            and isinstance(s["n"], int)
+            and isinstance(s["sha256"], str)
+            for s in shards
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise CorruptCacheError(f"{path}: not a manifest of proposals ({error!r})") from error
+    if not well_formed:
+        raise CorruptCacheError(f"{path}: not a manifest of proposals")
+    return dict(manifest)

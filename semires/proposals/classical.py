@@ -1,0 +1,42 @@
+"""Proposals without weights (the question of the paper's Table 8): Felzenszwalb at many scales.
+
+In: RGB uint8 (H,W,3); out: every distinct segment of every scale as a mask (N,H,W). On photos it
+follows edges and over-segments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import felzenszwalb
+
+from semires.config import FelzenszwalbSource
+from semires.proposals.automatic import Proposals
+
+
+class FelzenszwalbMasks:
+    """Segments of `skimage.segmentation.felzenszwalb` at each of ``scales``, equal ones once."""
+
+    def __init__(self, settings: FelzenszwalbSource) -> None:
+        self.settings = settings
+
+    def propose(self, image: NDArray[np.uint8]) -> Proposals:
+        """Masks in order of scale, then of label; they have no scores, hence NaN."""
+        pixels = image.astype(np.float64) / 255  # as integers scikit-image would not smooth alike
+        seen: dict[bytes, NDArray[np.bool_]] = {}
+        for scale in self.settings.scales:
+            labels = felzenszwalb(
+                pixels,
+                scale=scale,
+                sigma=self.settings.sigma,
+                min_size=self.settings.min_size_px,
+                channel_axis=-1,
+            )
+            masks = labels[None] == np.arange(labels.max() + 1)[:, None, None]
+            for key, mask in zip(
+                np.packbits(masks.reshape(len(masks), -1), axis=1), masks, strict=True
+            ):
+                seen.setdefault(key.tobytes(), mask)
+        masks = np.stack(list(seen.values()))
+        none = np.full(len(masks), np.nan, np.float32)
+        return Proposals(masks, none, none)

@@ -1,0 +1,294 @@
+"""Stage `propose`: one partition of proposals per image of a data set (paper 3.2), once.
+
+In: ``data/prepared/D/images.parquet``, the image files and a source; out: ``proposals/D/SOURCE``
+with Parquet shards, ``manifest.json`` and ``quality.json``. Finished shards survive an
+interruption in the work folder; the output is the same bytes whatever the number of processes,
+ranks or interruptions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from semires import files, layout
+from semires.config import Params
+from semires.errors import ConfigError, CorruptCacheError, DataError, Interrupted, SemiresError
+from semires.proposals.workers import Recipe, Task, process_count, segment
+
+if TYPE_CHECKING:
+    from semires.proposals.cache import Row
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the output and the images it holds, in the table's order."""
+
+    index: int
+    tasks: list[Task]
+
+    @property
+    def file(self) -> str:
+        """Its file name."""
+        return f"shard-{self.index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides the output, with the folder where it grows."""
+
+    dataset: str
+    source: str
+    recipe: Recipe
+    shards: list[Shard]
+    fingerprint: str
+    work: Path
+    processes: int
+
+
+def propose(params: Params, dataset: str, source: str) -> None:
+    """Make the proposals of ``dataset`` by the entry ``source`` of ``proposals.sources``.
+
+    Under torchrun the ranks share out the shards and rank 0 publishes.
+
+    Raises:
+        SemiresError: bad input, or another process makes the same proposals.
+        Interrupted: SIGINT or SIGTERM arrived; finished shards are kept.
+    """
+    job = _plan(params, dataset, source)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    what = f"the proposals of {dataset} by {source}"
+    if _is_published(job):
+        print(f"propose: {what} are there already, whole and from the same inputs")
+        return
+    with files.lock(job.work / f"rank{rank}.lock", what), _interruptible():
+        todo = [s for s in job.shards[rank::world] if not _is_finished(job, s, mend=True)]
+        _make(job, todo, total=sum(len(s.tasks) for s in job.shards[rank::world]), rank=rank)
+        if rank != 0:
+            return
+        while any(not _is_finished(job, shard) for shard in job.shards):
+            time.sleep(POLL_S)
+        _publish(job)
+    shutil.rmtree(job.work, ignore_errors=True)
+
+
+def _plan(params: Params, dataset: str, source: str) -> Job:
+    if dataset not in params.datasets:
+        raise ConfigError(f"datasets: has no {dataset!r}; it has {', '.join(params.datasets)}")
+    if source not in params.proposals.sources:
+        known = ", ".join(params.proposals.sources)
+        raise ConfigError(f"proposals.sources: has no {source!r}; it has {known}")
+    settings = params.proposals.sources[source]
+    images = Path(params.datasets[dataset].images)
+    tasks = _tasks(dataset, images)
+    per_shard = params.proposals.shard_images
+    shards = [
+        Shard(i, tasks[first : first + per_shard])
+        for i, first in enumerate(range(0, len(tasks), per_shard))
+    ]
+    fingerprint = _fingerprint(settings, tasks, images, per_shard)
+    return Job(
+        dataset=dataset,
+        source=source,
+        recipe=Recipe(settings, layout.SAM, images),
+        shards=shards,
+        fingerprint=fingerprint,
+        work=layout.work(f"propose-{dataset}-{source}", fingerprint),
+        processes=process_count(params),
+    )
+
+
+def _tasks(dataset: str, folder: Path) -> list[Task]:
+    table = files.read_parquet(
+        layout.prepared(dataset) / "images.parquet", ["image_id", "file_name", "height", "width"]
+    )
+    tasks = [
+        Task(int(row.image_id), str(row.file_name), int(row.height), int(row.width))
+        for row in table.itertuples(index=False)
+    ]
+    missing = [task.file_name for task in tasks if not (folder / task.file_name).is_file()]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(f"{folder}: {len(missing)} of {len(tasks)} images are missing: {shown}")
+    return tasks
+
+
+def _fingerprint(settings: Any, tasks: list[Task], folder: Path, per_shard: int) -> str:
+    """Of all that the output is made from; image files count by name and size."""
+    from semires.proposals.cache import FORMAT
+
+    made_from: dict[str, Any] = {
+        "format": FORMAT,
+        "source": settings.model_dump(),
+        "shard_images": per_shard,
+        "images": [
+            [t.image_id, t.file_name, t.height, t.width, (folder / t.file_name).stat().st_size]
+            for t in tasks
+        ],
+    }
+    if settings.kind == "segment_anything":
+        from semires.proposals.checkpoint import checkpoint_sha256
+
+        made_from["sam"] = checkpoint_sha256()
+    if settings.kind == "transformers" and Path(settings.model).is_dir():
+        made_from["model"] = files.sha256_tree(settings.model)
+    return files.fingerprint(made_from)
+
+
+def _make(job: Job, todo: list[Shard], total: int, rank: int) -> None:
+    """Make the shards ``todo``, each written as soon as its last image is done."""
+    from tqdm import tqdm
+
+    tasks = [task for shard in todo for task in shard.tasks]
+    if not tasks:
+        return
+    rows = segment(job.recipe, tasks, job.processes)
+    with (
+        contextlib.closing(rows),
+        tqdm(
+            total=total,
+            initial=total - len(tasks),
+            desc=f"propose {job.dataset} {job.source}",
+            unit="image",
+            disable=None if rank == 0 else True,
+        ) as bar,
+    ):
+        for shard in todo:
+            done: list[Row] = []
+            for _ in shard.tasks:
+                done.append(next(rows))
+                bar.update()
+            _write(job, shard, done)
+
+
+def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
+    from semires.proposals.cache import write_shard
+
+    sha256 = write_shard(job.work / shard.file, rows)
+    record = {
+        "file": shard.file,
+        "first": sum(len(s.tasks) for s in job.shards[: shard.index]),
+        "n": len(rows),
+        "sha256": sha256,
+        "n_proposals": sum(row.n for row in rows),
+    }
+    files.write_json(_record_path(job, shard), record)
+
+
+def _is_published(job: Job) -> bool:
+    """Whether the output is there already, made from the same inputs and undamaged."""
+    folder = layout.proposals(job.dataset, job.source)
+    try:
+        manifest = files.read_json(folder / "manifest.json")
+        return (folder / "quality.json").is_file() and (
+            manifest["fingerprint"] == job.fingerprint
+            and all(
+                files.sha256_file(folder / s["file"]) == s["sha256"] for s in manifest["shards"]
+            )
+        )
+    except (SemiresError, OSError, KeyError, TypeError):
+        return False
+
+
+def _record_path(job: Job, shard: Shard) -> Path:
+    return (job.work / shard.file).with_suffix(".json")
+
+
+def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
+    """Whether a shard lies whole in the work folder; ``mend`` moves a damaged one aside."""
+    path, record = job.work / shard.file, _record_path(job, shard)
+    if not (path.is_file() and record.is_file()):
+        return False
+    try:
+        if files.read_json(record)["sha256"] == files.sha256_file(path):
+            return True
+    except (CorruptCacheError, KeyError, TypeError):
+        pass
+    if mend:
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        record.unlink()
+        print(f"{path}: damaged since it was written; moved to {aside.name}, made again")
+    return False
+
+
+def _publish(job: Job) -> None:
+    """Move the finished shards with manifest and quality to ``proposals/D/SOURCE``, at once."""
+    from semires.proposals.cache import FORMAT, ProposalCache
+
+    records = [files.read_json(_record_path(job, shard)) for shard in job.shards]
+    n_images = sum(record["n"] for record in records)
+    n_proposals = sum(record.pop("n_proposals") for record in records)
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": job.fingerprint,
+        "dataset": job.dataset,
+        "source": job.source,
+        "params": job.recipe.settings.model_dump(),
+        "n_images": n_images,
+        "proposals_per_image": n_proposals / max(n_images, 1),
+        "shards": records,
+    }
+    with files.atomic_folder(layout.proposals(job.dataset, job.source)) as folder:
+        for record in records:
+            with files.atomic_path(folder / record["file"]) as path:
+                shutil.copyfile(job.work / record["file"], path)
+        files.write_json(folder / "manifest.json", manifest)
+        quality = _quality(job, ProposalCache(folder))
+        files.write_json(folder / "quality.json", quality)
+    _say(job, n_images, manifest["proposals_per_image"], quality)
+
+
+def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
+    from semires.proposals.quality import proposal_quality
+
+    path = layout.prepared(job.dataset) / "refs.parquet"
+    if not path.is_file():
+        return {}
+    refs = files.read_parquet(path, ["image_id", "split", "mask"])
+    refs = refs[refs["split"] == "val"]
+    return {"val": proposal_quality(cache, refs)} if len(refs) else {}
+
+
+def _say(job: Job, images: int, per_image: float, quality: dict[str, dict[str, float]]) -> None:
+    line = f"propose {job.dataset} {job.source}: {images} images, {per_image:.1f} proposals each"
+    if "val" in quality:
+        val = quality["val"]
+        line += f"; val: best IoU {val['best_iou']:.3f}, {100 * val['over_half']:.1f} % over 0.5"
+    print(line)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted`, which unwinds through every ``finally``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for each in before:  # once: a second signal must not cut the tidying short
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(
+            "propose: interrupted; finished shards are kept, the same command goes on from them",
+            128 + number,
+        )
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""How good proposals are: the best IoU that any of them reaches with each object (diagnostic).
+
+In: a `ProposalCache` and references with their ground-truth masks (COCO compressed RLE, (H,W));
+out: means over references. Nothing trains on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from semires.errors import DataError
+from semires.proposals.cache import ProposalCache
+from semires.proposals.partition import Partition
+
+
+def best_ious(partition: Partition, truths: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Largest IoU (R,) of any proposal with each of the R masks (R,H,W); 0 without proposals."""
+    members = np.asarray(partition.members, dtype=np.float64)
+    if len(members) == 0:
+        return np.zeros(len(truths))
+    atoms = np.asarray(partition.atoms).ravel()
+    n_atoms = members.shape[1]
+    areas = members @ np.bincount(atoms, minlength=n_atoms)
+    best = []
+    for truth in truths:
+        flat = truth.ravel()
+        common = members @ np.bincount(atoms[flat], minlength=n_atoms)
+        best.append((common / np.maximum(areas + flat.sum() - common, 1)).max())
+    return np.array(best, dtype=np.float64)
+
+
+def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, float]:
+    """Best IoU per object over ``refs`` (columns image_id, mask; at least one row).
+
+    Returns:
+        ``best_iou`` and ``over_half`` (share of objects over 0.5) in 0..1, and
+        ``proposals_per_image`` over the images of ``refs``.
+    """
+    best: list[float] = []
+    counts: list[int] = []
+    for image_id, group in refs.groupby("image_id", sort=False):
+        partition = cache[int(image_id)]
+        height, width = np.asarray(partition.atoms).shape
+        counts.append(len(partition.members))
+        truths = [_decode(counts_, height, width, int(image_id)) for counts_ in group["mask"]]
+        best.extend(best_ious(partition, np.stack(truths)).tolist())
+    values = np.array(best)
+    return {
+        "best_iou": float(values.mean()),
+        "over_half": float((values > 0.5).mean()),
+        "proposals_per_image": float(np.mean(counts)),
+    }
+
+
+def _decode(counts: str, height: int, width: int, image_id: int) -> NDArray[np.bool_]:
+    mask = coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")})
+    if mask.shape != (height, width):
+        raise DataError(f"image {image_id}: a mask of {mask.shape} for {height}x{width} proposals")
+    return np.asarray(mask, dtype=bool)

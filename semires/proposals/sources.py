@@ -1,0 +1,108 @@
+"""Where proposals come from (paper 3.2 and Table 8): a registry of sources by ``kind``.
+
+In: an RGB image uint8 (H,W,3); out: `Proposals`, N bool masks (N,H,W) with scores. A new source
+is a class with ``propose`` and one line in `SOURCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from semires import layout
+from semires.config import FelzenszwalbSource, SegmentAnythingSource, TransformersSource
+from semires.errors import DataError
+from semires.proposals.automatic import AutomaticMasks, Proposals
+
+MIN_SIDE = 8
+MAX_PIXELS = 4096 * 4096  # larger pictures are refused rather than exhausting memory
+
+
+class ProposalSource(Protocol):
+    """Anything that proposes masks for an image."""
+
+    def propose(self, image: NDArray[np.uint8]) -> Proposals:
+        """Masks (N,H,W) with scores for a uint8 RGB image (H,W,3)."""
+        ...
+
+
+def _segment_anything(settings: SegmentAnythingSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.checkpoint import load_sam
+
+    sam = load_sam(sam_folder).to(device())
+    return AutomaticMasks(sam, **settings.model_dump(exclude={"kind"}))
+
+
+def _transformers(settings: TransformersSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.hub import TransformersMasks
+
+    return TransformersMasks(settings, device())
+
+
+def _felzenszwalb(settings: FelzenszwalbSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.classical import FelzenszwalbMasks
+
+    return FelzenszwalbMasks(settings)
+
+
+SOURCES: dict[str, Callable[[Any, Path], ProposalSource]] = {
+    "segment_anything": _segment_anything,
+    "transformers": _transformers,
+    "felzenszwalb": _felzenszwalb,
+}
+
+
+def build_source(settings: Any, sam_folder: str | Path = layout.SAM) -> ProposalSource:
+    """The source that an entry of ``proposals.sources`` describes, ready to propose."""
+    return SOURCES[settings.kind](settings, Path(sam_folder))
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
+    """Grey (H,W), (H,W,1), RGB or RGBA uint8 to contiguous RGB uint8 (H,W,3).
+
+    Raises:
+        DataError: another type or shape, or a side below 8 pixels, which SAM cannot take.
+    """
+    if image.dtype != np.uint8:
+        raise DataError(f"{name}: pixels must be 0..255 as uint8, not {image.dtype}")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise DataError(f"{name}: shape {image.shape} is neither grey, RGB nor RGBA")
+    height, width, channels = image.shape
+    if min(height, width) < MIN_SIDE or height * width > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width}x{height} pixels; sides from {MIN_SIDE} and at most "
+            f"{MAX_PIXELS} pixels can be segmented"
+        )
+    rgb = np.repeat(image, 3, axis=2) if channels == 1 else image[:, :, :3]
+    return np.ascontiguousarray(rgb)
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Decode an image file to RGB uint8 (H,W,3).
+
+    Raises:
+        DataError: it is missing, damaged, too small or too large.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise DataError(f"{path}: {file.width}x{file.height} is over {MAX_PIXELS} pixels")
+            pixels = np.asarray(file.convert("RGB"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such image") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+    return as_rgb(pixels, str(path))
