@@ -1,0 +1,329 @@
+"""Published LAVT and SemiRES checkpoints (``.pth``), read without running anything in them.
+
+In: a file with ``model`` (backbone and classifier) and usually ``bert_model``, maybe with DDP's
+``module.`` prefix. Out: a :class:`LAVT` whose sizes are read off the tensors' shapes. The inverse
+naming, :func:`official_state`, writes our weights for the published code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from semires.config import Bert, Model, Swin
+from semires.errors import WeightsError
+from semires.models import swin as swin_ops
+from semires.models.lavt import LAVT, new_bert
+
+State = dict[str, torch.Tensor]
+
+# Published name -> ours, tried in order; `qkv` is split beforehand.
+_SWIN = (
+    (r"^patch_embed\.proj\.", r"swin.embeddings.patch_embeddings.projection."),
+    (r"^patch_embed\.norm\.", r"swin.embeddings.norm."),
+    (r"^absolute_pos_embed$", r"swin.embeddings.position_embeddings"),
+    (
+        r"^layers\.(\d)\.blocks\.(\d+)\.norm1\.",
+        r"swin.encoder.layers.\1.blocks.\2.layernorm_before.",
+    ),
+    (
+        r"^layers\.(\d)\.blocks\.(\d+)\.norm2\.",
+        r"swin.encoder.layers.\1.blocks.\2.layernorm_after.",
+    ),
+    (
+        r"^layers\.(\d)\.blocks\.(\d+)\.attn\.relative_position_bias_table$",
+        r"swin.encoder.layers.\1.blocks.\2.attention.relative_position_bias."
+        r"relative_position_bias_table",
+    ),
+    (
+        r"^layers\.(\d)\.blocks\.(\d+)\.attn\.proj\.",
+        r"swin.encoder.layers.\1.blocks.\2.attention.o_proj.",
+    ),
+    (
+        r"^layers\.(\d)\.blocks\.(\d+)\.attn\.([qkv])\.",
+        r"swin.encoder.layers.\1.blocks.\2.attention.\3_proj.",
+    ),
+    (r"^layers\.(\d)\.blocks\.(\d+)\.mlp\.", r"swin.encoder.layers.\1.blocks.\2.mlp."),
+    (r"^layers\.(\d)\.downsample\.", r"swin.encoder.layers.\1.downsample."),
+)
+_FUSION = (
+    (r"^layers\.(\d)\.fusion\.vis_project\.0\.", r"fusions.\1.visual."),
+    (
+        r"^layers\.(\d)\.fusion\.image_lang_att\.f_(query|key|value)\.0\.",
+        r"fusions.\1.attention.\2.",
+    ),
+    (r"^layers\.(\d)\.fusion\.image_lang_att\.W\.0\.", r"fusions.\1.attention.out."),
+    (r"^layers\.(\d)\.fusion\.project_mm\.0\.", r"fusions.\1.project."),
+    (r"^layers\.(\d)\.res_gate\.0\.", r"gates.\1.inner."),
+    (r"^layers\.(\d)\.res_gate\.2\.", r"gates.\1.outer."),
+    (r"^norm([0-3])\.", r"norms.\1."),
+)
+_DECODER = (
+    (r"^conv1_1\.", r"decoder.classifier."),
+    (r"^(conv|bn)([12])_([234])\.", r"decoder.merge\3.\1\2."),
+)  # fmt: skip
+_IGNORED = re.compile(
+    r"relative_position_index$|attn_mask$|position_ids$|^head\.|^norm\.|^pooler\."
+)
+
+
+def load_official_lavt(
+    path: str | Path, bert: nn.Module | None = None, fusion_heads: list[int] | None = None
+) -> LAVT:
+    """A LAVT in eval mode from a published LAVT or SemiRES checkpoint.
+
+    Args:
+        path: the ``.pth`` file.
+        bert: text encoder for a checkpoint without ``bert_model``; without either,
+            :meth:`LAVT.encode_text` refuses and :meth:`LAVT.segment` works.
+        fusion_heads: PWAM's heads, which leave no trace in shapes; by default the checkpoint's
+            ``args.mha`` if it has one, else 1 per stage, as published.
+
+    Raises:
+        WeightsError: missing, damaged, unsafe or no LAVT checkpoint; one line naming the file.
+    """
+    content = read_checkpoint(path)
+    where = str(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise WeightsError(f"{where}: no published LAVT checkpoint: it has no `model` weights")
+    published = _tensors(content["model"], where)
+    text = content.get("bert_model")
+    text_state = None if text is None else _text_state(_tensors(text, where))
+    heads = fusion_heads or _fusion_heads(content.get("args"), where)
+    try:
+        settings = _sizes(published, text_state, heads)
+        state = lavt_state(published)
+        if text_state is not None:
+            state |= {f"bert.{name}": value for name, value in text_state.items()}
+        model = _build(settings, text_state, state)
+    except (KeyError, IndexError, ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise WeightsError(
+            f"{where}: no published LAVT checkpoint: {type(error).__name__} {reason}"
+        ) from error
+    if text_state is None and bert is not None:
+        model.bert = bert
+    return model.eval()
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read a ``.pth`` with tensors, plain containers and `argparse.Namespace` only.
+
+    Raises:
+        WeightsError: missing, damaged, or it holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(
+            r"(?:GLOBAL|global|[Uu]nsupported \w+:?|class) `?([\w.]+\.[\w.]+)", str(error)
+        )
+        what = f"it wants to run {found[1]}" if found else "not a readable checkpoint"
+        raise WeightsError(
+            f"{path}: refused: {what}; only tensors, containers and argparse.Namespace are read"
+        ) from error
+    except MemoryError as error:
+        raise WeightsError(f"{path}: damaged or no PyTorch checkpoint (absurd sizes)") from error
+    # A damaged pickle can raise nearly anything from within torch's reader.
+    except (Exception, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({reason})") from error
+
+
+def _tensors(state: Any, where: str) -> State:
+    """A state dict without DDP's prefix.
+
+    Raises:
+        WeightsError: it holds anything but named tensors.
+    """
+    if not isinstance(state, dict):
+        raise WeightsError(f"{where}: no published LAVT checkpoint: weights are not a mapping")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise WeightsError(f"{where}: no published LAVT checkpoint: {name!r} is no tensor")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise WeightsError(f"{where}: no published LAVT checkpoint: {name} has no data")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _text_state(state: State) -> State:
+    """BERT's weights under transformers' present names, without the pooler."""
+    renamed = {
+        re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix("bert."))): v
+        for name, v in state.items()
+    }
+    return {name: v for name, v in renamed.items() if not _IGNORED.search(name)}
+
+
+def _fusion_heads(args: Any, where: str) -> list[int]:
+    """PWAM's heads from the training arguments: ``mha`` is like ``4-4-4-4`` or empty."""
+    text = str(getattr(args, "mha", "") or "") if args is not None else ""
+    try:
+        heads = [int(part) for part in text.split("-")] if text else [1, 1, 1, 1]
+    except ValueError as error:
+        raise WeightsError(f"{where}: args.mha is {text!r}, not like 1-1-1-1") from error
+    if len(heads) != 4 or min(heads) < 1:
+        raise WeightsError(f"{where}: args.mha is {text!r}, not four positive numbers")
+    return heads
+
+
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in rules:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return None
+
+
+def _split_qkv(state: State) -> State:
+    """``attn.qkv`` to ``attn.q``, ``attn.k``, ``attn.v``."""
+    out = {}
+    for name, value in state.items():
+        if ".attn.qkv." in name:
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                out[name.replace(".attn.qkv.", f".attn.{letter}.")] = part
+        else:
+            out[name] = value
+    return out
+
+
+def lavt_state(published: State) -> State:
+    """Published names and shapes of `model` to ours.
+
+    Raises:
+        KeyError: a name is none of LAVT's.
+    """
+    state = {}
+    for name, value in _split_qkv(published).items():
+        if _IGNORED.search(name):
+            continue
+        inner = name.removeprefix("backbone.").removeprefix("classifier.")
+        rules = _DECODER if name.startswith("classifier.") else _SWIN + _FUSION
+        ours = _rename(inner, rules)
+        if ours is None:
+            raise KeyError(name)
+        # Published 1x1 convolutions over tokens are linear layers here.
+        state[ours] = value.squeeze(-1) if ours.startswith("fusions.") else value
+    return state
+
+
+def swin_from_microsoft(content: Any, where: str) -> State:
+    """Swin's published weights (``{"model": {...}}``) under `SwinModel`'s names.
+
+    The published downsampling joins its four pixels in the order that transformers uses too.
+
+    Raises:
+        WeightsError: it holds no Swin.
+    """
+    inner = content.get("model", content) if isinstance(content, dict) else content
+    state = {}
+    for name, value in _split_qkv(_tensors(inner, where)).items():
+        if _IGNORED.search(name):
+            continue
+        ours = _rename(name.removeprefix("backbone."), _SWIN)
+        if ours is None:
+            raise WeightsError(f"{where}: no published Swin weights: unknown name {name!r}")
+        state[ours.removeprefix("swin.")] = value
+    if not state:
+        raise WeightsError(f"{where}: no published Swin weights: it is empty")
+    return state
+
+
+def _build(settings: Model, text: State | None, state: State) -> LAVT:
+    """A LAVT with the weights of ``state``.
+
+    It is first built without memory, so that a file with absurd shapes costs nothing.
+    """
+
+    def empty() -> LAVT:
+        bert = None if text is None else _new_bert(settings.bert, text)
+        return LAVT(
+            swin_ops.new_swin(settings.swin), bert, settings.bert.hidden_size,
+            settings.fusion_heads, settings.fusion_dropout, settings.decoder_width,
+        )  # fmt: skip
+
+    with torch.device("meta"):
+        check_fit(empty(), state)
+    model = empty()
+    model.load_state_dict(state)
+    return model
+
+
+def _new_bert(settings: Bert, text: State) -> nn.Module:
+    vocab_size = len(text["embeddings.word_embeddings.weight"])
+    positions = len(text["embeddings.position_embeddings.weight"])
+    return new_bert(settings, vocab_size, positions)
+
+
+def check_fit(model: nn.Module, state: State) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        ValueError: one is missing, unknown or of another shape.
+    """
+    wanted = model.state_dict()
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing = [name for name in wanted if name not in state]
+    foreign = [name for name in state if name not in wanted]
+    for what, names in (("wrong shape", wrong), ("missing", missing), ("unknown", foreign)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{what}: {names[0]}{more}")
+
+
+def _sizes(published: State, text: State | None, heads: list[int]) -> Model:
+    """All of `model`'s parameters, read off shapes."""
+    patch = published["backbone.patch_embed.proj.weight"]
+    blocks = {
+        (int(m[1]), int(m[2]))
+        for m in (re.match(r"backbone\.layers\.(\d)\.blocks\.(\d+)\.", n) for n in published)
+        if m
+    }
+    first = [f"backbone.layers.{i}.blocks.0." for i in range(4)]
+    tables = [published[f"{prefix}attn.relative_position_bias_table"] for prefix in first]
+    ratio = len(published[f"{first[0]}mlp.fc1.weight"]) / len(patch)
+    positions = published.get("backbone.absolute_pos_embed")
+    swin = Swin(
+        pretrained=None,
+        patch_size=patch.shape[-1],
+        embed_dim=len(patch),
+        depths=[sum(stage == i for stage, _ in blocks) for i in range(4)],
+        num_heads=[table.shape[1] for table in tables],
+        window_size=(round(len(tables[0]) ** 0.5) + 1) // 2,
+        mlp_ratio=ratio,
+        drop_path_rate=0.0,
+        absolute_embeddings=positions is not None,
+        **({} if positions is None else {"position_grid": round(positions.shape[1] ** 0.5)}),
+    )
+    text_dim = published["backbone.layers.0.fusion.image_lang_att.f_key.0.weight"].shape[1]
+    width = len(published["classifier.conv1_4.weight"])
+    return Model(
+        name="lavt", swin=swin, bert=_bert_sizes(text, text_dim), fusion_heads=heads,
+        fusion_dropout=0.0, decoder_width=width,
+    )  # fmt: skip
+
+
+def _bert_sizes(text: State | None, text_dim: int) -> Bert:
+    """BERT's sizes. Heads have 64 channels in every published BERT."""
+    layers, inner = 1, 1
+    if text is not None:
+        layers = len({n.split(".")[2] for n in text if n.startswith("encoder.layer.")})
+        inner = len(text["encoder.layer.0.intermediate.dense.weight"])
+    return Bert(
+        pretrained=None, vocabulary=None, hidden_size=text_dim, num_layers=layers,
+        num_heads=max(1, text_dim // 64), intermediate_size=inner, dropout=0.1,
+    )  # fmt: skip

@@ -1,0 +1,216 @@
+"""Pretrained parts of a model and what the optimizer does with its parameters.
+
+Swin comes from a safetensors file of ours, from Swin's published ``.pth``, from a local folder or a
+hub id; BERT from a folder or a hub id. Relative position tables of another window are resized
+(bicubic) as the published LAVT does. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from semires.config import Model
+from semires.errors import WeightsError
+from semires.models.lavt import LAVT
+from semires.models.official import read_checkpoint, swin_from_microsoft
+from semires.models.sources import hub_error, shipped
+from semires.models.text import Tokenizer
+
+State = dict[str, torch.Tensor]
+TABLE = "relative_position_bias_table"
+
+
+def pretrained_lavt(model: Model, tokenizer: Tokenizer, pretrained: bool = True) -> LAVT:
+    """A LAVT whose Swin and BERT are loaded where ``model`` says so.
+
+    Raises:
+        WeightsError: they are missing, damaged or of other sizes than ``model`` says.
+    """
+    lavt = LAVT.from_config(model, tokenizer.vocab_size)
+    if pretrained and model.swin.pretrained is not None:
+        load_swin(lavt.swin, model.swin.pretrained)
+    if pretrained and model.bert.pretrained is not None:
+        load_bert(lavt.bert, model.bert.pretrained)
+    return lavt
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load ``model.safetensors`` of a run into a model of the same sizes.
+
+    Where a SHA-256 stands beside the file (``model.safetensors.sha256``), it is verified.
+
+    Raises:
+        WeightsError: missing, damaged, or of other sizes; the text names the file.
+    """
+    path = Path(path)
+    verify_sha256(path)
+    _load_state(model, read_safetensors(path), str(path))
+
+
+def verify_sha256(path: Path) -> None:
+    """Compare a file with the digest beside it, if there is one.
+
+    Raises:
+        WeightsError: they differ.
+    """
+    from semires.files import sha256_file
+
+    beside = path.with_name(path.name + ".sha256")
+    if path.is_file() and beside.is_file():
+        words = beside.read_text(encoding="utf-8", errors="replace").split()
+        if not words or words[0] != sha256_file(path):
+            raise WeightsError(
+                f"{path}: its SHA-256 is not the one in {beside.name}; the file is damaged, "
+                "run the stage that makes it again"
+            )
+
+
+def read_safetensors(path: str | Path) -> State:
+    """All tensors of a safetensors file.
+
+    Raises:
+        WeightsError: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path}: damaged or no safetensors file ({first})") from error
+
+
+def load_swin(swin: Any, source: str) -> None:
+    """Load pretrained weights into a `SwinModel` in place.
+
+    Raises:
+        WeightsError: they cannot be had, or have other sizes than the model.
+    """
+    path = shipped(source)
+    if path.suffix == ".safetensors":
+        state = read_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        state = swin_from_microsoft(read_checkpoint(path), str(path))
+    else:
+        state = _swin_from_hub(source, path)
+    if hasattr(swin, "layernorm") and isinstance(swin.layernorm, nn.Identity):
+        state = {k: v for k, v in state.items() if not k.startswith("layernorm.")}
+    _load_state(swin, fit_tables(state, swin.state_dict()), f"model.swin.pretrained: {source}")
+
+
+def _swin_from_hub(source: str, path: Path) -> State:
+    from transformers import SwinModel
+
+    try:
+        model = SwinModel.from_pretrained(
+            str(path if path.is_dir() else source), add_pooling_layer=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise hub_error(source, "a Swin", "model.swin.pretrained", error) from error
+    return dict(model.state_dict())
+
+
+def load_bert(bert: Any, source: str) -> None:
+    """Load pretrained weights into a `BertModel` in place.
+
+    Raises:
+        WeightsError: they cannot be had, or have other sizes than the model.
+    """
+    from transformers import BertModel
+
+    path = shipped(source)
+    try:
+        model = BertModel.from_pretrained(
+            str(path if path.is_dir() else source), add_pooling_layer=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise hub_error(source, "a BERT", "model.bert.pretrained", error) from error
+    _load_state(bert, dict(model.state_dict()), f"model.bert.pretrained: {source}")
+
+
+def fit_tables(state: State, wanted: State) -> State:
+    """Resize position tables of another window or grid to the wanted one.
+
+    Relative tables are ((2w-1)^2, heads), absolute positions (1, side^2, C); both bicubic.
+    """
+    fitted = {}
+    for name, value in state.items():
+        target = wanted.get(name)
+        if target is not None and target.shape != value.shape:
+            if name.endswith(TABLE) and target.shape[1:] == value.shape[1:]:
+                value = resize_square(value, len(target))
+            elif name.endswith("position_embeddings") and target.shape[2:] == value.shape[2:]:
+                value = resize_square(value[0], target.shape[1])[None]
+        fitted[name] = value
+    return fitted
+
+
+def resize_square(table: torch.Tensor, count: int) -> torch.Tensor:
+    """A square grid of rows (n^2, C) to (count, C), bicubic; ``count`` is a square too."""
+    old, new = round(len(table) ** 0.5), round(count**0.5)
+    grid = table.float().T.view(1, -1, old, old)
+    resized = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return resized.view(-1, new * new).T.contiguous()
+
+
+def _load_state(module: nn.Module, state: State, where: str) -> None:
+    wanted = module.state_dict()
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing = [name for name in wanted if name not in state]
+    foreign = [name for name in state if name not in wanted]
+    for what, names in (("wrong shape", wrong), ("missing", missing), ("unknown", foreign)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise WeightsError(
+                f"{where}: does not fit this model: {what}: {names[0]}{more}; "
+                "the sizes in `model` must be those of the file"
+            )
+    module.load_state_dict(state)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, bert_layers_trained: int
+) -> list[dict[str, Any]]:
+    """AdamW's parameter groups as published; freezes what the published code leaves untouched.
+
+    No decay on the backbone's norm layers and position tables. Of BERT only the first
+    ``bert_layers_trained`` layers train; its embeddings and later layers are frozen. A model
+    without Swin and BERT gets two groups by the same rule of names.
+
+    Returns:
+        Groups with decay and without, in the order of the model's parameters.
+    """
+    bert = getattr(model, "bert", None)
+    if bert is not None:
+        bert.requires_grad_(False)
+        bert.encoder.layer[:bert_layers_trained].requires_grad_(True)
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (rest if _undecayed(name) else decay).append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _undecayed(name: str) -> bool:
+    in_backbone = re.match(r"(swin|norms|fusions|gates)\b", name) is not None
+    return (
+        in_backbone and re.search(r"norm|relative_position_bias|position_embed", name) is not None
+    )

@@ -1,0 +1,109 @@
+"""Expressions to BERT's tokens: int64 ids and mask (B,L), padded with zeros to a fixed length.
+
+The vocabulary comes from a BERT file (one token a line), a local folder or a hub id. Unlike the
+published code, which cuts ids off and loses [SEP], truncation keeps [CLS] and [SEP].
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semires.config import Bert
+from semires.errors import WeightsError
+from semires.models.sources import hub_error, shipped
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokenizer:
+    """transformers' `BertTokenizer` with the project's conventions.
+
+    Attributes:
+        vocab_size: number of tokens of the vocabulary.
+        truncated: expressions that :meth:`encode` has cut so far.
+
+    Args:
+        source: a vocabulary file, a local folder or a hub id.
+
+    Raises:
+        WeightsError: there is no such file or it is no BERT vocabulary.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork
+        self._tokenizer: Any = _load(source)
+        self.vocab_size = len(self._tokenizer)
+        self.truncated = 0
+
+    @classmethod
+    def from_config(cls, bert: Bert) -> Tokenizer:
+        """The tokenizer of ``model.bert``: ``vocabulary`` if given, else ``pretrained``'s own.
+
+        Raises:
+            WeightsError: neither is given, or there is nothing to read.
+        """
+        source = bert.vocabulary or bert.pretrained
+        if source is None:
+            raise WeightsError("model.bert: give `vocabulary` or `pretrained`, both are null")
+        return cls(source)
+
+    def encode(self, texts: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and attention mask, int64 (B,max_tokens); adds to :attr:`truncated`.
+
+        [CLS] and [SEP] count as tokens. An empty expression is [CLS] [SEP].
+        """
+        ids = torch.zeros(len(texts), max_tokens, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(self._tokenize(texts)):
+            if len(tokens) > max_tokens:
+                self.truncated += 1
+                tokens = [*tokens[: max_tokens - 1], tokens[-1]]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self._tokenizer(  # type: ignore[no-any-return]
+            texts, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+
+
+def _load(source: str | Path) -> Any:
+    from transformers import BertTokenizer
+
+    path = shipped(source)
+    if path.is_file():
+        return BertTokenizer(vocab=_read_vocabulary(path), do_lower_case=True)
+    if path.suffix == ".txt":
+        raise WeightsError(f"{path}: no such vocabulary file (model.bert.vocabulary)")
+    try:
+        return BertTokenizer.from_pretrained(str(path if path.is_dir() else source))
+    except (OSError, ValueError) as error:
+        raise hub_error(source, "a BERT vocabulary", "model.bert.vocabulary", error) from error
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    """A vocabulary file's tokens by line number.
+
+    Raises:
+        WeightsError: not UTF-8, a special token is missing, [PAD] is not first, or a token doubles.
+    """
+    try:
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: not a BERT vocabulary file ({error})") from error
+    tokens = [token.removesuffix("\r") for token in tokens]
+    missing = [token for token in SPECIAL if token not in tokens]
+    if missing:
+        raise WeightsError(f"{path}: not a BERT vocabulary file: it lacks {', '.join(missing)}")
+    if tokens[0] != "[PAD]":
+        raise WeightsError(f"{path}: not a BERT vocabulary file: its first line must be [PAD]")
+    if len(set(tokens)) < len(tokens):
+        raise WeightsError(f"{path}: not a BERT vocabulary file: a token stands there twice")
+    return {token: index for index, token in enumerate(tokens)}
