@@ -142,6 +142,7 @@ class Swin(Section):
     mlp_ratio: PositiveFloat
     drop_path_rate: Unit
     absolute_embeddings: bool
+    position_grid: Positive = 16  # side of the grid of absolute positions, patches
 
 
 class Bert(Section):

@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         self.merge3 = Merge(width, dims[1], width)
         self.merge2 = Merge(width, dims[0], width)
         self.classifier = nn.Conv2d(width, 2, 1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Maps, finest first, to logits (B,2,H_1,W_1)."""

@@ -54,8 +54,8 @@ class LAVT(nn.Module):
 
     def __init__(
         self,
-        swin: nn.Module,
-        bert: nn.Module | None,
+        swin: Any,
+        bert: Any,
         text_dim: int,
         fusion_heads: list[int],
         fusion_dropout: float = 0.0,
@@ -64,7 +64,7 @@ class LAVT(nn.Module):
         super().__init__()
         self.swin: Any = swin
         self.bert: Any = bert
-        dims = [self.swin.config.embed_dim * 2**i for i in range(4)]
+        dims = [swin.config.embed_dim * 2**i for i in range(4)]
         self.fusions = nn.ModuleList(
             PWAM(dim, text_dim, heads, fusion_dropout)
             for dim, heads in zip(dims, fusion_heads, strict=True)
@@ -73,7 +73,7 @@ class LAVT(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, decoder_width)
         # SwinModel's final norm and the last gate feed nothing: trained, they would stall DDP.
-        self.swin.layernorm = nn.Identity()
+        swin.layernorm = nn.Identity()
         self.gates[3].requires_grad_(False)
         self.grad_checkpointing = False
         self.text_is_pretrained = False

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from semires.config import Model
 from semires.errors import WeightsError
 from semires.models.lavt import LAVT
-from semires.models.official import read_checkpoint, swin_from_microsoft
+from semires.models.official import check_fit, read_checkpoint, swin_from_microsoft
 from semires.models.sources import hub_error, shipped
 from semires.models.text import Tokenizer
 
@@ -33,6 +33,7 @@ def pretrained_lavt(model: Model, tokenizer: Tokenizer, pretrained: bool = True)
         WeightsError: they are missing, damaged or of other sizes than ``model`` says.
     """
     lavt = LAVT.from_config(model, tokenizer.vocab_size)
+    lavt.text_is_pretrained = model.bert.pretrained is not None
     if pretrained and model.swin.pretrained is not None:
         load_swin(lavt.swin, model.swin.pretrained)
     if pretrained and model.bert.pretrained is not None:
@@ -164,21 +165,12 @@ def resize_square(table: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _load_state(module: nn.Module, state: State, where: str) -> None:
-    wanted = module.state_dict()
-    wrong = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    missing = [name for name in wanted if name not in state]
-    foreign = [name for name in state if name not in wanted]
-    for what, names in (("wrong shape", wrong), ("missing", missing), ("unknown", foreign)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise WeightsError(
-                f"{where}: does not fit this model: {what}: {names[0]}{more}; "
-                "the sizes in `model` must be those of the file"
-            )
+    try:
+        check_fit(module, state)
+    except ValueError as error:
+        raise WeightsError(
+            f"{where}: does not fit this model: {error}; `model` must have the file's sizes"
+        ) from None
     module.load_state_dict(state)
 
 
@@ -187,18 +179,20 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """AdamW's parameter groups as published; freezes what the published code leaves untouched.
 
-    No decay on the backbone's norm layers and position tables. Of BERT only the first
-    ``bert_layers_trained`` layers train; its embeddings and later layers are frozen. A model
-    without Swin and BERT gets two groups by the same rule of names.
+    No decay on the backbone's norm layers and position tables. Of BERT the first
+    ``bert_layers_trained`` layers train; later ones are frozen, and its embeddings too where they
+    are pretrained (random ones, frozen, would never learn a word).
 
     Returns:
         Groups with decay and without, in the order of the model's parameters.
     """
     bert = getattr(model, "bert", None)
     if bert is not None:
-        bert.requires_grad_(False)
+        bert.embeddings.requires_grad_(not getattr(model, "text_is_pretrained", True))
         bert.encoder.layer[:bert_layers_trained].requires_grad_(True)
-    decay, rest = [], []
+        bert.encoder.layer[bert_layers_trained:].requires_grad_(False)
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (rest if _undecayed(name) else decay).append(parameter)

@@ -12,7 +12,6 @@ import functools
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from semires.config import Swin
@@ -20,7 +19,7 @@ from semires.config import Swin
 Grid = tuple[int, int]
 
 
-def new_swin(settings: Swin) -> nn.Module:
+def new_swin(settings: Swin) -> Any:
     """A `SwinModel` of the given sizes with random weights."""
     from transformers import SwinConfig, SwinModel
 
@@ -51,7 +50,8 @@ def embed(swin: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
     tokens = embeddings.norm(tokens)
     if embeddings.position_embeddings is not None:
         tokens = tokens + resize_positions(embeddings.position_embeddings, grid)
-    return embeddings.dropout(tokens), grid
+    tokens = embeddings.dropout(tokens)
+    return tokens, grid
 
 
 def resize_positions(positions: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -59,7 +59,7 @@ def resize_positions(positions: torch.Tensor, grid: Grid) -> torch.Tensor:
     side = int(positions.shape[1] ** 0.5)
     if grid == (side, side):
         return positions
-    square = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    square = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
     return resized.flatten(2).transpose(1, 2)
 
@@ -75,8 +75,8 @@ def run_block(block: Any, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Window attention and MLP, each with its residual."""
     attended = window_attention(block, block.layernorm_before(tokens), grid)
     tokens = tokens + block.drop_path(attended)
-    mlp = block.mlp(block.layernorm_after(tokens))
-    return tokens + block.drop_path(mlp)
+    out: torch.Tensor = tokens + block.drop_path(block.mlp(block.layernorm_after(tokens)))
+    return out
 
 
 def window_attention(block: Any, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -108,7 +108,7 @@ def _attend(
     """Multi-head self-attention in each window; (B*rows*columns, side^2, C)."""
     heads = attention.num_attention_heads
     query, key, value = (
-        layer(windows).unflatten(-1, (heads, -1)).transpose(1, 2)
+        layer(windows).view(*windows.shape[:2], heads, -1).transpose(1, 2)
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     bias = position_bias(attention.relative_position_bias)
@@ -125,7 +125,7 @@ def _attend(
 
 
 def position_bias(table: Any) -> torch.Tensor:
-    """Relative position bias (1, heads, side^2, side^2); an embedding's backward beats indexing's."""
+    """Relative position bias (1, heads, side^2, side^2)."""
     area = table.window_area
     bias = F.embedding(table.relative_position_index, table.relative_position_bias_table)
     return bias.view(area, area, -1).permute(2, 0, 1).unsqueeze(0)
