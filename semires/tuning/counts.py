@@ -1,0 +1,259 @@
+"""Pseudo-labels of val references reduced to counts per atom: all that a threshold search needs.
+
+In: the burn-in teacher's hard pseudo-label ``c`` and the ground truth ``g`` of each reference, bool
+(H,W), and its image's Partition at the same size. Out: for every atom its area and how many pixels
+of ``c`` and of ``g`` lie in it, packed flat over all references, and each image's membership
+matrix. Made once per teacher and proposals, then kept in the work folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semires import layout
+from semires.errors import CorruptCacheError, DataError
+from semires.files import fingerprint, read_json, sha256_bytes, sha256_file, write_bytes
+
+if TYPE_CHECKING:
+    from semires.config import Params
+    from semires.layout import Cell
+    from semires.proposals.partition import Partition
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+FORMAT = 1  # raised when the content of the cached file changes its meaning
+DIGEST_BYTES = 64
+
+
+class PseudoLabel(NamedTuple):
+    """One expression's pseudo-label and ground truth, bool (H,W), H and W those of the model."""
+
+    ref_id: int
+    image_id: int
+    sentence: int
+    label: Bools
+    truth: Bools
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of R pseudo-labels on I images, packed flat.
+
+    Attributes:
+        ref_ids: (R,) int64; ``image_ids`` and ``sentences`` (R,) likewise.
+        image_index: (R,) which of the I images.
+        overlaps: (R,) pixels in both the pseudo-label and the ground truth.
+        offsets: (R+1,) where each reference's atoms begin in the next three.
+        area: pixels of every atom; ``label`` those of the pseudo-label in it, ``truth`` those of
+            the ground truth.
+        shapes: (I,2) proposals and atoms of every image.
+        bits: all membership matrices in turn, row by row, eight to a byte.
+    """
+
+    ref_ids: Ints
+    image_ids: Ints
+    sentences: Ints
+    image_index: Ints
+    overlaps: Ints
+    offsets: Ints
+    area: Ints
+    label: Ints
+    truth: Ints
+    shapes: Ints
+    bits: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.ref_ids)
+
+    def members(self) -> list[Bools]:
+        """The membership matrix, bool (N, n_atoms), of each of the I images."""
+        sizes = (self.shapes[:, 0] * self.shapes[:, 1] + 7) // 8
+        ends = np.cumsum(sizes)
+        return [
+            np.unpackbits(self.bits[end - size : end], count=int(n * atoms))
+            .reshape(int(n), int(atoms))
+            .astype(bool)
+            for end, size, (n, atoms) in zip(ends, sizes, self.shapes, strict=True)
+        ]
+
+
+def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | Any) -> Counts:
+    """Count atoms over all pseudo-labels.
+
+    Args:
+        labels: pseudo-labels; each of an image's shape is that of its resized partition.
+        partitions: image id to Partition (a dict or a ProposalCache), at any size.
+
+    Raises:
+        DataError: there is no pseudo-label.
+    """
+    images: dict[int, int] = {}
+    shapes: list[tuple[int, int]] = []
+    bits: list[NDArray[np.uint8]] = []
+    rows: list[tuple[int, int, int, int, int]] = []
+    numbers: list[tuple[Ints, Ints, Ints]] = []
+
+    @functools.lru_cache(maxsize=64)  # an image's references stand close together
+    def geometry(image_id: int, height: int, width: int) -> tuple[Ints, Ints]:
+        """Atom of every pixel, and the atoms' areas; members are kept at the first call."""
+        partition = partitions[image_id].resize(height, width)
+        members = np.asarray(partition.members, dtype=bool)
+        if image_id not in images:
+            images[image_id] = len(images)
+            shapes.append((members.shape[0], members.shape[1]))
+            bits.append(np.packbits(members))
+        atoms = np.asarray(partition.atoms, dtype=np.int64).ravel()
+        return atoms, np.bincount(atoms, minlength=members.shape[1])
+
+    for item in labels:
+        atoms, area = geometry(item.image_id, *item.label.shape)
+        inside = [np.bincount(atoms[mask.ravel()], minlength=len(area)) for mask in item[3:5]]
+        overlap = int(np.count_nonzero(item.label & item.truth))
+        rows.append((item.ref_id, item.image_id, item.sentence, images[item.image_id], overlap))
+        numbers.append((area, inside[0], inside[1]))
+    if not rows:
+        raise DataError("no val reference to count: the threshold search needs a val split")
+    refs = np.asarray(rows, dtype=np.int64).T.copy()
+    area, label, truth = (
+        np.concatenate(part).astype(np.int64) for part in zip(*numbers, strict=True)
+    )
+    return Counts(
+        ref_ids=refs[0],
+        image_ids=refs[1],
+        sentences=refs[2],
+        image_index=refs[3],
+        overlaps=refs[4],
+        offsets=np.cumsum([0, *(len(part[0]) for part in numbers)], dtype=np.int64),
+        area=area,
+        label=label,
+        truth=truth,
+        shapes=np.asarray(shapes, dtype=np.int64),
+        bits=np.concatenate(bits),
+    )
+
+
+def save(counts: Counts, path: Path, key: str) -> None:
+    """Write counts whole or not at all, with a digest that covers them and their key."""
+    buffer = io.BytesIO()
+    arrays = {field.name: getattr(counts, field.name) for field in fields(counts)}
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    data = buffer.getvalue()
+    write_bytes(path, sha256_bytes(key.encode() + data).encode() + data)
+
+
+def load(path: Path, key: str) -> Counts:
+    """Read counts.
+
+    Raises:
+        CorruptCacheError: the file is damaged or was made from something else.
+    """
+    content = path.read_bytes()
+    digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if sha256_bytes(key.encode() + data).encode() != digest:
+        raise CorruptCacheError(f"{path}: damaged counts")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return Counts(**{field.name: arrays[field.name] for field in fields(Counts)})
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise CorruptCacheError(f"{path}: damaged counts ({error})") from error
+
+
+def cached(path: Path, key: str, make: Callable[[], Counts]) -> Counts:
+    """The counts kept in ``path``, or new ones where there are none or they are damaged."""
+    if path.exists():
+        try:
+            return load(path, key)
+        except CorruptCacheError as error:
+            print(f"{error}; counting again")
+    counts = make()
+    save(counts, path, key)
+    return counts
+
+
+def sources(params: Params, cell: Cell) -> dict[str, Any]:
+    """What the counts are made from: teacher, proposals, data and the size of the model's image.
+
+    Raises:
+        SemiresError: the burn-in or the proposals are missing; the text names the file.
+    """
+    burn_in = layout.Cell(cell.dataset, cell.fraction, "supervised", cell.seed).folder
+    teacher = burn_in / "model.safetensors"
+    if not teacher.is_file():
+        raise DataError(f"{teacher}: no such file; run the burn-in of {burn_in} first")
+    folder = layout.proposals(cell.dataset, layout.source_of(params, cell))
+    tables = sorted(layout.prepared(cell.dataset).glob("*.parquet"))
+    return {
+        "teacher": sha256_file(teacher),
+        "proposals": str(read_json(folder / "manifest.json")["fingerprint"]),
+        "data": fingerprint([sha256_file(path) for path in tables]),
+        "sample": [params.data.model_dump(), params.model.model_dump()],
+        "format": FORMAT,
+    }
+
+
+def counts_of(params: Params, cell: Cell) -> Counts:
+    """The counts of a cell's val references, from the cache or made by its burn-in teacher."""
+    from semires.proposals.cache import ProposalCache
+
+    key = fingerprint(sources(params, cell))
+    parts = cell.folder.parts
+    name = "-".join(["counts", parts[1], parts[2], layout.source_of(params, cell), parts[4]])
+    folder = layout.proposals(cell.dataset, layout.source_of(params, cell))
+    path = layout.work(name, key) / "counts.npz"
+    return cached(path, key, lambda: count(pseudo_labels(params, cell), ProposalCache(folder)))
+
+
+def pseudo_labels(params: Params, cell: Cell) -> Iterator[PseudoLabel]:
+    """The burn-in teacher's hard pseudo-labels of val: the first expression of each reference.
+
+    The unit is the reference, counted once, as in the paper's Figure 6.
+    """
+    from tqdm import tqdm
+
+    from semires.evaluation.evaluate import predict_masks
+    from semires.models.pretrained import load_weights
+    from semires.training.task import Task
+
+    task = Task(params, cell, ("data", "model"))
+    dataset = task.dataset(task.tables.part("val"))
+    teacher = task.build_model()
+    load_weights(teacher, task.burn_in_folder / "model.safetensors")
+    chosen = [int(i) for i in np.flatnonzero(dataset.sentence_of == 0)]
+    refs = dataset.refs
+    batches = predict_masks(
+        teacher, dataset, params.evaluation.batch_size, task.group.device, chosen
+    )
+    with tqdm(total=len(chosen), desc="pseudo-labels", unit="ref", disable=None) as bar:
+        for batch, logits in batches:
+            labels = logits.argmax(1).bool().cpu().numpy()
+            truths = batch["mask"].bool().cpu().numpy()
+            for sample, label, truth in zip(batch["sample"], labels, truths, strict=True):
+                row = refs.iloc[int(dataset.ref_of[sample])]
+                yield PseudoLabel(int(row["ref_id"]), int(row["image_id"]), 0, label, truth)
+            bar.update(len(labels))
+
+
+def halves(image_ids: Ints, seed: int) -> tuple[Bools, Bools]:
+    """Masks (R,) of the references of either half of the images, drawn by seed.
+
+    The first half, with the odd image, is what trials see; the other one is held out.
+
+    Raises:
+        DataError: there are fewer than two images.
+    """
+    images = np.unique(image_ids)
+    if len(images) < 2:
+        raise DataError("the threshold search halves the val images: it needs at least two")
+    drawn = np.random.default_rng(seed).permutation(images)
+    first = np.isin(image_ids, drawn[: (len(images) + 1) // 2])
+    return first, ~first

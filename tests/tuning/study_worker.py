@@ -1,0 +1,64 @@
+"""Runs one study in a process of its own: `study_worker.py URL TOTAL PATH [--slow] [--sampler S]`."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from semires.layout import Cell
+from semires.tuning import study as studies
+from semires.tuning.objective import Axis, CpiTable, Labels, suggest, summarise
+from semires.tuning.storage import open_gate
+
+CELL = Cell("demo", 1.0, "cpi", 0)
+AXES = {"threshold_u": Axis(0, 1, 0.7), "threshold_o": Axis(0, 1, 0.7)}
+
+
+def make_table(refs: int = 60, atoms: int = 12) -> CpiTable:
+    rng = np.random.default_rng(5)
+    area = rng.integers(1, 50, refs * atoms)
+    truth = rng.binomial(area, rng.beta(0.3, 0.3, refs * atoms))
+    label = rng.integers(100, 300, refs)
+    total = truth.reshape(refs, atoms).sum(1) + rng.integers(0, 40, refs)
+    labels = Labels(np.arange(refs) // 3, label, total, np.minimum(label, total) // 2)
+    scores = [np.clip(truth / area + rng.normal(0, 0.2, refs * atoms), 0.01, 1) for _ in "uo"]
+    return CpiTable(labels, np.arange(refs + 1) * atoms, *scores, area, truth)
+
+
+def make_search(url: str, total: int, sampler: str = "tpe", explicit: bool = True, **made_from):
+    identity = {"sampler": sampler}
+    first = ({"threshold_u": 0.7, "threshold_o": 0.7},)
+    made_from = {"teacher": "t" * 64, "data": "d" * 64, **made_from}
+    return studies.Search(CELL, AXES, sampler, 0, total, url, explicit, made_from, identity, first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("total", type=int)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--sampler", default="tpe")
+    options = parser.parse_args()
+    table = make_table()
+
+    def objective(trial) -> float:
+        values = suggest(trial, AXES)
+        with open(options.log, "a") as file:
+            file.write(json.dumps([os.getpid(), trial.number, values]) + "\n")
+        if options.slow:
+            time.sleep(0.15)
+        return summarise(table.outcome(values), table.labels)["oIoU"]
+
+    search = make_search(options.url, options.total, options.sampler)
+    study = studies.open_study(search)
+    gate = open_gate(search.url, search.name)
+    run = studies.run_trials if options.slow else studies.run_batches
+    run(study, gate, objective, options.total)
+
+
+if __name__ == "__main__":
+    main()
