@@ -3,7 +3,7 @@
 In: one RGB image (H,W,3) uint8 and a `segment_anything` model; out: bool masks (N,H,W) with SAM's
 predicted IoU and stability (N,). Every step does the arithmetic of `SamAutomaticMaskGenerator`
 bit for bit, but in another order: what does not depend on the point is computed once, points
-whose three masks all fail the predicted IoU are dropped before their masks are made, the rest is
+whose masks all fail the predicted IoU are dropped before their masks are made, the rest is
 enlarged in small blocks, and run-lengths are never made. B points, K masks, T tokens, C channels.
 """
 
@@ -24,22 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
+from semires.proposals.sources import Proposals
+
 BLOCK_BYTES = 2 * 2**20  # enlarged logits of one block: they should stay in the cache
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """The proposals of one image.
-
-    masks: bool (N,H,W); predicted_iou and stability: float32 (N,), NaN where a source has none.
-    """
-
-    masks: NDArray[np.bool_]
-    predicted_iou: NDArray[np.float32]
-    stability: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.masks)
 
 
 class AutomaticMasks:
@@ -123,7 +110,7 @@ class AutomaticMasks:
         return _Found.join([empty, *found])
 
     def _decode(self, points: NDArray[np.float64], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (B',3,h,w) and predicted IoU (B',3).
+        """Low-resolution logits (B',M,h,w) and predicted IoU (B',M), M masks a point (SAM: 3).
 
         Of the B points those stay of which a mask passes the predicted IoU.
         """
@@ -145,10 +132,10 @@ class AutomaticMasks:
         return self._logits(tokens, image), predicted_iou
 
     def _logits(self, tokens: Tensor, image: Tensor) -> Tensor:
-        """Mask logits (B,3,h,w) from the transformer's output (B,T,C) and (B,hw/16,C)."""
+        """Mask logits (B,M,h,w) from the transformer's output (B,T,C) and (B,hw/16,C)."""
         decoder = self.sam.mask_decoder
         if len(tokens) == 0:
-            return tokens.new_zeros((0, 3, 1, 1))
+            return tokens.new_zeros((0, 1, 1, 1))
         height, width = self.sam.prompt_encoder.image_embedding_size
         # A view, not a copy: the channels-last layout decides which kernel runs, hence the bits.
         enlarged = decoder.output_upscaling(

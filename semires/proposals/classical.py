@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
 from semires.config import FelzenszwalbSource
-from semires.proposals.automatic import Proposals
+from semires.proposals.sources import Proposals
 
 
 class FelzenszwalbMasks:

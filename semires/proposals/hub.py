@@ -15,14 +15,14 @@ from PIL import Image
 
 from semires.config import TransformersSource
 from semires.errors import WeightsError
-from semires.proposals.automatic import Proposals
+from semires.proposals.sources import Proposals
 
 
 class TransformersMasks:
     """The library's mask-generation pipeline with the parameters of one source.
 
     Raises:
-        WeightsError: the model is no mask generator, or neither a folder nor to be had from the hub.
+        WeightsError: the model cannot be had or is no mask generator.
     """
 
     def __init__(self, settings: TransformersSource, device: torch.device) -> None:

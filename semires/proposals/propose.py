@@ -105,7 +105,7 @@ def _plan(params: Params, dataset: str, source: str) -> Job:
         shards=shards,
         fingerprint=fingerprint,
         work=layout.work(f"propose-{dataset}-{source}", fingerprint),
-        processes=process_count(params),
+        processes=process_count(params, settings),
     )
 
 

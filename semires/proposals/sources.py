@@ -7,21 +7,38 @@ is a class with ``propose`` and one line in `SOURCES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from semires import layout
 from semires.config import FelzenszwalbSource, SegmentAnythingSource, TransformersSource
 from semires.errors import DataError
-from semires.proposals.automatic import AutomaticMasks, Proposals
+
+if TYPE_CHECKING:
+    import torch
 
 MIN_SIDE = 8
 MAX_PIXELS = 4096 * 4096  # larger pictures are refused rather than exhausting memory
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The proposals of one image.
+
+    masks: bool (N,H,W); predicted_iou and stability: float32 (N,), NaN where a source has none.
+    """
+
+    masks: NDArray[np.bool_]
+    predicted_iou: NDArray[np.float32]
+    stability: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.masks)
 
 
 class ProposalSource(Protocol):
@@ -33,6 +50,7 @@ class ProposalSource(Protocol):
 
 
 def _segment_anything(settings: SegmentAnythingSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.automatic import AutomaticMasks
     from semires.proposals.checkpoint import load_sam
 
     sam = load_sam(sam_folder).to(device())
@@ -65,6 +83,8 @@ def build_source(settings: Any, sam_folder: str | Path = layout.SAM) -> Proposal
 
 def device() -> torch.device:
     """The GPU if there is one."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -8,11 +8,11 @@ changes a bit of the output.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,7 +25,6 @@ from semires.config import Params
 from semires.errors import DataError, SemiresError
 
 CHUNK = 8  # images per task
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,15 @@ _source: Any = None  # this process's source, built once
 _recipe: Recipe | None = None
 
 
-def process_count(params: Params) -> int:
+def process_count(params: Params, settings: Any) -> int:
     """Worker processes: as the parameters say, else one per core, or one with a GPU."""
     if params.runtime.processes is not None:
         return params.runtime.processes
-    import torch
+    if _uses_torch(settings):
+        import torch
 
-    if torch.cuda.is_available():
-        return 1
+        if torch.cuda.is_available():
+            return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -71,14 +71,15 @@ def segment(recipe: Recipe, tasks: list[Task], processes: int) -> Generator[Any,
     """
     chunks = [tasks[first : first + CHUNK] for first in range(0, len(tasks), CHUNK)]
     if processes == 1 or len(chunks) < 2:
-        with _one_thread():
+        with _one_thread(recipe.settings):
             _prepare(recipe)
             for chunk in chunks:
                 yield from _segment(chunk)
         return
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if hasattr(context, "set_forkserver_preload"):
-        context.set_forkserver_preload(["semires.proposals.sources", "semires.proposals.cache"])
+        sam = "segment_anything" if _uses_torch(recipe.settings) else "semires.proposals.classical"
+        context.set_forkserver_preload([sam, "semires.proposals.cache"])
     with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         pool = ProcessPoolExecutor(
             min(processes, len(chunks)), context, initializer=_start, initargs=(recipe,)
@@ -118,13 +119,24 @@ def _start(recipe: Recipe) -> None:
     """Set up a worker: Ctrl-C is its parent's business, and it dies with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    import torch
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if _uses_torch(recipe.settings):
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
     global _recipe, _source
     _recipe, _source = recipe, None
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _uses_torch(settings: Any) -> bool:
+    return bool(settings.kind != "felzenszwalb")
 
 
 def _prepare(recipe: Recipe) -> None:
@@ -161,7 +173,10 @@ def _segment(tasks: list[Task]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread(settings: Any) -> Iterator[None]:
+    if not _uses_torch(settings):
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()

@@ -1,0 +1,263 @@
+"""The stage `propose`: the same bytes however it is run, resumed, shared out or damaged."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from safetensors.torch import save_file
+
+from semires import files, layout
+from semires.config import Params, load_params, read_yaml
+from semires.errors import BusyError, ConfigError, DataError
+from semires.proposals.cache import ProposalCache
+from semires.proposals.checkpoint import prepare_checkpoint
+from semires.proposals.propose import propose
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys
+from semires.config import load_params
+from semires.errors import SemiresError
+from semires.proposals.propose import propose
+if __name__ == "__main__":
+    try:
+        propose(load_params("params.yaml"), "toy", sys.argv[1])
+    except SemiresError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+N_IMAGES = 14
+
+
+def rectangle(index: int) -> tuple[slice, slice]:
+    return slice(8 + index, 30 + index), slice(10, 40 + index)
+
+
+def make_data_set(n_images: int = N_IMAGES) -> None:
+    """Pictures of one rectangle each; every second image is of split val."""
+    Path("pictures").mkdir()
+    images, refs = [], []
+    for index in range(n_images):
+        height, width = (64, 72) if index % 3 else (56, 64)
+        rng = np.random.default_rng(index)
+        pixels = rng.normal(100, 4, (height, width, 3))
+        pixels[rectangle(index)] += 90
+        name = f"{index:03d}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(Path("pictures", name))
+        truth = np.zeros((height, width), np.uint8, order="F")
+        truth[rectangle(index)] = 1
+        split = ("train", "val")[index % 2]
+        images.append((500 + index, name, height, width, split))
+        counts = coco_mask.encode(truth)["counts"].decode()
+        refs.append((index, 500 + index, split, counts))
+    table = pd.DataFrame(images, columns=["image_id", "file_name", "height", "width", "split"])
+    types = {"image_id": np.int64, "height": np.int32, "width": np.int32}
+    files.write_parquet(layout.prepared("toy") / "images.parquet", table.astype(types))
+    table = pd.DataFrame(refs, columns=["ref_id", "image_id", "split", "mask"])
+    files.write_parquet(layout.prepared("toy") / "refs.parquet", table)
+
+
+def write_params(processes: int, **settings: object) -> Params:
+    values = read_yaml(ROOT / "params.yaml")
+    values["datasets"]["toy"] = {
+        **values["datasets"]["refscenes"], "dataset": "toy", "images": "pictures"
+    }  # fmt: skip
+    values["proposals"]["shard_images"] = 3
+    values["proposals"]["sources"]["sam"].update(
+        points_per_side=3, points_per_batch=4, pred_iou_thresh=0.0, stability_score_thresh=0.0
+    )
+    values["proposals"]["sources"]["felzenszwalb"].update(settings)
+    values["sam"].update(model="tiny", checkpoint="tiny.safetensors", sha256=None)
+    values["runtime"]["processes"] = processes
+    Path("params.yaml").write_text(json.dumps(values))
+    return load_params("params.yaml")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    make_data_set()
+
+
+def start(source: str = "felzenszwalb", **environment: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    Path("stage.py").write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, "stage.py", source], env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def output(source: str = "felzenszwalb") -> str:
+    return files.sha256_tree(layout.proposals("toy", source))
+
+
+def expected(source: str = "felzenszwalb") -> str:
+    """The output of an unbroken run in one process; it is removed again."""
+    propose(load_params("params.yaml"), "toy", source)
+    found = output(source)
+    shutil.rmtree("proposals")
+    return found
+
+
+def test_one_partition_per_image_and_its_quality(capsys: pytest.CaptureFixture[str]) -> None:
+    propose(write_params(1), "toy", "felzenszwalb")
+    folder = layout.proposals("toy", "felzenszwalb")
+    cache = ProposalCache(folder)
+    assert sorted(cache) == [500 + i for i in range(N_IMAGES)]
+    assert [s["n"] for s in cache.manifest["shards"]] == [3, 3, 3, 3, 2]
+    assert [s["first"] for s in cache.manifest["shards"]] == [0, 3, 6, 9, 12]
+    best, counts = [], []
+    for index in range(1, N_IMAGES, 2):
+        masks = cache[500 + index].masks()
+        truth = np.zeros(masks.shape[1:], bool)
+        truth[rectangle(index)] = True
+        best.append(max((m & truth).sum() / (m | truth).sum() for m in masks))
+        counts.append(len(masks))
+    quality = files.read_json(folder / "quality.json")["val"]
+    assert quality["best_iou"] == pytest.approx(np.mean(best))
+    assert quality["over_half"] == pytest.approx(np.mean(np.array(best) > 0.5))
+    assert quality["proposals_per_image"] == pytest.approx(np.mean(counts))
+    assert quality["best_iou"] > 0.8
+    assert not list(Path(".work").glob("propose-*"))
+    assert "14 images" in capsys.readouterr().out
+
+
+def test_processes_and_ranks_do_not_change_a_byte() -> None:
+    write_params(1)
+    want = expected()
+    propose(write_params(2), "toy", "felzenszwalb")
+    assert output() == want
+    shutil.rmtree("proposals")
+    ranks = [start(RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
+    assert output() == want
+
+
+def test_sam_as_a_source() -> None:
+    build = pytest.importorskip("semires.proposals.tiny_sam").build_tiny_sam
+    torch.manual_seed(0)
+    save_file(build().state_dict(), "tiny.safetensors")
+    params = write_params(1)
+    prepare_checkpoint(params)
+    want = expected("sam")
+    propose(write_params(2), "toy", "sam")
+    assert output("sam") == want
+    assert len(ProposalCache(layout.proposals("toy", "sam"))) == N_IMAGES
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_and_resumed_is_the_same(number: signal.Signals) -> None:
+    processes = 1 if number == signal.SIGTERM else 2
+    write_params(processes, scales=[20.0 + i for i in range(12)])  # slow enough to be caught
+    process = start()
+    deadline = time.monotonic() + 60
+    while not list(Path(".work").glob("propose-*/shard-*.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert not Path("proposals").exists()
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number, errors
+        assert "interrupted" in errors
+        assert "Traceback" not in errors
+    [work] = Path(".work").glob("propose-*")
+    assert 0 < len(list(work.glob("shard-*.parquet"))) < 5
+    propose(load_params("params.yaml"), "toy", "felzenszwalb")
+    resumed = output()
+    shutil.rmtree("proposals")
+    assert expected() == resumed
+
+
+def test_damaged_finished_shard_alone_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    params = write_params(1)
+    want = expected()
+    process = start()  # to be stopped with some shards finished
+    while len(list(Path(".work").glob("propose-*/shard-*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    [work] = Path(".work").glob("propose-*")
+    second = work / "shard-00001.parquet"
+    data = bytearray(second.read_bytes())
+    data[len(data) // 2] ^= 4
+    second.write_bytes(data)
+    capsys.readouterr()
+    propose(params, "toy", "felzenszwalb")
+    said = capsys.readouterr().out
+    assert "shard-00001.parquet: damaged" in said
+    assert "shard-00000" not in said
+    assert output() == want
+
+
+def test_second_process_is_refused() -> None:
+    params = write_params(1)
+    from semires.proposals.propose import _plan
+
+    work = _plan(params, "toy", "felzenszwalb").work
+    with files.lock(work / "rank0.lock", "the same"):
+        process = start()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == BusyError.exit_code
+    assert "another process is making the proposals of toy" in errors
+
+
+def test_nothing_to_do_is_said_and_damage_is_repaired(capsys: pytest.CaptureFixture[str]) -> None:
+    params = write_params(1)
+    propose(params, "toy", "felzenszwalb")
+    want = output()
+    capsys.readouterr()
+    propose(params, "toy", "felzenszwalb")
+    assert "already" in capsys.readouterr().out
+    (layout.proposals("toy", "felzenszwalb") / "shard-00002.parquet").write_bytes(b"")
+    propose(params, "toy", "felzenszwalb")
+    assert output() == want
+
+
+def test_what_it_is_made_from_changes_the_fingerprint() -> None:
+    def fingerprint(**settings: object) -> str:
+        propose(write_params(1, **settings), "toy", "felzenszwalb")
+        path = layout.proposals("toy", "felzenszwalb") / "manifest.json"
+        return str(files.read_json(path)["fingerprint"])
+
+    first = fingerprint()
+    assert fingerprint(sigma=0.9) != first
+    assert fingerprint() == first
+    pixels = np.asarray(Image.open("pictures/003.png"))
+    Image.fromarray(255 - pixels).save("pictures/003.png", compress_level=0)
+    assert fingerprint() != first
+
+
+def test_bad_images_are_one_line() -> None:
+    params = write_params(2)
+    Path("pictures/004.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"004\.png: cannot be read"):
+        propose(params, "toy", "felzenszwalb")
+    Image.new("RGB", (10, 20)).save("pictures/004.png")
+    with pytest.raises(DataError, match="10x20 pixels, the annotation says"):
+        propose(params, "toy", "felzenszwalb")
+    Path("pictures/004.png").unlink()
+    Path("pictures/007.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 14 images are missing: 004\.png, 007\.png"):
+        propose(params, "toy", "felzenszwalb")
+    with pytest.raises(ConfigError, match="has no 'nosuch'"):
+        propose(params, "toy", "nosuch")
+    assert not Path("proposals").exists()
