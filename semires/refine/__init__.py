@@ -1,0 +1,5 @@
+"""Refining pseudo-labels by proposals: matching (IOM, CPI) and weighting (PWA)."""
+
+from semires.refine.refiner import PseudoLabelRefiner, RefinedLabels
+
+__all__ = ["PseudoLabelRefiner", "RefinedLabels"]
