@@ -1,0 +1,116 @@
+"""The stage `propose`: speed-up with processes, flat memory, linear growth.
+
+In a temporary folder: images of RefScenes by the params' SAM (or Felzenszwalb), 1 and 2 processes,
+then growing numbers of images; peak memory of the stage and its workers is sampled.
+    python benchmarks/propose_scaling.py [--images 400] [--source sam] [--growth 1,2,4]
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+from PIL import Image
+from safetensors.torch import save_file
+
+from semires import files, layout
+from semires.config import load_params, read_yaml, validate
+from semires.data.scenes import render, sample_scene
+from semires.proposals.checkpoint import prepare_checkpoint
+from semires.proposals.propose import propose
+from semires.proposals.tiny_sam import build_tiny_sam
+
+
+class PeakMemory(threading.Thread):
+    """Largest resident memory of this process and its children, MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mib, self.done = 0.0, threading.Event()
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self.done.wait(0.1):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_info().rss
+            self.peak_mib = max(self.peak_mib, total / 2**20)
+
+
+def make_images(count: int, side: int) -> None:
+    Path("pictures").mkdir()
+    base = [render(sample_scene(np.random.default_rng(s), side)).image for s in range(16)]
+    names = [f"{i:06d}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.roll(base[i % 16], i, axis=1)).save(Path("pictures", name))
+    table = pd.DataFrame({"image_id": range(count), "file_name": names})
+    table["height"] = table["width"] = np.int32(side)
+    files.write_parquet(layout.prepared("bench") / "images.parquet", table)
+
+
+def run(params, source: str, count: int) -> tuple[float, float, str]:
+    """Seconds, peak MiB and digest of one stage over the first `count` images."""
+    path = layout.prepared("bench") / "images.parquet"
+    everything = files.read_parquet(path)
+    files.write_parquet(path, everything.head(count))
+    memory = PeakMemory()
+    memory.start()
+    start = time.perf_counter()
+    propose(params, "bench", source)
+    taken = time.perf_counter() - start
+    memory.done.set()
+    memory.join()
+    digest = files.sha256_tree(layout.proposals("bench", source))
+    shutil.rmtree("proposals")
+    files.write_parquet(path, everything)
+    return taken, memory.peak_mib, digest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--source", default="sam")
+    parser.add_argument("--growth", default="1,2,4")
+    options = parser.parse_args()
+    values = read_yaml("params.yaml")
+    values["datasets"]["bench"] = {**values["datasets"]["refscenes"], "images": "pictures"}
+    trained = Path(load_params().sam.checkpoint).absolute()
+    growth = [int(g) for g in options.growth.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ.pop("DVC_ROOT", None)
+        if not trained.is_file():
+            trained = Path("tiny.safetensors").absolute()
+            save_file(build_tiny_sam().state_dict(), trained)
+        values["sam"].update(model="tiny", checkpoint=str(trained), sha256=None)
+        with_processes = {}
+        for count in (1, 2):
+            values["runtime"]["processes"] = count
+            with_processes[count] = validate(values)
+        prepare_checkpoint(with_processes[1])
+        make_images(options.images * max(growth), values["scenes"]["size_px"])
+        one = run(with_processes[1], options.source, options.images)
+        two = run(with_processes[2], options.source, options.images)
+        assert one[2] == two[2], "the output depends on the number of processes"
+        print(
+            f"propose, {options.images} images: {one[0]:.1f} s with one process, {two[0]:.1f} s "
+            f"with two, ratio {one[0] / two[0]:.2f}x (must reach 1.8x), the same bytes"
+        )
+        found = [run(with_processes[2], options.source, g * options.images) for g in growth]
+        exponent = np.polyfit(np.log(growth), np.log([f[0] for f in found]), 1)[0]
+        for factor, (taken, mib, _) in zip(growth, found, strict=True):
+            print(f"  {factor * options.images} images: {taken:.1f} s, peak {mib:.0f} MiB")
+        print(f"growth: time ~ images^{exponent:.2f} (must stay <= 1.1), memory flat")
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()

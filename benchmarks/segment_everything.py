@@ -1,0 +1,85 @@
+"""Segment-everything: upstream's `SamAutomaticMaskGenerator.generate` against ours, equal masks.
+
+The tiny SAM at its own size and on a 640x427 photo, one thread, the parameters of params.yaml.
+    python benchmarks/segment_everything.py [--repeats 5] [--images 3]
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from segment_anything import SamAutomaticMaskGenerator
+
+from semires.config import load_params
+from semires.data.scenes import render, sample_scene
+from semires.proposals.automatic import AutomaticMasks
+from semires.proposals.tiny_sam import build_tiny_sam
+
+TARGETS = {"96x96": 1.3, "640x427": 4.0}
+
+
+def scene(seed: int, height: int, width: int) -> np.ndarray:
+    """A rendered scene, cut to height x width."""
+    side = max(height, width)
+    picture = render(sample_scene(np.random.default_rng(seed), side)).image
+    return np.ascontiguousarray(picture[:height, :width])
+
+
+def seconds(function, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - start, result
+
+
+def equal(records, found) -> bool:
+    return len(records) == len(found) and all(
+        np.array_equal(record["segmentation"], mask)
+        and np.float32(record["predicted_iou"]) == iou
+        and np.float32(record["stability_score"]) == stability
+        for record, mask, iou, stability in zip(
+            records, found.masks, found.predicted_iou, found.stability, strict=True
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    params = load_params()
+    settings = params.proposals.sources["sam"].model_dump(exclude={"kind"})
+    sam = build_tiny_sam()
+    if Path(params.sam.checkpoint).is_file():
+        sam.load_state_dict(load_file(params.sam.checkpoint))
+    else:
+        print("no trained weights: random ones, every mask kept until NMS")
+        settings.update(pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    upstream, ours = SamAutomaticMaskGenerator(sam, **settings), AutomaticMasks(sam, **settings)
+    for name, size in {"96x96": (96, 96), "640x427": (427, 640)}.items():
+        plain, fast, kept = [], [], 0
+        for repeat in range(options.repeats):
+            for seed in range(options.images):
+                image = scene(seed, *size)
+                plain_s, records = seconds(upstream.generate, image)
+                fast_s, found = seconds(ours.propose, image)
+                assert equal(records, found), f"{name}, scene {seed}: other masks than upstream"
+                kept += len(found)
+                plain.append(plain_s)
+                fast.append(fast_s)
+            if repeat == 0:  # a warm-up too
+                plain, fast, kept = [], [], 0
+        ratio = np.median(plain) / np.median(fast)
+        print(
+            f"segment everything, {name}: {1e3 * np.median(plain):.0f} ms -> "
+            f"{1e3 * np.median(fast):.0f} ms, ratio {ratio:.2f}x (must reach {TARGETS[name]}x), "
+            f"{kept / max(len(fast), 1):.0f} masks an image, equal masks and scores"
+        )
+
+
+if __name__ == "__main__":
+    main()
