@@ -1,0 +1,343 @@
+"""Trains the tiny SAM of the embedded study, class-agnostically, on generated scenes.
+
+Claim: stands in for SAM ViT-H; sees masks of objects and of parts, no names, no expressions, and
+scenes of other seeds than RefScenes'. Prompts are single points: inside an object the masks of
+the object and of its part are to be found, on the background the predicted IoU is to be 0.
+From scratch the decoder would long be blind to its point; two things end that: its
+token-to-image attention starts out looking at the point's own place, and an auxiliary head (not
+kept) teaches the encoder which pixels belong together.
+Command: python experiments/pretrain/tiny_sam.py --minutes 25
+Cost: 25 minutes of one core. Writes semires/weights/tiny_sam.safetensors and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from semires.data.scenes import render, sample_scene
+from semires.files import atomic_path, write_json
+from semires.proposals.tiny_sam import GRID, IMAGE_PX, PROMPT_WIDTH, build_tiny_sam
+
+SEED = 987_654  # scene i is drawn from [SEED, i]; RefScenes has its own seed
+MASK_PX = 4 * GRID  # side of the mask logits
+PLACE_SCALE = 1.5  # spread of the positional code's frequencies, cycles per half image
+
+
+@dataclass
+class Scenes:
+    """Images uint8 (N,S,S,3); objects and parts uint8 (N,S,S): index of the mask or 0."""
+
+    images: NDArray[np.uint8]
+    objects: NDArray[np.uint8]
+    parts: NDArray[np.uint8]
+
+
+def label_map(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Disjoint masks (N,S,S) as one map of 1..N, 0 for none."""
+    numbers = np.arange(1, len(masks) + 1, dtype=np.uint8)
+    total: NDArray[np.uint8] = (masks * numbers[:, None, None]).sum(axis=0, dtype=np.uint8)
+    return total
+
+
+def make_scene(index: int) -> tuple[NDArray[np.uint8], ...]:
+    """Image, object map and part map of scene ``index``."""
+    made = render(sample_scene(np.random.default_rng([SEED, index]), IMAGE_PX))
+    return made.image, label_map(made.masks), label_map(made.part_masks)
+
+
+def make_scenes(count: int) -> Scenes:
+    """Scenes 0 .. count-1, on all cores."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        jobs = tqdm(pool.map(make_scene, range(count), chunksize=64), "scenes", count, disable=None)
+        columns = list(zip(*jobs, strict=True))
+    return Scenes(*(np.stack(column) for column in columns))
+
+
+def new_sam() -> Sam:
+    """The tiny SAM as training starts: positions everywhere, attention that looks at the point."""
+    sam = build_tiny_sam()
+    place = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    place *= PLACE_SCALE
+    encoder = sam.image_encoder
+    with torch.no_grad():
+        code = sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
+        encoder.pos_embed[0, ..., :PROMPT_WIDTH] = 0.3 * code
+        encoder.pos_embed += 0.02 * torch.randn_like(encoder.pos_embed)
+        transformer = sam.mask_decoder.transformer
+        crossings = [layer.cross_attn_token_to_image for layer in transformer.layers]
+        for attention in [*crossings, transformer.final_attn_token_to_image]:
+            rows = attention.q_proj.weight.shape[0]
+            chosen = torch.zeros(rows, PROMPT_WIDTH)
+            waves = torch.arange(rows) // 2  # sine and cosine of the same wave side by side
+            chosen[torch.arange(rows), waves + (torch.arange(rows) % 2) * (PROMPT_WIDTH // 2)] = 1.5
+            for projection in (attention.q_proj, attention.k_proj):
+                projection.weight.mul_(0.3).add_(chosen)
+    return sam
+
+
+class AffinityHead(nn.Module):
+    """For training only: features (B,D,48,48) whose distance says "another object" or "part"."""
+
+    def __init__(self, dimension: int = 12) -> None:
+        super().__init__()
+        self.dimension = dimension
+        self.features = nn.Conv2d(PROMPT_WIDTH, 2 * dimension * 16, 1)
+        self.bias = nn.Parameter(torch.full((2,), 2.0))
+
+    def forward(self, embedding: Tensor, maps: Tensor, queries: Tensor) -> Tensor:
+        """Loss of embeddings (B,C,12,12) at pixels ``queries`` (B,Q) of maps (B,2,48,48)."""
+        features = F.pixel_shuffle(self.features(embedding), 4)
+        features = features.unflatten(1, (2, self.dimension)).flatten(3)  # (B,2,D,48*48)
+        where = queries[:, None, None].expand(-1, 2, self.dimension, -1)
+        asked = features.gather(3, where)
+        product = asked.transpose(2, 3) @ features
+        distance = (
+            asked.square().sum(2)[..., None] + features.square().sum(2)[:, :, None] - 2 * product
+        )
+        logits = self.bias[None, :, None, None] - distance  # (B,2,Q,48*48)
+        flat = maps.flatten(2)
+        asked_for = flat.gather(2, queries[:, None].expand(-1, 2, -1))
+        same = (flat[:, :, None] == asked_for[..., None]).float()
+        loss = F.binary_cross_entropy_with_logits(logits, same, reduction="none")
+        inside = (same * loss).sum(-1) / same.sum(-1).clamp(min=1)
+        outside = ((1 - same) * loss).sum(-1) / (1 - same).sum(-1).clamp(min=1)
+        return (inside + outside).mean()
+
+
+def decode(sam: Sam, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Stock `MaskDecoder.predict_masks` for several images at once.
+
+    Args:
+        sam: the model.
+        embedding: (B,C,h,w), the encoder's output.
+        points: float (B,P,2), foreground points as x, y in pixels of the 96-pixel image.
+
+    Returns:
+        logits (B*P,K,4h,4w) and predicted IoU (B*P,K) of all masks, the single one first.
+    """
+    decoder, prompts = sam.mask_decoder, sam.prompt_encoder
+    flat = points.flatten(0, 1)[:, None]
+    sparse, dense = prompts((flat, torch.ones(flat.shape[:2])), None, None)
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own.expand(len(flat), -1, -1), sparse], dim=1)
+    image = embedding.repeat_interleave(points.shape[1], dim=0) + dense
+    place = prompts.get_dense_pe().expand(len(flat), -1, -1, -1)
+    out, image_out = decoder.transformer(image, place, tokens)
+    enlarged = decoder.output_upscaling(image_out.transpose(1, 2).reshape(image.shape))
+    hyper = torch.stack(
+        [mlp(out[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )
+    logits = (hyper @ enlarged.flatten(2)).unflatten(2, enlarged.shape[2:])
+    return logits, decoder.iou_prediction_head(out[:, 0])
+
+
+@dataclass
+class Batch:
+    """pixels (B,3,S,S), points (B,P,2) as x, y; masks (B*P,2,48,48) whole and part in 0..1.
+
+    Also inside bool (B*P,), maps (B,2,48,48) and queries (B,Q) of the auxiliary loss.
+    """
+
+    pixels: Tensor
+    points: Tensor
+    masks: Tensor
+    inside: Tensor
+    maps: Tensor
+    queries: Tensor
+
+
+def turn(arrays: list[NDArray[Any]], rng: np.random.Generator) -> list[NDArray[Any]]:
+    """The same random flip and quarter turns for arrays (S,S,...)."""
+    quarters, flip = int(rng.integers(4)), bool(rng.integers(2))
+    turned = [np.rot90(a, quarters) for a in arrays]
+    return [a[:, ::-1] if flip else a for a in turned]
+
+
+def draw_point(
+    objects: NDArray[np.uint8], parts: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Row and column: 15 % background, else a random object's, half of the time a part's, pixel."""
+    if rng.random() < 0.15:
+        chosen = objects == 0
+    else:
+        chosen = objects == rng.integers(1, objects.max() + 1)
+        inside = np.unique(parts[chosen])
+        if len(inside) > 1 and rng.random() < 0.5:
+            chosen &= parts == rng.choice(inside)
+    rows, columns = np.nonzero(chosen)
+    if len(rows) == 0:
+        return 0, 0
+    pick = int(rng.integers(len(rows)))
+    return int(rows[pick]), int(columns[pick])
+
+
+def draw_batch(
+    scenes: Scenes, indices: NDArray[np.int64], n_points: int, rng: np.random.Generator
+) -> Batch:
+    """Turned scenes with points and their masks."""
+    rows = []
+    masks, inside, points = [], [], []
+    for index in indices:
+        image, objects, parts = turn(
+            [scenes.images[index], scenes.objects[index], scenes.parts[index]], rng
+        )
+        parts = np.where(parts > 0, parts + 16, objects)  # a thing is its own part
+        rows.append((image, objects, parts))
+        for _ in range(n_points):
+            y, x = draw_point(objects, parts, rng)
+            points.append((x, y))
+            inside.append(objects[y, x] > 0)
+            masks.append(np.stack([objects == objects[y, x], parts == parts[y, x]]))
+    images, objects, parts = (np.stack(column) for column in zip(*rows, strict=True))
+    scale = IMAGE_PX // MASK_PX
+    maps = np.stack([objects, parts], 1)[:, :, ::scale, ::scale].astype(np.int64)
+    return Batch(
+        pixels=torch.from_numpy(images).permute(0, 3, 1, 2).float(),
+        points=torch.tensor(points, dtype=torch.float32).view(len(indices), n_points, 2),
+        masks=F.avg_pool2d(torch.from_numpy(np.stack(masks)).float(), scale),
+        inside=torch.tensor(np.array(inside)),
+        maps=torch.from_numpy(maps),
+        queries=torch.from_numpy(rng.integers(0, MASK_PX**2, (len(indices), 16))),
+    )
+
+
+def mask_losses(
+    logits: Tensor, predicted_iou: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor, float]:
+    """Mask loss, loss of the predicted IoU, and the mean IoU at points inside objects."""
+    target = batch.masks[:, [0, 0, 1]]  # the single mask is the whole object
+    weight = torch.tensor([0.3, 1.0, 1.0]) * batch.inside[:, None]
+    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))
+    share = logits.sigmoid()
+    overlap = (share * target).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (share.sum((2, 3)) + target.sum((2, 3)) + 1)
+    mask_loss = (weight * (4 * cross + dice)).sum() / weight.sum()
+    with torch.no_grad():
+        hard, truth = logits > 0, target > 0.5
+        union = (hard | truth).sum((2, 3)).clamp(min=1)
+        iou = (hard & truth).sum((2, 3)) / union * batch.inside[:, None]
+    return mask_loss, F.mse_loss(predicted_iou, iou), float(iou[batch.inside, 1:].mean())
+
+
+def learning_rate(share: float, peak: float) -> float:
+    """Warm-up over the first 3 % of the time, then a half cosine down to 2 % of the peak."""
+    if share < 0.03:
+        return peak * max(share, 1e-3) / 0.03
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+def publish(sam: Sam, path: Path, facts: dict[str, Any]) -> None:
+    """Write the weights and, beside them, how they were made."""
+    state = {name: value.detach().contiguous() for name, value in sam.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+    write_json(path.with_suffix(".json"), facts)
+
+
+def train(scenes: Scenes, options: argparse.Namespace) -> None:
+    """Train for ``options.minutes``; publish the averaged weights every 4 minutes and at the end."""
+    torch.manual_seed(SEED)
+    rng = np.random.default_rng(SEED)
+    sam, head = new_sam().train(), AffinityHead()
+    average = copy.deepcopy(sam)
+    n_parameters = sum(p.numel() for p in sam.parameters())
+    optimizer = torch.optim.AdamW(
+        [*sam.parameters(), *head.parameters()], lr=options.lr, weight_decay=0.02, betas=(0.9, 0.98)
+    )
+    started = published = time.monotonic()
+    step, seen, bar = 0, 0.0, tqdm(disable=None, desc="tiny SAM", unit="step")
+    while (share := (time.monotonic() - started) / (60 * options.minutes)) < 1:
+        batch = draw_batch(
+            scenes, rng.integers(0, len(scenes.images), options.images), options.points, rng
+        )
+        pixels = (batch.pixels - sam.pixel_mean) / sam.pixel_std
+        embedding = sam.image_encoder(pixels)
+        logits, predicted_iou = decode(sam, embedding, batch.points)
+        mask_loss, iou_loss, iou = mask_losses(logits, predicted_iou, batch)
+        affinity = head(embedding, batch.maps, batch.queries)
+        auxiliary = 1.0 if share < 0.3 else max(0.1, 1.0 - 3 * (share - 0.3))
+        loss = mask_loss + iou_loss + auxiliary * affinity
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(share, options.lr)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(0.998, step / (step + 10))
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), sam.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        seen = 0.98 * seen + 0.02 * iou
+        bar.update()
+        if step % 25 == 0:
+            now = seen / (1 - 0.98**step)
+            print(
+                f"{time.monotonic() - started:.0f}s {step} mask {mask_loss.item():.3f} "
+                f"iou-loss {iou_loss.item():.4f} affinity {affinity.item():.3f} IoU {now:.3f}",
+                flush=True,
+            )
+        if time.monotonic() - published > 240:
+            published = time.monotonic()
+            publish(average, options.output, facts(options, step, started, n_parameters))
+    publish(average, options.output, facts(options, step, started, n_parameters))
+
+
+def facts(
+    options: argparse.Namespace, step: int, started: float, n_parameters: int
+) -> dict[str, Any]:
+    """How the weights were made."""
+    return {
+        "made_by": "experiments/pretrain/tiny_sam.py",
+        "command": f"python experiments/pretrain/tiny_sam.py --minutes {options.minutes:g} "
+        f"--scenes {options.scenes} --images {options.images} --points {options.points} "
+        f"--lr {options.lr:g}",
+        "trained_on": "scenes of semires/data/scenes.py, numpy seed [987654, i]",
+        "seed": SEED,
+        "steps": step,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "machine": "one CPU core, no accelerator",
+        "n_parameters": n_parameters,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--images", type=int, default=16, help="images a step")
+    parser.add_argument("--points", type=int, default=4, help="points an image")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--cache", type=Path, help=".npz that keeps the rendered scenes")
+    parser.add_argument("--output", type=Path, default=Path("semires/weights/tiny_sam.safetensors"))
+    options = parser.parse_args()
+    if options.cache and options.cache.is_file():
+        with np.load(options.cache) as kept:
+            scenes = Scenes(**{name: kept[name] for name in ("images", "objects", "parts")})
+    else:
+        scenes = make_scenes(options.scenes)
+        if options.cache:
+            np.savez(options.cache, **vars(scenes))
+    train(scenes, options)
+
+
+if __name__ == "__main__":
+    main()

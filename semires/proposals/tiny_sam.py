@@ -1,0 +1,99 @@
+"""A SAM small enough to stand in a repository: the study on RefScenes without a download.
+
+Made of `segment_anything`'s own classes, only smaller than its registry's builders allow; stands
+in for the paper's ViT-H. Trained by `experiments/pretrain/tiny_sam.py` on generated scenes. It
+answers single foreground points: of its masks for a point the first is the whole object, the
+second the part of it that was pointed at (the whole again where an object has one part).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import nn
+
+from semires.errors import WeightsError
+
+IMAGE_PX = 96  # the longer side is resized to this, as ViT-H does with 1024
+PATCH_PX = 8
+GRID = IMAGE_PX // PATCH_PX  # tokens a side; mask logits are 4 * GRID a side
+ENCODER_WIDTH = 96
+ENCODER_DEPTH = 4
+ENCODER_HEADS = 4
+USE_REL_POS = True
+PROMPT_WIDTH = 64
+DECODER_DEPTH = 2
+DECODER_HEADS = 4
+DECODER_MLP = 128
+MASKS_PER_POINT = 2  # whole and part; SAM's own models have three
+
+
+def build_tiny_sam() -> Sam:
+    """The tiny SAM with random weights, in evaluation mode.
+
+    Sizes: image 96 px, patch 8 (12x12 tokens), encoder width 96, depth 4, global attention;
+    prompt width 64; decoder depth 2, 4 heads; two masks a point, as logits of 48x48.
+    """
+    encoder = ImageEncoderViT(
+        img_size=IMAGE_PX,
+        patch_size=PATCH_PX,
+        embed_dim=ENCODER_WIDTH,
+        depth=ENCODER_DEPTH,
+        num_heads=ENCODER_HEADS,
+        mlp_ratio=3.0,
+        out_chans=PROMPT_WIDTH,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=USE_REL_POS,
+    )
+    prompts = PromptEncoder(
+        embed_dim=PROMPT_WIDTH,
+        image_embedding_size=(GRID, GRID),
+        input_image_size=(IMAGE_PX, IMAGE_PX),
+        mask_in_chans=16,
+    )
+    decoder = MaskDecoder(
+        transformer_dim=PROMPT_WIDTH,
+        transformer=TwoWayTransformer(
+            depth=DECODER_DEPTH,
+            embedding_dim=PROMPT_WIDTH,
+            num_heads=DECODER_HEADS,
+            mlp_dim=DECODER_MLP,
+        ),
+        num_multimask_outputs=MASKS_PER_POINT,
+        iou_head_hidden_dim=PROMPT_WIDTH,
+    )
+    return Sam(encoder, prompts, decoder).eval()
+
+
+def load_tiny_sam(path: str | Path) -> Sam:
+    """The tiny SAM with the weights of a safetensors file, in evaluation mode, without gradients.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds another model's weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; see experiments/pretrain/tiny_sam.py")
+    sam = build_tiny_sam()
+    try:
+        state = load_file(path)
+        sam.load_state_dict(state)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{path}: not the weights of the tiny SAM ({reason})") from error
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(f"{path}: {bad[0]} holds NaN or infinite values")
+    return sam.requires_grad_(False)
