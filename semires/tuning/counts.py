@@ -104,29 +104,25 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     numbers: list[tuple[Ints, Ints, Ints]] = []
 
     @functools.lru_cache(maxsize=64)  # an image's references stand close together
-    def geometry(image_id: int, height: int, width: int) -> tuple[Ints, Ints]:
-        """Atom of every pixel, and the atoms' areas; members are kept at the first call."""
+    def resized(image_id: int, height: int, width: int) -> tuple[Partition, Ints]:
+        """The image's partition and its atoms' areas; members are kept at the first call."""
         partition = partitions[image_id].resize(height, width)
-        members = np.asarray(partition.members, dtype=bool)
         if image_id not in images:
             images[image_id] = len(images)
-            shapes.append((members.shape[0], members.shape[1]))
-            bits.append(np.packbits(members))
-        atoms = np.asarray(partition.atoms, dtype=np.int64).ravel()
-        return atoms, np.bincount(atoms, minlength=members.shape[1])
+            shapes.append(partition.members.shape)
+            bits.append(np.packbits(partition.members))
+        return partition, partition.count().astype(np.int64)
 
     for item in labels:
-        atoms, area = geometry(item.image_id, *item.label.shape)
-        inside = [np.bincount(atoms[mask.ravel()], minlength=len(area)) for mask in item[3:5]]
+        partition, area = resized(item.image_id, *item.label.shape)
+        inside = [partition.count(mask).astype(np.int64) for mask in (item.label, item.truth)]
         overlap = int(np.count_nonzero(item.label & item.truth))
         rows.append((item.ref_id, item.image_id, item.sentence, images[item.image_id], overlap))
         numbers.append((area, inside[0], inside[1]))
     if not rows:
         raise DataError("no val reference to count: the threshold search needs a val split")
     refs = np.asarray(rows, dtype=np.int64).T.copy()
-    area, label, truth = (
-        np.concatenate(part).astype(np.int64) for part in zip(*numbers, strict=True)
-    )
+    area, label, truth = (np.concatenate(part) for part in zip(*numbers, strict=True))
     return Counts(
         ref_ids=refs[0],
         image_ids=refs[1],

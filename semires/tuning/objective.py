@@ -29,7 +29,6 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
-EPSILON = 1e-9  # paper Eq. 7
 NEVER = 2.0  # above every overlap score
 THRESHOLDS: dict[str, tuple[str, ...]] = {
     "iom": ("threshold",),
@@ -192,23 +191,26 @@ def _per_reference(counts: Counts, function: Callable[..., Any]) -> list[Any]:
 
 def _best_proposal(members: Floats, area: Ints, label: Ints, truth: Ints) -> tuple[float, int, int]:
     """IoU, area and truth pixels of the first proposal with the largest IoU; IoU 0 if none."""
+    from semires.refine.matching import Overlaps
+
     if not len(members):
         return 0.0, 0, 0
-    inter, areas = members @ label, members @ area
-    union = areas + label.sum() - inter
-    iou = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    first = int(np.argmax(iou))
-    return float(iou[first]), int(areas[first]), int(members[first] @ truth)
+    found = Overlaps(members @ label, members @ area, float(label.sum()))
+    first = int(found.iou.argmax())
+    return float(found.iou[first]), int(found.areas[first]), int(members[first] @ truth)
 
 
 def _atom_scores(
     members: Floats, area: Ints, label: Ints, truth: Ints
 ) -> tuple[Floats, Floats, Ints, Ints]:
     """s1, s2, area and truth pixels of the atoms that some threshold can select."""
-    inter, areas = members @ label, members @ area
-    under = inter / (label.sum() + EPSILON)
-    over = np.divide(inter, areas, out=np.zeros_like(inter), where=areas > 0)
-    s1, s2 = ((members * score[:, None]).max(axis=0, initial=0.0) for score in (under, over))
+    from semires.refine.matching import Overlaps
+
+    found = Overlaps(members @ label, members @ area, float(label.sum()))
+    s1, s2 = (
+        (members * score[:, None]).max(axis=0, initial=0.0)
+        for score in (found.of_label, found.of_proposal)
+    )
     kept = ((s1 > 0) | (s2 > 0)) & (area > 0)  # thresholds are at least 0, and comparisons strict
     return s1[kept], s2[kept], area[kept], truth[kept]
 

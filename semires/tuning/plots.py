@@ -74,7 +74,9 @@ def _slices(result: Result, path: Path) -> None:
     figure, panels = _figure(columns, math.ceil(len(result.axes) / columns))
     table = result.trial_table.dropna(subset=["value"])
     for panel, (name, axis) in zip(panels, result.axes.items(), strict=False):
-        panel.plot(table[name], table["value"], ".", color="tab:gray", ms=3, label="trial")
+        panel.plot(
+            table[f"params_{name}"], table["value"], ".", color="tab:gray", ms=3, label="trial"
+        )
         panel.axvline(axis.given, color="tab:red", ls="--", lw=1, label="params.yaml (paper)")
         panel.axvline(result.best[name], color="tab:green", lw=1, label="best")
         if result.params.tune.objective == "labels":
@@ -102,7 +104,7 @@ def _contour(result: Result, path: Path) -> None:
     drawn = axes.contourf(grid, grid, surface, levels=20, cmap="viridis")
     figure.colorbar(drawn, ax=axes, label=UNIT["labels"])
     table = result.trial_table
-    axes.plot(table["threshold_u"], table["threshold_o"], ".", color="white", ms=2)
+    axes.plot(table["params_threshold_u"], table["params_threshold_o"], ".", color="white", ms=2)
     for values, marker, label in (
         (result.given, "rs", "params.yaml (paper)"),
         (result.best, "g*", "best"),

@@ -73,7 +73,7 @@ class Result:
 
     @cached_property
     def trial_table(self) -> pd.DataFrame:
-        """One row per trial: number, state, value, parameters, and label metrics (percent)."""
+        """One row per trial: number, state, value, ``params_*`` and label metrics (percent)."""
         seen = self.tables["seen"]
         rows = []
         for number, trial in enumerate(self.trials):
@@ -82,7 +82,8 @@ class Result:
             if None not in values.values():
                 metrics = summarise(seen.outcome(values), seen.labels)
             row = {"number": number, "state": trial.state.name, "value": trial.value}
-            rows.append({**row, **values, **metrics})
+            named = {f"params_{name}": value for name, value in values.items()}
+            rows.append({**row, **named, **metrics})
         return pd.DataFrame(rows)
 
     @cached_property

@@ -17,7 +17,6 @@ import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
-from scipy.stats import qmc
 
 from semires.errors import ConfigError
 from semires.tuning.objective import PAPER_GRID, Axis
@@ -72,6 +71,8 @@ class PlacedSampler(BaseSampler):  # type: ignore[misc]
 
     def _sobol(self, place: int) -> dict[str, float]:
         """The scrambled Sobol sequence's point number ``place``, scaled to the axes."""
+        from scipy.stats import qmc  # a second to import
+
         engine = qmc.Sobol(len(self.axes), scramble=True, rng=self.seed)
         if place:
             engine.fast_forward(place)

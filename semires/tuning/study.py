@@ -30,7 +30,6 @@ from semires.tuning.objective import (
     summarise,
     training_objective,
 )
-from semires.tuning.results import Result, publish
 from semires.tuning.samplers import PlacedSampler, grid
 from semires.tuning.storage import (
     Gate,
@@ -90,6 +89,7 @@ def tune(params: Params, cell: Cell) -> None:
         Interrupted: a signal arrived between two trials; the next call goes on.
     """
     from semires import process
+    from semires.tuning.results import Result, publish
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     axes = space(params, cell)

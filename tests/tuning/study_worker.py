@@ -1,4 +1,4 @@
-"""Runs one study in a process of its own: `study_worker.py URL TOTAL PATH [--slow] [--sampler S]`."""
+"""Runs one study in a process of its own: `study_worker.py URL TOTAL LOG [--slow]`."""
 
 import argparse
 import json

@@ -1,0 +1,178 @@
+"""A trial on counts equals refining the pixels, to the last digit of the integer counts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semires.config import load_params
+from semires.errors import ConfigError
+from semires.layout import Cell
+from semires.proposals.partition import Partition
+from semires.refine import PseudoLabelRefiner
+from semires.tuning.counts import PseudoLabel, count
+from semires.tuning.objective import (
+    THRESHOLDS,
+    make_table,
+    space,
+    summarise,
+    untouched,
+    with_values,
+)
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+SIZE = 10
+
+
+def ellipses(rng, count, size=SIZE):
+    yy, xx = np.mgrid[:size, :size]
+    centre, radius = (
+        rng.uniform(0, size, (2, count, 1, 1)),
+        rng.uniform(1, size / 2, (2, count, 1, 1)),
+    )
+    return ((yy - centre[0]) / radius[0]) ** 2 + ((xx - centre[1]) / radius[1]) ** 2 <= 1
+
+
+def world(seed, images=3, refs=3, most=6):
+    """Proposals, pseudo-labels near some of them, and ground truths; empty ones included."""
+    rng = np.random.default_rng(seed)
+    masks = {i: ellipses(rng, int(rng.integers(0, most + 1))) for i in range(images)}
+    labels = []
+    for image in masks:
+        for ref in range(refs):
+            truth = ellipses(rng, 1)[0]
+            label = np.roll(truth, rng.integers(-2, 3, 2), (0, 1)) & (
+                rng.random((SIZE, SIZE)) < 0.9
+            )
+            if rng.random() < 0.1:
+                label = np.zeros_like(label)
+            labels.append(PseudoLabel(image * 10 + ref, image, 0, label, truth))
+    order = rng.permutation(len(labels))
+    return masks, [labels[i] for i in order]
+
+
+def refine_pixels(strategy, thresholds, labels, partitions):
+    """The published way: refined masks, then pixels counted."""
+    names = {"threshold": "iom_threshold"}
+    given = {names.get(k, f"cpi_{k}"): v for k, v in thresholds.items()}
+    refiner = PseudoLabelRefiner(strategy=strategy, pwa=False, **given)
+    hard = torch.from_numpy(np.stack([item.label for item in labels])).float()
+    logits = torch.stack([1 - hard, hard], dim=1) * 8
+    out = refiner(logits, [partitions[item.image_id] for item in labels])
+    refined = out.labels.bool().numpy()
+    truth = np.stack([item.truth for item in labels])
+    return (
+        (refined & truth).sum((1, 2)),
+        (refined | truth).sum((1, 2)),
+        out.matched.bool().numpy(),
+    )
+
+
+@pytest.mark.parametrize("strategy", THRESHOLDS)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), values=st.tuples(*[st.floats(0, 1)] * 2), exact=st.booleans())
+def test_trial_equals_pixels(strategy, seed, values, exact):
+    masks, labels = world(seed)
+    partitions = {i: Partition.from_masks(m) for i, m in masks.items()}
+    table = make_table(count(labels, partitions), strategy)
+    names = THRESHOLDS[strategy]
+    if exact:  # thresholds that some proposal meets exactly: strict comparison decides
+        values = [round(v * 4) / 4 for v in values]
+    thresholds = dict(zip(names, values, strict=False))
+    outcome = table.outcome(thresholds)
+    intersection, union, matched = refine_pixels(strategy, thresholds, labels, partitions)
+    assert outcome.intersection.tolist() == intersection.tolist()
+    assert outcome.union.tolist() == union.tolist()
+    assert outcome.matched.tolist() == matched.tolist()
+
+
+@pytest.mark.parametrize("strategy", THRESHOLDS)
+def test_part_of_a_table_is_the_table_of_a_part(strategy):
+    masks, labels = world(3, images=6)
+    partitions = {i: Partition.from_masks(m) for i, m in masks.items()}
+    table = make_table(count(labels, partitions), strategy)
+    keep = np.random.default_rng(1).random(len(labels)) < 0.5
+    kept = [item for item, k in zip(labels, keep, strict=True) if k]
+    alone = make_table(count(kept, partitions), strategy)
+    thresholds = dict.fromkeys(THRESHOLDS[strategy], 0.4)
+    for part in (table.take(keep), alone):
+        outcome = part.outcome(thresholds)
+        whole = table.outcome(thresholds)
+        assert outcome.intersection.tolist() == whole.intersection[keep].tolist()
+        assert outcome.union.tolist() == whole.union[keep].tolist()
+        assert part.labels.image_ids.tolist() == [item.image_id for item in kept]
+
+
+def test_summary_of_known_labels():
+    """Four pixels in a row; the proposal is the truth of the first label, not of the second."""
+    row = np.array([[1, 1, 1, 0]], bool)
+    partitions = {1: Partition.from_masks(row[None])}
+    truths = row, np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 0, 1]], bool)
+    masks = np.array([[1, 1, 0, 0]], bool), np.array([[1, 1, 0, 0]], bool), truths[2]
+    labels = [
+        PseudoLabel(i, 1, 0, c, g) for i, (c, g) in enumerate(zip(masks, truths, strict=True))
+    ]
+    table = make_table(count(labels, partitions), "iom")
+    before = summarise(untouched(table.labels), table.labels)
+    assert before["oIoU"] == pytest.approx(100 * 5 / 6)
+    assert before["unmatched"] == 100
+    found = summarise(table.outcome({"threshold": 0.5}), table.labels)
+    assert found["oIoU"] == pytest.approx(100 * 6 / 7)
+    assert found["mIoU"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
+    shares = [found[k] for k in ("matched", "better", "worse", "unmatched")]
+    assert shares == pytest.approx([200 / 3, 100 / 3, 100 / 3, 100 / 3])
+    # 2/3 is the IoU of both: strictly greater is asked for.
+    assert summarise(table.outcome({"threshold": 2 / 3}), table.labels)["matched"] == 0
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_threshold_outside_the_unit_interval(value):
+    masks, labels = world(0)
+    counts = count(labels, {i: Partition.from_masks(m) for i, m in masks.items()})
+    for strategy, names in THRESHOLDS.items():
+        with pytest.raises(ConfigError, match=r"threshold\w*: a threshold lies in \[0, 1\]"):
+            make_table(counts, strategy).outcome(dict.fromkeys(names, value))
+
+
+def test_unknown_strategy():
+    masks, labels = world(0)
+    counts = count(labels, {i: Partition.from_masks(m) for i, m in masks.items()})
+    with pytest.raises(ConfigError, match="'none': has no thresholds"):
+        make_table(counts, "none")
+
+
+def test_space_of_labels_and_of_training():
+    params = load_params(PARAMS)
+    cell = Cell("refscenes", 1, "cpi-u", 0)
+    assert list(space(params, cell)) == ["threshold_u"]
+    for method in ("baseline", "nonesuch"):
+        with pytest.raises(ConfigError, match=f"refine.{method}: thresholds cannot be searched"):
+            space(params, Cell("refscenes", 1, method, 0))
+    tune = params.tune.model_copy(update={"objective": "training"})
+    training = params.model_copy(update={"tune": tune})
+    axes = space(training, cell)
+    assert set(axes) == {
+        "threshold_u", "pwa_mean", "pwa_variance", "pwa_offset", "lambda_unsup", "ema",
+    }  # fmt: skip
+    assert all(axis.low <= axis.given <= axis.high for axis in axes.values())
+    # Eq. 9 stays positive all over the space.
+    lowest = axes["pwa_offset"].low - 1 / np.sqrt(2 * np.pi * axes["pwa_variance"].low)
+    assert lowest > 0
+
+
+def test_trial_values_reach_the_parameters():
+    params, cell = load_params(PARAMS), Cell("refscenes", 1, "cpi", 0)
+    values = {
+        "threshold_u": 0.61, "threshold_o": 0.62, "pwa_mean": 0.4, "pwa_variance": 0.2,
+        "pwa_offset": 1.5, "lambda_unsup": 0.3, "ema": 0.97,
+    }  # fmt: skip
+    changed = with_values(params, cell, values)
+    method = changed.refine["cpi"]
+    assert (method.threshold_u, method.threshold_o) == (0.61, 0.62)
+    assert changed.loss.pwa.model_dump() == {"mean": 0.4, "variance": 0.2, "offset": 1.5}
+    assert (changed.mutual.lambda_unsup, changed.mutual.ema) == (0.3, 0.97)
+    assert (changed.mutual.steps, changed.mutual.epochs) == (params.tune.steps, None)
+    assert changed.refine["cpi-u"] == params.refine["cpi-u"]
