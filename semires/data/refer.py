@@ -1,0 +1,166 @@
+"""Reader of RefCOCO's on-disk format (REFER): RefCOCO, RefCOCO+, G-Ref and RefScenes alike.
+
+``ROOT/DATASET/refs(SPLIT_BY).p`` lists references with their expressions, ``instances.json`` holds
+COCO annotations (polygons or run-lengths). Every fault of a kind is listed in one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask as coco_mask
+
+from semires.data.unpickle import read_plain_pickle
+from semires.errors import DataError
+
+SHOWN = 5
+Record = dict[str, Any]
+
+
+class Faults:
+    """Collects faults by kind, so that one error lists them all."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, kind: str, what: object) -> None:
+        """Note one fault."""
+        self._found.setdefault(kind, []).append(str(what))
+
+    def raise_any(self) -> None:
+        """Raise a DataError with a part per kind, if there was any fault."""
+        if not self._found:
+            return
+        parts = []
+        for kind, items in self._found.items():
+            more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+            parts.append(f"{kind}: {', '.join(items[:SHOWN])}{more}")
+        raise DataError(f"{self.where}: " + "; ".join(parts))
+
+
+def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a data set's annotations.
+
+    Masks are the union of all polygons of an annotation. (The published code sums them and keeps
+    pixels that are 1, so that what two polygons both cover is lost; that is not reproduced.)
+
+    Returns:
+        ``images``: image_id, file_name, height, width, split; ``refs``: ref_id, image_id, ann_id,
+        category, split, area (mask pixels), bbox_x/y/w/h, mask (COCO compressed RLE), sentences,
+        raw. In the order of the pickle.
+
+    Raises:
+        DataError: files are missing, damaged, hostile or contradict each other.
+    """
+    folder = Path(root) / dataset
+    refs = read_plain_pickle(folder / f"refs({split_by}).p")
+    instances = _read_instances(folder / "instances.json")
+    if not isinstance(refs, list) or not all(isinstance(r, dict) for r in refs):
+        raise DataError(f"{folder / f'refs({split_by}).p'}: is no list of references")
+    faults = Faults(str(folder))
+    try:
+        images = {i["id"]: i for i in instances["images"]}
+        annotations = {a["id"]: a for a in instances["annotations"]}
+        categories = {c["id"]: str(c["name"]) for c in instances["categories"]}
+        rows = [_row(ref, images, annotations, categories, faults) for ref in refs]
+        repeated = [i for i, n in Counter(r["ref_id"] for r in refs).items() if n > 1]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder}: annotations lack a field of RefCOCO's format: {error}"
+        ) from error
+    for ref_id in repeated:
+        faults.add("duplicate ref id", ref_id)
+    faults.raise_any()
+    table = pd.DataFrame([row for row in rows if row is not None])
+    if table.empty:
+        raise DataError(f"{folder}: holds no references")
+    return _images(table, images, faults), table
+
+
+def _read_instances(path: Path) -> Record:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        raise DataError(f"{path}: lacks images, annotations or categories")
+    return content
+
+
+def _row(
+    ref: Record, images: Record, annotations: Record, categories: Record, faults: Faults
+) -> Record | None:
+    """One reference as a row, or None after noting why there is none."""
+    ref_id, annotation = ref["ref_id"], annotations.get(ref["ann_id"])
+    image = images.get(ref["image_id"])
+    if annotation is None or image is None:
+        kind = "missing annotation" if annotation is None else "missing image entry"
+        faults.add(kind, f"ref {ref_id}")
+        return None
+    rle = _mask(annotation["segmentation"], int(image["height"]), int(image["width"]))
+    if rle is None or int(coco_mask.area(rle)) == 0:
+        faults.add("empty polygon", f"annotation {ref['ann_id']} of ref {ref_id}")
+        return None
+    sentences = [str(s["sent"]) for s in ref["sentences"]]
+    raw = [str(s.get("raw", s["sent"])) for s in ref["sentences"]]
+    if not sentences or any(not s.strip() for s in sentences):
+        faults.add("empty expression", f"ref {ref_id}")
+        return None
+    x, y, w, h = (float(v) for v in annotation["bbox"])
+    return {
+        "ref_id": int(ref_id),
+        "image_id": int(ref["image_id"]),
+        "ann_id": int(ref["ann_id"]),
+        "category": categories.get(ref["category_id"], str(ref["category_id"])),
+        "split": str(ref["split"]),
+        "area": int(coco_mask.area(rle)),
+        "bbox_x": x,
+        "bbox_y": y,
+        "bbox_w": w,
+        "bbox_h": h,
+        "mask": rle["counts"].decode("ascii"),
+        "sentences": sentences,
+        "raw": raw,
+    }
+
+
+def _mask(segmentation: Any, height: int, width: int) -> Record | None:
+    """Polygons, uncompressed or compressed run-lengths to one compressed RLE; None if empty."""
+    try:
+        if isinstance(segmentation, list):
+            polygons = [p for p in segmentation if len(p) >= 6]
+            if not polygons:
+                return None
+            return dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            return dict(coco_mask.frPyObjects(segmentation, height, width))
+        if list(segmentation["size"]) != [height, width]:
+            return None
+        data = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+        return {"size": [height, width], "counts": data}
+    except (TypeError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _images(refs: pd.DataFrame, images: Record, faults: Faults) -> pd.DataFrame:
+    """The images that references name, in order of appearance."""
+    first = refs.drop_duplicates("image_id")
+    rows = []
+    for image_id, split in zip(first["image_id"], first["split"], strict=True):
+        entry = images[image_id]
+        name = str(entry["file_name"])
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            faults.add("file name leaves the images' folder", repr(name))
+        rows.append((image_id, name, int(entry["height"]), int(entry["width"]), split))
+    faults.raise_any()
+    table = pd.DataFrame(rows, columns=["image_id", "file_name", "height", "width", "split"])
+    return table.astype({"height": np.int32, "width": np.int32})

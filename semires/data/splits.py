@@ -1,0 +1,98 @@
+"""Which images are labelled (paper section 4.1; the published rule)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from semires import layout
+from semires.config import Params
+from semires.errors import ConfigError, DataError
+from semires.files import read_json, read_parquet, write_json
+
+
+def labelled_images(
+    image_ids: Iterable[int], fraction: float | str | Fraction, seed: int = 0
+) -> list[int]:
+    """``floor(fraction * n)`` of the n unique ids, drawn by ``random.Random(seed).sample``.
+
+    Args:
+        image_ids: ids in order of appearance; repeats are ignored.
+        fraction: of one, 0..1 (0.01 is 1 %); its decimal spelling counts, so that 0.01 of 300 is 3.
+        seed: of the draw.
+
+    Returns:
+        The labelled ids in the order of the draw.
+    """
+    share = fraction if isinstance(fraction, Fraction) else Fraction(str(fraction))
+    if not 0 <= share <= 1:
+        raise ValueError(f"a fraction is between 0 and 1, not {fraction}")
+    unique = list(dict.fromkeys(image_ids))
+    return random.Random(seed).sample(unique, int(share * len(unique)))
+
+
+def make_split(params: Params, dataset: str, fraction: float) -> None:
+    """Write ``data/splits/D/F.json`` for a labelled ``fraction`` in percent.
+
+    Raises:
+        ConfigError: the fraction labels no image at all.
+        DataError: an explicit list names images that the train split lacks.
+    """
+    refs = read_parquet(layout.prepared(dataset) / "refs.parquet", ["image_id", "split"])
+    train = refs.loc[refs["split"] == "train", "image_id"]
+    unique = [int(i) for i in dict.fromkeys(train)]
+    name = layout.fraction_name(fraction)
+    listed = params.datasets[dataset].labelled_lists.get(name)
+    if listed is None:
+        chosen = labelled_images(unique, Fraction(str(fraction)) / 100, params.split.seed)
+    else:
+        chosen = read_labelled_list(listed)
+        unknown = sorted(set(chosen) - set(unique))
+        if unknown:
+            raise DataError(
+                f"{listed}: {len(unknown)} images are not in the train split of {dataset}, "
+                f"{unknown[0]} the first"
+            )
+    if not chosen:
+        raise ConfigError(
+            f"study.fractions: {name} % of the {len(unique)} train images of {dataset} is no image "
+            f"at all; the least is {100 / max(len(unique), 1):.3g} %"
+        )
+    write_json(
+        layout.split_file(dataset, fraction),
+        {
+            "dataset": dataset,
+            "fraction": fraction,
+            "seed": params.split.seed,
+            "source": listed or "draw",
+            "n_images": len(unique),
+            "n_labelled": len(chosen),
+            "n_refs_labelled": int(train.isin(chosen).sum()),
+            "labelled_images": chosen,
+        },
+    )
+    print(f"{dataset} {name} %: {len(chosen)} of {len(unique)} train images are labelled")
+
+
+def read_labelled_list(path: str | Path) -> list[int]:
+    """Image ids from a JSON list, or the unique ``iid`` of a published SemiRES JSON's ``train``.
+
+    Raises:
+        DataError: neither of these.
+    """
+    content: Any = read_json(path)
+    try:
+        if isinstance(content, dict):
+            content = [entry["iid"] for entry in content["train"]]
+        ids = [json.loads(i) if isinstance(i, str) else i for i in content]
+        if not ids or not all(type(i) is int for i in ids):
+            raise ValueError("no whole numbers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: neither a list of image ids nor a SemiRES annotation file ({error})"
+        ) from error
+    return list(dict.fromkeys(ids))
