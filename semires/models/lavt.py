@@ -15,16 +15,25 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from semires.config import Bert, Model
-from semires.errors import WeightsError
+from semires.errors import ConfigError, WeightsError
 from semires.models import swin as swin_ops
 from semires.models.decoder import Decoder, resize
 from semires.models.fusion import PWAM, LanguageGate, additive_mask
 
 
 def new_bert(settings: Bert, vocab_size: int, positions: int = 512) -> Any:
-    """A `BertModel` of the given sizes with random weights, without pooler."""
+    """A `BertModel` of the given sizes with random weights, without pooler.
+
+    Raises:
+        ConfigError: the heads do not divide the channels.
+    """
     from transformers import BertConfig, BertModel
 
+    if settings.hidden_size % settings.num_heads:
+        raise ConfigError(
+            f"model.bert.num_heads: {settings.num_heads} heads do not divide "
+            f"{settings.hidden_size} channels"
+        )
     return BertModel(
         BertConfig(
             vocab_size=vocab_size,

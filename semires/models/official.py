@@ -1,8 +1,8 @@
 """Published LAVT and SemiRES checkpoints (``.pth``), read without running anything in them.
 
 In: a file with ``model`` (backbone and classifier) and usually ``bert_model``, maybe with DDP's
-``module.`` prefix. Out: a :class:`LAVT` whose sizes are read off the tensors' shapes. The inverse
-naming, :func:`official_state`, writes our weights for the published code.
+``module.`` prefix. Out: a :class:`LAVT` whose sizes are read off the tensors' shapes
+(names: ``naming.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import math
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +18,16 @@ import torch
 from torch import nn
 
 from semires.config import Bert, Model, Swin
-from semires.errors import WeightsError
+from semires.errors import ConfigError, WeightsError
 from semires.models import swin as swin_ops
 from semires.models.lavt import LAVT, new_bert
+from semires.models.naming import SWIN, State, is_derived, rename, split_qkv, to_ours
 
-State = dict[str, torch.Tensor]
-
-# Published name -> ours, tried in order; `qkv` is split beforehand.
-_SWIN = (
-    (r"^patch_embed\.proj\.", r"swin.embeddings.patch_embeddings.projection."),
-    (r"^patch_embed\.norm\.", r"swin.embeddings.norm."),
-    (r"^absolute_pos_embed$", r"swin.embeddings.position_embeddings"),
-    (
-        r"^layers\.(\d)\.blocks\.(\d+)\.norm1\.",
-        r"swin.encoder.layers.\1.blocks.\2.layernorm_before.",
-    ),
-    (
-        r"^layers\.(\d)\.blocks\.(\d+)\.norm2\.",
-        r"swin.encoder.layers.\1.blocks.\2.layernorm_after.",
-    ),
-    (
-        r"^layers\.(\d)\.blocks\.(\d+)\.attn\.relative_position_bias_table$",
-        r"swin.encoder.layers.\1.blocks.\2.attention.relative_position_bias."
-        r"relative_position_bias_table",
-    ),
-    (
-        r"^layers\.(\d)\.blocks\.(\d+)\.attn\.proj\.",
-        r"swin.encoder.layers.\1.blocks.\2.attention.o_proj.",
-    ),
-    (
-        r"^layers\.(\d)\.blocks\.(\d+)\.attn\.([qkv])\.",
-        r"swin.encoder.layers.\1.blocks.\2.attention.\3_proj.",
-    ),
-    (r"^layers\.(\d)\.blocks\.(\d+)\.mlp\.", r"swin.encoder.layers.\1.blocks.\2.mlp."),
-    (r"^layers\.(\d)\.downsample\.", r"swin.encoder.layers.\1.downsample."),
-)
-_FUSION = (
-    (r"^layers\.(\d)\.fusion\.vis_project\.0\.", r"fusions.\1.visual."),
-    (
-        r"^layers\.(\d)\.fusion\.image_lang_att\.f_(query|key|value)\.0\.",
-        r"fusions.\1.attention.\2.",
-    ),
-    (r"^layers\.(\d)\.fusion\.image_lang_att\.W\.0\.", r"fusions.\1.attention.out."),
-    (r"^layers\.(\d)\.fusion\.project_mm\.0\.", r"fusions.\1.project."),
-    (r"^layers\.(\d)\.res_gate\.0\.", r"gates.\1.inner."),
-    (r"^layers\.(\d)\.res_gate\.2\.", r"gates.\1.outer."),
-    (r"^norm([0-3])\.", r"norms.\1."),
-)
-_DECODER = (
-    (r"^conv1_1\.", r"decoder.classifier."),
-    (r"^(conv|bn)([12])_([234])\.", r"decoder.merge\3.\1\2."),
+# What sizes and names that make no LAVT can raise on the way to one.
+_MISFITS = (
+    ArithmeticError, AssertionError, AttributeError, ConfigError, LookupError, MemoryError,
+    RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_IGNORED = re.compile(
-    r"relative_position_index$|attn_mask$|position_ids$|^head\.|^norm\.|^pooler\."
-)
 
 
 def load_official_lavt(
@@ -96,15 +51,19 @@ def load_official_lavt(
         raise WeightsError(f"{where}: no published LAVT checkpoint: it has no `model` weights")
     published = _tensors(content["model"], where)
     text = content.get("bert_model")
+    # `lavt_one` keeps its text encoder among the model's weights.
+    inside = {n: published.pop(n) for n in list(published) if n.startswith("text_encoder.")}
+    if text is None:
+        text = {name.removeprefix("text_encoder."): v for name, v in inside.items()} or None
     text_state = None if text is None else _text_state(_tensors(text, where))
     heads = fusion_heads or _fusion_heads(content.get("args"), where)
     try:
         settings = _sizes(published, text_state, heads)
-        state = lavt_state(published)
+        state = to_ours(published)
         if text_state is not None:
             state |= {f"bert.{name}": value for name, value in text_state.items()}
         model = _build(settings, text_state, state)
-    except (KeyError, IndexError, ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+    except _MISFITS as error:
         reason = (str(error).splitlines() or [""])[0]
         raise WeightsError(
             f"{where}: no published LAVT checkpoint: {type(error).__name__} {reason}"
@@ -137,7 +96,7 @@ def read_checkpoint(path: str | Path) -> Any:
     except MemoryError as error:
         raise WeightsError(f"{path}: damaged or no PyTorch checkpoint (absurd sizes)") from error
     # A damaged pickle can raise nearly anything from within torch's reader.
-    except (Exception, zipfile.BadZipFile) as error:
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({reason})") from error
 
@@ -153,8 +112,14 @@ def _tensors(state: Any, where: str) -> State:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise WeightsError(f"{where}: no published LAVT checkpoint: {name!r} is no tensor")
+        if value.layout != torch.strided or not value.dtype.is_floating_point:
+            if is_derived(name) or name.endswith("num_batches_tracked"):
+                continue
+            raise WeightsError(f"{where}: no published LAVT checkpoint: {name} is {value.dtype}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise WeightsError(f"{where}: no published LAVT checkpoint: {name} has no data")
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{where}: damaged: {name} holds NaN or infinite numbers")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
@@ -164,7 +129,7 @@ def _text_state(state: State) -> State:
         re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix("bert."))): v
         for name, v in state.items()
     }
-    return {name: v for name, v in renamed.items() if not _IGNORED.search(name)}
+    return {name: v for name, v in renamed.items() if not is_derived(name)}
 
 
 def _fusion_heads(args: Any, where: str) -> list[int]:
@@ -179,45 +144,6 @@ def _fusion_heads(args: Any, where: str) -> list[int]:
     return heads
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
-    for pattern, replacement in rules:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return None
-
-
-def _split_qkv(state: State) -> State:
-    """``attn.qkv`` to ``attn.q``, ``attn.k``, ``attn.v``."""
-    out = {}
-    for name, value in state.items():
-        if ".attn.qkv." in name:
-            for letter, part in zip("qkv", value.chunk(3), strict=True):
-                out[name.replace(".attn.qkv.", f".attn.{letter}.")] = part
-        else:
-            out[name] = value
-    return out
-
-
-def lavt_state(published: State) -> State:
-    """Published names and shapes of `model` to ours.
-
-    Raises:
-        KeyError: a name is none of LAVT's.
-    """
-    state = {}
-    for name, value in _split_qkv(published).items():
-        if _IGNORED.search(name):
-            continue
-        inner = name.removeprefix("backbone.").removeprefix("classifier.")
-        rules = _DECODER if name.startswith("classifier.") else _SWIN + _FUSION
-        ours = _rename(inner, rules)
-        if ours is None:
-            raise KeyError(name)
-        # Published 1x1 convolutions over tokens are linear layers here.
-        state[ours] = value.squeeze(-1) if ours.startswith("fusions.") else value
-    return state
-
-
 def swin_from_microsoft(content: Any, where: str) -> State:
     """Swin's published weights (``{"model": {...}}``) under `SwinModel`'s names.
 
@@ -228,10 +154,10 @@ def swin_from_microsoft(content: Any, where: str) -> State:
     """
     inner = content.get("model", content) if isinstance(content, dict) else content
     state = {}
-    for name, value in _split_qkv(_tensors(inner, where)).items():
-        if _IGNORED.search(name):
+    for name, value in split_qkv(_tensors(inner, where)).items():
+        if is_derived(name):
             continue
-        ours = _rename(name.removeprefix("backbone."), _SWIN)
+        ours = rename(name.removeprefix("backbone."), SWIN)
         if ours is None:
             raise WeightsError(f"{where}: no published Swin weights: unknown name {name!r}")
         state[ours.removeprefix("swin.")] = value

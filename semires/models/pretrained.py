@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from semires.config import Model
 from semires.errors import WeightsError
 from semires.models.lavt import LAVT
 from semires.models.official import check_fit, read_checkpoint, swin_from_microsoft
-from semires.models.sources import hub_error, shipped
+from semires.models.sources import WEIGHTS, folder_of, shipped
 from semires.models.text import Tokenizer
 
 State = dict[str, torch.Tensor]
@@ -78,7 +79,6 @@ def read_safetensors(path: str | Path) -> State:
     Raises:
         WeightsError: missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
@@ -103,22 +103,12 @@ def load_swin(swin: Any, source: str) -> None:
     elif path.suffix in (".pth", ".pt"):
         state = swin_from_microsoft(read_checkpoint(path), str(path))
     else:
-        state = _swin_from_hub(source, path)
+        from transformers import SwinModel
+
+        state = _from_transformers(SwinModel, source, "model.swin.pretrained")
     if hasattr(swin, "layernorm") and isinstance(swin.layernorm, nn.Identity):
         state = {k: v for k, v in state.items() if not k.startswith("layernorm.")}
     _load_state(swin, fit_tables(state, swin.state_dict()), f"model.swin.pretrained: {source}")
-
-
-def _swin_from_hub(source: str, path: Path) -> State:
-    from transformers import SwinModel
-
-    try:
-        model = SwinModel.from_pretrained(
-            str(path if path.is_dir() else source), add_pooling_layer=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise hub_error(source, "a Swin", "model.swin.pretrained", error) from error
-    return dict(model.state_dict())
 
 
 def load_bert(bert: Any, source: str) -> None:
@@ -129,14 +119,21 @@ def load_bert(bert: Any, source: str) -> None:
     """
     from transformers import BertModel
 
-    path = shipped(source)
+    key = "model.bert.pretrained"
+    _load_state(bert, _from_transformers(BertModel, source, key), f"{key}: {source}")
+
+
+def _from_transformers(model_class: Any, source: str, key: str) -> State:
+    """Weights of a folder or hub id, without pooler; transformers renames older layouts."""
+    folder = folder_of(source, WEIGHTS, key)
     try:
-        model = BertModel.from_pretrained(
-            str(path if path.is_dir() else source), add_pooling_layer=False
+        model = model_class.from_pretrained(
+            str(folder), add_pooling_layer=False, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise hub_error(source, "a BERT", "model.bert.pretrained", error) from error
-    _load_state(bert, dict(model.state_dict()), f"model.bert.pretrained: {source}")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise WeightsError(f"{key}: {folder}: cannot be read ({reason})") from error
+    return dict(model.state_dict())
 
 
 def fit_tables(state: State, wanted: State) -> State:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from semires.errors import WeightsError
 
 _PACKAGE = Path(__file__).parents[1]
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second where the first is not there
+VOCABULARY = ("vocab.txt",)
 
 
 def shipped(source: str | Path) -> Path:
@@ -17,10 +22,65 @@ def shipped(source: str | Path) -> Path:
     return path
 
 
-def hub_error(source: str | Path, what: str, key: str, error: Exception) -> WeightsError:
-    """One line for a hub id or a path that cannot be had: what to put where."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return WeightsError(
-        f"{key}: {source} is no local file or folder and {what} cannot be had from the hub "
-        f"({reason}); download it on a machine with network and set {key} to its folder"
+def folder_of(source: str | Path, files: tuple[str, ...], key: str) -> Path:
+    """The local folder of a model in transformers' layout, downloaded from the hub if need be.
+
+    Args:
+        source: a folder or a hub id.
+        files: patterns of the files wanted beside the ``*.json``; any one will do, in order.
+        key: the parameter that names it, for the message.
+
+    Raises:
+        WeightsError: no such folder, it lacks the files, or the hub cannot be reached.
+    """
+    path = shipped(source)
+    if path.exists() or path.is_absolute():
+        if _has(path, files):
+            return path
+        lacks = f"it holds no {' or '.join(files)}" if path.is_dir() else "no such folder"
+        raise WeightsError(f"{key}: {path}: {lacks}; give a folder of transformers' layout")
+    return _from_hub(str(source), files, key)
+
+
+def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
+def _from_hub(name: str, files: tuple[str, ...], key: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    failures = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError)
+    reason = "the hub cannot be reached from here"
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True))
+        if _has(cached, files):
+            return cached
+    except failures:
+        pass  # not in the cache: ask the hub
+    if not constants.HF_HUB_OFFLINE and _reachable(constants.ENDPOINT):
+        try:
+            for pattern in files:
+                folder = Path(snapshot_download(name, allow_patterns=["*.json", pattern]))
+                if _has(folder, (pattern,)):
+                    return folder
+            reason = f"it holds no {' or '.join(files)}"
+        except failures as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise WeightsError(
+        f"{key}: {name} is no local folder and cannot be had from the hub ({reason}); download it "
+        f"where there is a network (`hf download {name} --local-dir DIR`) and set {key} to DIR"
     )
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub answers at all: the client would retry for minutes."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    url = urlsplit(endpoint)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        with socket.create_connection((url.hostname or "", port), timeout=5):
+            return True
+    except OSError:
+        return False

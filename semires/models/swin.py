@@ -15,14 +15,23 @@ import torch
 from torch.nn import functional as F
 
 from semires.config import Swin
+from semires.errors import ConfigError
 
 Grid = tuple[int, int]
 
 
 def new_swin(settings: Swin) -> Any:
-    """A `SwinModel` of the given sizes with random weights."""
+    """A `SwinModel` of the given sizes with random weights.
+
+    Raises:
+        ConfigError: a stage's heads do not divide its channels.
+    """
     from transformers import SwinConfig, SwinModel
 
+    for i, heads in enumerate(settings.num_heads):
+        dim = settings.embed_dim * 2**i
+        if dim % heads:
+            raise ConfigError(f"model.swin.num_heads: {heads} heads do not divide {dim} channels")
     return SwinModel(
         SwinConfig(
             # Only absolute positions look at the image size.

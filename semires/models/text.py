@@ -14,7 +14,8 @@ import torch
 
 from semires.config import Bert
 from semires.errors import WeightsError
-from semires.models.sources import hub_error, shipped
+from semires.files import read_json
+from semires.models.sources import VOCABULARY, folder_of, shipped
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -78,14 +79,19 @@ def _load(source: str | Path) -> Any:
     from transformers import BertTokenizer
 
     path = shipped(source)
-    if path.is_file():
-        return BertTokenizer(vocab=_read_vocabulary(path), do_lower_case=True)
-    if path.suffix == ".txt":
-        raise WeightsError(f"{path}: no such vocabulary file (model.bert.vocabulary)")
-    try:
-        return BertTokenizer.from_pretrained(str(path if path.is_dir() else source))
-    except (OSError, ValueError) as error:
-        raise hub_error(source, "a BERT vocabulary", "model.bert.vocabulary", error) from error
+    if not path.is_file():
+        if path.suffix == ".txt":
+            raise WeightsError(f"{path}: no such vocabulary file (model.bert.vocabulary)")
+        # transformers makes an empty tokenizer, silently, of a folder without a vocabulary.
+        path = folder_of(source, VOCABULARY, "model.bert.vocabulary") / "vocab.txt"
+    return BertTokenizer(vocab=_read_vocabulary(path), do_lower_case=_lower_case(path))
+
+
+def _lower_case(vocabulary: Path) -> bool:
+    """Whether the tokenizer that a vocabulary belongs to lowers case; BERT's default is yes."""
+    settings = vocabulary.with_name("tokenizer_config.json")
+    value = read_json(settings) if settings.is_file() else {}
+    return bool(value.get("do_lower_case", True)) if isinstance(value, dict) else True
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
