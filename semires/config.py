@@ -35,8 +35,19 @@ class Study(Section):
     fractions: list[Percent] = Field(min_length=1)
     methods: list[Name]
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    generated: list[Name]
+    sources: list[Name] = Field(min_length=1)
+    ablations: list[Name]
+    ablation_fractions: list[Percent]
+    supervised_fractions: list[Percent]
+    more_fractions: list[Percent]
+    more_methods: list[Name]
+    source_methods: list[Name]
+    other_sources: list[Name]
     tune_fractions: list[Percent]
     tune_methods: list[Name]
+    tune_seeds: list[Annotated[int, Field(ge=0)]] = Field(max_length=1)
+    tuned_methods: list[Name]
 
 
 class Dataset(Section):
@@ -346,7 +357,11 @@ class Params(Section):
     def _names_exist(self) -> Params:
         _require(self.study.datasets, self.datasets, "study.datasets", "datasets")
         _require(self.study.methods, self.refine, "study.methods", "refine")
-        _require(self.study.tune_methods, self.refine, "study.tune_methods", "refine")
+        for key in ("ablations", "source_methods", "tune_methods"):
+            _require(getattr(self.study, key), self.refine, f"study.{key}", "refine")
+        for key in ("sources", "other_sources"):
+            names = getattr(self.study, key)
+            _require(names, self.proposals.sources, f"study.{key}", "proposals.sources")
         _require([self.proposals.source], self.proposals.sources, "proposals.source", "sources")
         return self
 

@@ -1,0 +1,101 @@
+"""What every stage's process does about signals, orphans, threads and memory.
+
+A stage under DVC ends with its parent, finishes its step and saves on SIGTERM or SIGINT, and runs
+torch as ``runtime`` in params.yaml says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from semires.config import Runtime
+
+PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal arrived where nothing has to be saved. ``exit_code`` is 128 + the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class _State:
+    """Of this process: who installed the handlers, which signal came, whether someone polls."""
+
+    owner: int | None = None
+    received: int | None = None
+    polled = False
+
+
+_state = _State()
+
+
+def stage_process() -> None:
+    """Make this process a well-behaved stage: call once, before any work.
+
+    Until :func:`stop_requested` is first asked, a signal raises :class:`Stopped`; from then on it is
+    only noted, for the training loop to save between two steps. A second one raises.
+    """
+    _state.owner, _state.received, _state.polled = os.getpid(), None, False
+    if "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    for number in _SIGNALS:
+        signal.signal(number, _on_signal)
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent dies; elsewhere nothing happens.
+
+    A killed `dvc repro` would otherwise leave its stage running, beside the next one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _state.owner:
+        _leave(number)  # a forked worker: its parent says what is to be said
+    again = _state.received is not None
+    _state.received = number
+    if again or not _state.polled:
+        raise Stopped(number)
+
+
+def _leave(number: int) -> NoReturn:
+    os._exit(128 + number)
+
+
+def stop_requested() -> int | None:
+    """The exit code (130 or 143) if SIGINT or SIGTERM arrived, else None. Loops poll this."""
+    _state.polled = True
+    return None if _state.received is None else 128 + _state.received
+
+
+def configure_torch(runtime: Runtime) -> None:
+    """Threads and determinism of this process, before the first tensor on a GPU is made."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    torch.use_deterministic_algorithms(runtime.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, decides nothing
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    if not runtime.deterministic:
+        torch.set_float32_matmul_precision("high")
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
