@@ -127,12 +127,15 @@ def _from_transformers(model_class: Any, source: str, key: str) -> State:
     """Weights of a folder or hub id, without pooler; transformers renames older layouts."""
     folder = folder_of(source, WEIGHTS, key)
     try:
-        model = model_class.from_pretrained(
-            str(folder), add_pooling_layer=False, local_files_only=True
+        model, found = model_class.from_pretrained(
+            str(folder), add_pooling_layer=False, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WeightsError(f"{key}: {folder}: cannot be read ({reason})") from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would start them at random
+        raise WeightsError(f"{key}: {folder}: it lacks {missing[0]} and {len(missing) - 1} more")
     return dict(model.state_dict())
 
 
