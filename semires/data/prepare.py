@@ -1,4 +1,4 @@
-"""Stage `prepare`: annotation files to ``images.parquet``, ``refs.parquet`` and ``summary.json``."""
+"""Stage `prepare`: annotation files to images, refs and summary tables."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def summarise(refs: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
-def compare(
-    counts: dict[str, dict[str, int]], published: dict[str, tuple[int, int]] | None
-) -> str:
+def compare(counts: dict[str, dict[str, int]], published: dict[str, tuple[int, int]] | None) -> str:
     """A table of the counts, with the published ones and where they differ."""
     lines = [f"{'split':8}{'refs':>10}{'images':>10}{'expressions':>14}"]
     for split, row in counts.items():

@@ -1,6 +1,6 @@
 """RefScenes' pictures: scenes of coloured objects, sampled and rendered from a seed.
 
-A scene is 3-6 objects on a textured background with clutter and noise. Things are single shapes;
+A scene is 3-5 objects on a textured background with clutter and noise. Things are single shapes;
 figures (house, mushroom, person, boat) have two parts of different colours, so that proposals
 over-segment them; some objects touch, so that proposals under-segment those. Later objects lie on
 top of earlier ones. Coordinates are pixels, x to the right and y down.
@@ -133,7 +133,7 @@ def sample_scene(rng: np.random.Generator, size_px: int, figure_share: float = 0
     """
     while True:
         objects: list[SceneObject] = []
-        for _ in range(int(rng.integers(3, 7))):
+        for _ in range(int(rng.integers(3, 6))):
             placed = _place(rng, objects, size_px, figure_share)
             if placed is not None:
                 objects.append(placed)

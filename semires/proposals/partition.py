@@ -48,7 +48,7 @@ class Partition:
         """
         masks = np.asarray(masks, dtype=bool)
         count, height, width = masks.shape
-        flat = masks.reshape(count, -1)
+        flat = masks.reshape(count, height * width)
         label = np.zeros(height * width, dtype=np.int64)
         for first in range(0, count, 32):  # 32 proposals at a time fit into one integer beside it
             word = np.zeros(height * width, dtype=np.int64)

@@ -19,7 +19,7 @@ def make_teacher(student: M) -> M:
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """``teacher = decay * teacher + (1 - decay) * student`` in place; integer buffers are copied."""
+    """``teacher = decay * teacher + (1 - decay) * student`` in place; integers are copied."""
     averaged: list[torch.Tensor] = []
     sources: list[torch.Tensor] = []
     pairs = zip(_tensors(teacher), _tensors(student), strict=True)

@@ -20,9 +20,11 @@ from semires.config import Method, Params
 from semires.data.dataset import ExpressionDataset, Stream, open_proposals, stream_loader
 from semires.evaluation.evaluate import summarise
 from semires.layout import Cell
+from semires.methods import resolve
 from semires.models.pretrained import load_weights
 from semires.process import configure_torch
 from semires.refine import PseudoLabelRefiner
+from semires.refine.filtering import ConfidenceFilter
 from semires.training.corrections import measure_corrections, overlap_sums
 from semires.training.ema import make_teacher, update_ema
 from semires.training.loop import Loop, total_steps
@@ -31,7 +33,7 @@ from semires.training.record import evaluate_split, tracked, write_run
 from semires.training.task import Task
 
 Batch = dict[str, Any]
-SECTIONS = ("data", "model", "augment", "loss", "optimizer", "mutual", "evaluation", "proposals")
+SECTIONS = ("data", "model", "augment", "loss", "optimizer", "mutual", "evaluation")
 
 
 def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
@@ -65,7 +67,7 @@ def train_mutual(
     """Mutual learning; returns ``metrics.json``'s content.
 
     Args:
-        params: all parameters, the method's overrides included.
+        params: all parameters; the method's overrides and tuned thresholds are applied here.
         cell: which run.
         on_evaluation: called with the metrics and the step of each evaluation on val; where it is
             given (a trial of the threshold search) no run folder is written.
@@ -74,7 +76,7 @@ def train_mutual(
         Interrupted: a signal arrived; the next call goes on from the saved state.
         NonFiniteLossError: training diverged.
     """
-    started = time.time()
+    started, params = time.time(), resolve(params, cell)
     configure_torch(params.runtime)
     task = Task(params, cell, SECTIONS)
     settings, method = params.mutual, params.refine[cell.method]
@@ -85,13 +87,14 @@ def train_mutual(
     labelled, unlabelled = _parts(task, method)
     val = task.evaluation_sets(["val"])["val"]
     refiner, weights = make_refiner(params, method), params.loss.class_weights
+    keep = ConfidenceFilter(method.keep).to(task.group.device)
 
     with tracking.track_run(cell, params, task.sections, stage="mutual") as run:
         loop = Loop(
             task,
             settings,
             _total_steps(task, len(labelled), len(unlabelled)),
-            modules={"model": student, "teacher": teacher},
+            modules={"model": student, "teacher": teacher, "filter": keep},
             evaluated=teacher,
             evaluate=lambda: tracked(summarise(evaluate_split(task, teacher, val)), "val"),
             log=on_evaluation or run.log_metrics,
@@ -110,7 +113,8 @@ def train_mutual(
             loss_sup = supervised_loss(logits[:count], sure["mask"], weights)
             loss = settings.supervised_loss_scale * loss_sup
             if targets is not None:
-                loss_unsup = unsupervised_loss(logits[count:], targets, weights)
+                kept = keep(teacher_logits)
+                loss_unsup = unsupervised_loss(logits[count:][kept], targets.select(kept), weights)
                 loss = loss + settings.lambda_unsup * loss_unsup
                 loop.record(0, loss_unsup=loss_unsup.detach())
             loop.record(len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
