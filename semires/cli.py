@@ -155,7 +155,7 @@ def _verify(arguments: Arguments) -> int:
     params = _params(arguments)
     from semires.reporting.verify import verify
 
-    return verify(params)
+    return int(verify(params))
 
 
 def _use(arguments: Arguments) -> None:
@@ -208,7 +208,8 @@ def _known(
     source: str | None = None,
 ) -> None:
     """Refuse names that params.yaml does not have, before any heavy import."""
-    from semires.config import require
+    from semires.errors import ConfigError
+    from semires.explain import require
 
     given = (
         (dataset, params.datasets, "--dataset", "datasets"),
@@ -217,7 +218,10 @@ def _known(
     )
     for name, known, option, where in given:
         if name is not None:
-            require([name], known, option, where)
+            try:
+                require([name], known, option, where)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
 
 STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
@@ -263,7 +267,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--expression": {"metavar": "TEXT"},
     "--expressions": {"metavar": "CSV", "help": "columns image,expression"},
     "--output": {"help": "PNG, or a folder for --expressions"},
-    "file": {"help": "one of experiments/*.yaml, or several separated by commas", "metavar": "FILE"},
+    "file": {
+        "help": "one of experiments/*.yaml, or several separated by commas",
+        "metavar": "FILE",
+    },
 }
 
 

@@ -6,13 +6,14 @@ wrong values with the key's path, one line each, before any work starts.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from semires.checks import check, misspelt_fractions
 from semires.errors import ConfigError
+from semires.explain import explain
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -354,27 +355,9 @@ class Params(Section):
     runtime: Runtime
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Params:
-        _require(self.study.datasets, self.datasets, "study.datasets", "datasets")
-        _require(self.study.methods, self.refine, "study.methods", "refine")
-        for key in ("ablations", "source_methods", "tune_methods"):
-            _require(getattr(self.study, key), self.refine, f"study.{key}", "refine")
-        for key in ("sources", "other_sources"):
-            names = getattr(self.study, key)
-            _require(names, self.proposals.sources, f"study.{key}", "proposals.sources")
-        _require([self.proposals.source], self.proposals.sources, "proposals.source", "sources")
+    def _agrees_with_itself(self) -> Params:
+        check(self)
         return self
-
-
-def _require(names: list[str], known: dict[str, Any], key: str, where: str) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{key}: {name!r} is not a key of `{where}`{_nearest(name, known)}")
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(map(str, known))}"
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -383,7 +366,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, no YAML, or a key is unknown or wrong; one line a fault.
     """
-    return validate(read_yaml(path), str(path))
+    values = read_yaml(path)
+    params = validate(values, str(path))
+    for line in misspelt_fractions(values["study"]):
+        raise ConfigError(f"{path}: {line}")
+    return params
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -407,48 +394,5 @@ def validate(values: Any, where: str = "params") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [explain(e, Params) for e in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
-
-
-def _explain(error: Any) -> str:
-    # A discriminated union puts its tag into the path: keep only what the file spells.
-    tags = {"segment_anything", "transformers", "felzenszwalb"}
-    parts = [str(p) for i, p in enumerate(error["loc"]) if not (i == 3 and p in tags)]
-    key = ".".join(parts)
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(parts[-1], _fields_at(error['loc'][:-1]))}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    given = error.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {message}{shown}" if key else message
-
-
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the model that an error's location points into."""
-    model: Any = Params
-    for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            field = model.model_fields.get(str(part))
-            model = field.annotation if field else None
-        else:
-            models = [m for m in _models_in(model) if _tag(m) in (None, part)]
-            tagged = [m for m in models if _tag(m) == part]
-            model = (tagged or models or [None])[0] if not tagged else tagged[0]
-            if not tagged and len(_models_in(model)) > 1:
-                continue
-    found = _models_in(model)
-    return [name for m in found for name in m.model_fields]
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for a in get_args(annotation) for m in _models_in(a)]
-
-
-def _tag(model: Any) -> str | None:
-    kind = model.model_fields.get("kind")
-    return get_args(kind.annotation)[0] if kind else None

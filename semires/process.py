@@ -43,8 +43,8 @@ _state = _State()
 def stage_process() -> None:
     """Make this process a well-behaved stage: call once, before any work.
 
-    Until :func:`stop_requested` is first asked, a signal raises :class:`Stopped`; from then on it is
-    only noted, for the training loop to save between two steps. A second one raises.
+    Until :func:`stop_requested` is first asked, a signal raises :class:`Stopped`; from then on it
+    is only noted, for the training loop to save between two steps. A second one raises.
     """
     _state.owner, _state.received, _state.polled = os.getpid(), None, False
     if "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -89,7 +89,8 @@ def configure_torch(runtime: Runtime) -> None:
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     torch.use_deterministic_algorithms(runtime.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, decides nothing
+    # Filling new tensors costs time and decides nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not runtime.deterministic
     if not runtime.deterministic:
         torch.set_float32_matmul_precision("high")

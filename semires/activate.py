@@ -1,0 +1,131 @@
+"""`semires use FILE` makes a parameter file the active params.yaml; `semires doctor` looks around.
+
+A file whose first key is ``extends`` holds only what it changes of another one beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from semires.config import Params, load_params, read_yaml, validate
+from semires.errors import ConfigError, SemiresError
+from semires.files import write_text
+
+EXTENDS = "extends"
+TOOLS = {"git": "to know which code made a run", "dvc": "to run the study"}
+
+
+def use(source: str | Path, target: str | Path = "params.yaml") -> str:
+    """Validate ``source`` and make it ``target``, whose former content is kept beside it.
+
+    Returns:
+        What was done and what is still missing, one line each.
+
+    Raises:
+        ConfigError: the file is missing or wrong; ``target`` is as it was.
+    """
+    source, target = Path(source), Path(target)
+    text = composed(source)
+    validate(_parse(text), str(source))
+    lines = [f"{source} is now {target}; `dvc repro` runs its study"]
+    if target.is_file() and target.read_text(encoding="utf-8") != text:
+        kept = target.with_name(target.name + ".before")
+        shutil.copyfile(target, kept)
+        lines.append(f"the former {target} is {kept}")
+    write_text(target, text)
+    params = load_params(target)
+    return "\n".join([*lines, *(f"missing: {line}" for line in missing_files(params))])
+
+
+def composed(path: Path) -> str:
+    """The text of a parameter file, with what it ``extends`` filled in, comments kept.
+
+    Raises:
+        ConfigError: it extends a file that is missing, or itself.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict) or EXTENDS not in values:
+        return path.read_text(encoding="utf-8")
+    base = path.parent / str(values.pop(EXTENDS))
+    if base.resolve() == path.resolve():
+        raise ConfigError(f"{path}: extends itself")
+    tree = _parse(composed(base), comments=True)
+    _merge(tree, values, str(path))
+    buffer = io.StringIO()
+    _yaml(comments=True).dump(tree, buffer)
+    head = f"# {path.name}, composed with {base.name} by `semires use`.\n"
+    return head + buffer.getvalue()
+
+
+def _yaml(comments: bool) -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML() if comments else YAML(typ="safe", pure=True)
+    yaml.width = 100
+    return yaml
+
+
+def _parse(text: str, comments: bool = False) -> Any:
+    return _yaml(comments).load(text)
+
+
+def _merge(tree: Any, changes: dict[str, Any], where: str) -> None:
+    """Put ``changes`` into ``tree``; lists and single values replace, mappings are merged."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value, f"{where}: {key}")
+        else:
+            tree[key] = value
+
+
+def missing_files(params: Params) -> Iterator[str]:
+    """Files and folders that the parameters name and that are not there, each with its key."""
+    sources = params.proposals.sources
+    if any(sources[name].kind == "segment_anything" for name in params.study.sources):
+        yield from _absent("sam.checkpoint", params.sam.checkpoint)
+    yield from _absent("model.swin.pretrained", params.model.swin.pretrained, hub=True)
+    yield from _absent("model.bert.pretrained", params.model.bert.pretrained, hub=True)
+    yield from _absent("model.bert.vocabulary", params.model.bert.vocabulary)
+    for name in params.study.datasets:
+        place = params.datasets[name]
+        if name not in params.study.generated:
+            root = Path(place.root) / place.dataset
+            yield from _absent(f"datasets.{name}.root", f"{root}/instances.json")
+            yield from _absent(f"datasets.{name}.root", f"{root}/refs({place.split_by}).p")
+            yield from _absent(f"datasets.{name}.images", place.images)
+        for fraction, path in place.labelled_lists.items():
+            yield from _absent(f"datasets.{name}.labelled_lists.{fraction}", path)
+
+
+def _absent(key: str, path: str | None, hub: bool = False) -> Iterator[str]:
+    """A line if the path is not there; a hub id has one slash at most and no suffix of weights."""
+    if path is None or Path(path).exists():
+        return
+    if hub and path.count("/") <= 1 and not path.endswith((".pth", ".safetensors", ".bin")):
+        return
+    yield f"{key}: {path} is not there (docs/paper.md says where it comes from)"
+
+
+def doctor(path: str | Path = "params.yaml") -> int:
+    """Print what this machine and this checkout have and lack; 1 if something is lacking."""
+    import torch
+
+    lacking = []
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"GPUs: {', '.join(gpus) or 'none'}; CPU threads: {torch.get_num_threads()}")
+    free = shutil.disk_usage(".").free / 2**30
+    print(f"free disk here: {free:.0f} GiB")
+    lacking += [f"{name}, {why}" for name, why in TOOLS.items() if shutil.which(name) is None]
+    try:
+        lacking += missing_files(load_params(path))
+    except SemiresError as error:
+        lacking.append(str(error))
+    for line in lacking:
+        print(f"missing: {line}")
+    return 1 if lacking else 0

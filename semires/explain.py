@@ -1,0 +1,109 @@
+"""Pydantic's findings in params.yaml as one line each: the key's path and what is wrong there.
+
+A union's tag and similar steps of pydantic's own are left out of the path, which is spelled as the
+file spells it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def explain(error: Any, root: type[BaseModel]) -> str:
+    """One line for one of ``ValidationError.errors()`` of the model ``root``."""
+    parts, annotation = follow(root, error["loc"])
+    key = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{nearest(parts[-1], fields_of(annotation))}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"].startswith("union_tag"):
+        message = f"needs a `kind` of {', '.join(tags_of(annotation))}"
+    given = error.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """The path as the file spells it, and the type at its last key (or of its parent)."""
+    annotation: Any = root
+    parts: list[str] = []
+    for part in location:
+        annotation = unwrap(annotation)
+        if part in tags_of(annotation):
+            annotation = next(m for m in members(annotation) if part in tags_of(m))
+            continue
+        if part == "[key]":  # a dictionary's key, not its value
+            continue
+        parts.append(str(part))
+        if is_model(annotation):
+            field = annotation.model_fields.get(str(part))
+            if field is None:
+                break
+            annotation = field.annotation
+        elif get_origin(annotation) in (dict, list):
+            annotation = get_args(annotation)[-1]
+    return parts, unwrap(annotation)
+
+
+def unwrap(annotation: Any) -> Any:
+    """A type without `Annotated` and `| None`."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        some = [a for a in get_args(annotation) if a is not type(None)]
+        if len(some) == 1:
+            return unwrap(some[0])
+    return annotation
+
+
+def is_model(annotation: Any) -> bool:
+    """Whether a type is one of the parameter sections."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def members(annotation: Any) -> list[Any]:
+    """The sections of a union of sections."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [a for a in map(unwrap, get_args(annotation)) if is_model(a)]
+    return []
+
+
+def tags_of(annotation: Any) -> list[str]:
+    """The values of `kind` that tell a union's members apart; of a member, its own."""
+    if members(annotation):
+        return [tag for member in members(annotation) for tag in tags_of(member)]
+    field = annotation.model_fields.get("kind") if is_model(annotation) else None
+    return [str(tag) for tag in get_args(field.annotation)] if field else []
+
+
+def fields_of(annotation: Any) -> list[str]:
+    """Names that a section takes."""
+    return list(annotation.model_fields) if is_model(annotation) else []
+
+
+def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) -> None:
+    """Refuse names that ``known`` has not.
+
+    Raises:
+        ValueError: the text names the key, the name and the nearest one that there is.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: {name!r} is not a key of `{where}`{nearest(name, known)}")
+
+
+def nearest(name: Any, known: Iterable[Any]) -> str:
+    """The end of a message: the most similar name, or all there are."""
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; it has {', '.join(names)}" if names else ""

@@ -1,0 +1,17 @@
+"""MLflow: every run of the study in a tracking store, without ever holding a run up.
+
+A stage writes a journal (`runs`, `journal`), a process of its own sends it (`sender`, `store`),
+``semires track sync`` replays what the store lacks (`replay`). Conventions: DESIGN.md section 7.
+Only `store` imports mlflow, and no stage imports `store`.
+"""
+
+from semires.tracking.runs import TrackedRun, log_report, log_study, track_run
+
+__all__ = ["TrackedRun", "log_report", "log_study", "sync", "track_run"]
+
+
+def sync() -> str:
+    """Bring the store up to date with journals and run records; returns a line that says what."""
+    from semires.tracking.replay import sync as replay
+
+    return replay()

@@ -1,0 +1,165 @@
+"""`semires track sync`: what journals and run records hold and the store lacks, put there.
+
+A record is known by the SHA-256 of its file, so that a second sync adds nothing. Stages that DVC
+restored from its cache get their runs this way.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from semires import layout
+from semires.errors import CorruptCacheError, SemiresError
+from semires.files import fingerprint, read_json, sha256_file
+from semires.layout import Cell
+from semires.tracking.journal import Event, flatten, numbers
+from semires.tracking.runs import here, record_events, start_event, study_events
+from semires.tracking.sender import drain
+from semires.tracking.store import Store
+
+
+def sync() -> str:
+    """Send journals, close runs that died, replay records; returns a line that says what.
+
+    Raises:
+        SemiresError: the store cannot be used, or a record is damaged.
+    """
+    try:
+        store = Store()
+        journals = drain(store)
+        closed = close_dead(store)
+        records = [*_run_records(), *_study_records()]
+        known = known_records(store)
+        new = [record for record in records if record[0] not in known]
+        for _, events in new:
+            store.apply(list(events), {})
+    except SemiresError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SemiresError(f"the tracking store cannot be used: {reason}") from error
+    return (
+        f"{store.uri}: {len(records)} records, {len(new)} of them new; {journals} journals sent, "
+        f"{closed} dead runs closed"
+    )
+
+
+Record = tuple[str, Iterator[Event]]  # digest of its file, and what the store is to hold of it
+
+
+def known_records(store: Store) -> set[str]:
+    """Digests of the records that the store has."""
+    experiments = store.client.search_experiments(filter_string="name LIKE 'semires/%'")
+    runs = [run for e in experiments for run in store.runs(e.experiment_id)]
+    return {str(run.data.tags["semires.record"]) for run in runs if _finished(run)}
+
+
+def _finished(run: Any) -> bool:
+    return run.info.status == "FINISHED" and "semires.record" in run.data.tags
+
+
+def close_dead(store: Store) -> int:
+    """Close runs of this project that are RUNNING though no process makes them."""
+    from semires.tracking.journal import Journal
+
+    closed = 0
+    for experiment in store.client.search_experiments(filter_string="name LIKE 'semires/%'"):
+        wanted = f"attributes.status = 'RUNNING' and tags.`semires.origin` = '{here()}'"
+        for run in store.runs(experiment.experiment_id, wanted):
+            if not Journal.of(run.data.tags["semires.key"]).path.exists():
+                store.client.set_terminated(run.info.run_id, "KILLED")
+                closed += 1
+    return closed
+
+
+def _run_records() -> Iterator[Record]:
+    for path in sorted(layout.RUNS.glob("*/*/*/seed*/run.json")):
+        yield sha256_file(path), _replay_run(path)
+
+
+def _replay_run(path: Path) -> Iterator[Event]:
+    record = read_json(path)
+    try:
+        cell = _cell(record["cell"])
+        began, ended = (_ms(record[name]) for name in ("started", "finished"))
+        stage = "burn_in" if cell.method == "supervised" else "mutual"
+        start = start_event(cell, flatten(record["params"]), stage)
+        commit = str(record["environment"].get("git_commit") or "")
+        metrics = record["metrics"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCacheError(f"{path}: no run record ({error!r})") from error
+    start["tags"].update(git_commit=commit, replayed="true", **{"mlflow.source.git.commit": commit})
+    start["tags"].pop("dvc_stage", None)
+    start["key"] = fingerprint(["replay", sha256_file(path)])
+    yield {**start, "time_ms": began}
+    rows = list(_history(path.parent / "history.csv"))
+    for number, row in enumerate(rows, start=1):
+        at = began + (ended - began) * number // (len(rows) + 1)
+        step = int(row.pop("step"))
+        yield {"event": "metrics", "step": step, "values": row, "time_ms": at}
+    for event in record_events(metrics, path.parent):
+        yield {**event, "time_ms": ended}
+    yield {"event": "end", "status": "FINISHED", "time_ms": ended}
+
+
+def _cell(values: dict[str, Any]) -> Cell:
+    source = values.get("source")
+    return Cell(
+        dataset=str(values["dataset"]),
+        fraction=float(values["fraction"]),
+        method=str(values["method"]),
+        seed=int(values["seed"]),
+        source=str(source) if source else None,
+    )
+
+
+def _ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def _history(path: Path) -> Iterator[dict[str, float]]:
+    """Rows of a history.csv, the empty cells left out."""
+    if not path.is_file():
+        return
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield numbers({name: _number(text) for name, text in row.items() if text})
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _study_records() -> Iterator[Record]:
+    for path in sorted(Path("tune").glob("*/*/*/seed*/trials.csv")):
+        yield sha256_file(path), _replay_study(path)
+
+
+def _replay_study(path: Path) -> Iterator[Event]:
+    _, dataset, fraction, label, seed = path.parent.parts
+    method, _, source = label.partition("+")
+    try:
+        cell = Cell(dataset, float(fraction), method, int(seed[4:]), source or None)
+        with open(path, newline="", encoding="utf-8") as file:
+            trials = [_trial(row) for row in csv.DictReader(file)]
+    except (KeyError, ValueError) as error:
+        raise CorruptCacheError(f"{path}: no table of trials ({error!r})") from error
+    start = start_event(cell, {}, "tune")
+    start["key"] = fingerprint(["replay", sha256_file(path)])
+    ended = int(path.stat().st_mtime * 1000)
+    for event in (start, *study_events(trials, path.parent)):
+        yield {**event, "time_ms": ended}
+    yield {"event": "end", "status": "FINISHED", "time_ms": ended}
+
+
+def _trial(row: dict[str, str]) -> dict[Any, Any]:
+    values = {name: _number(text) for name, text in row.items() if name != "state"}
+    return {**values, "number": int(row["number"]), "state": row["state"]}

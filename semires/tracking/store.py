@@ -1,0 +1,166 @@
+"""The tracking store: MLflow, which no other file imports.
+
+Store: ``sqlite:///mlflow.db`` with artifacts in ``mlartifacts/`` at the project's root, unless
+``MLFLOW_TRACKING_URI`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from semires import layout
+from semires.tracking.journal import Event
+
+
+class Store:
+    """A tracking store and what is to be written into it. Errors are MLflow's own."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        root = layout.root().absolute()
+        self.artifacts = None if given else (root / "mlartifacts").as_uri()
+        self.uri = given or f"sqlite:///{root / 'mlflow.db'}"
+        with _creation_lock(root):
+            from mlflow import MlflowClient
+
+            self.client: Any = MlflowClient(tracking_uri=self.uri)
+            self.client.search_experiments(max_results=1)  # makes and migrates a new database
+
+    def experiment(self, name: str) -> str:
+        """Its id; it is made if need be, with our own place for artifacts."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            with _creation_lock(layout.root().absolute()):
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    return str(self.client.create_experiment(name, self.artifacts))
+        return str(found.experiment_id)
+
+    def runs(self, experiment: str, filter_string: str = "") -> list[Any]:
+        """All runs that a filter leaves."""
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment], filter_string, max_results=1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def apply(self, events: list[Event], progress: dict[str, Any]) -> None:
+        """Write events in order; ``progress`` holds the run's id and the last step."""
+        from mlflow.entities import Metric
+
+        metrics: list[Any] = []
+        for event in events:
+            kind = event["event"]
+            if kind == "metrics":
+                step = event["step"]
+                if step is not None and step <= progress.get("step", -1):
+                    continue  # a resumed run repeats evaluations after its last saved state
+                progress["step"] = max(progress.get("step", 0), step or 0)
+                at = progress["step"] if step is None else step
+                when = event["time_ms"]
+                metrics += [Metric(k, v, when, at) for k, v in event["values"].items()]
+                continue
+            if kind != "start":
+                self._flush(progress, metrics)
+            getattr(self, f"_{kind}")(event, progress)
+        self._flush(progress, metrics)
+
+    def _flush(self, progress: dict[str, Any], metrics: list[Any]) -> None:
+        for first in range(0, len(metrics), 1000):
+            self.client.log_batch(progress["run_id"], metrics=metrics[first : first + 1000])
+        metrics.clear()
+
+    def _start(self, event: Event, progress: dict[str, Any]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        experiment = self.experiment(event["experiment"])
+        progress["experiment"] = experiment
+        unfinished = [
+            run
+            for run in self.runs(experiment, f"tags.`semires.key` = '{event['key']}'")
+            if run.info.status != "FINISHED"
+        ]
+        tags = {"semires.key": event["key"], **event["tags"]}
+        if unfinished:
+            progress["run_id"] = unfinished[0].info.run_id
+            past = self.client.get_metric_history(progress["run_id"], "val/oIoU")
+            progress["step"] = max((metric.step for metric in past), default=-1)
+            self.client.update_run(progress["run_id"], status="RUNNING")
+            batch = [RunTag(k, v) for k, v in tags.items()]
+            self.client.log_batch(progress["run_id"], tags=batch)
+            return
+        run = self.client.create_run(experiment, event["time_ms"], tags, event["name"])
+        progress.update(run_id=run.info.run_id, step=-1)
+        params = [Param(k, str(v)) for k, v in event["params"].items()]
+        for first in range(0, len(params), 100):
+            self.client.log_batch(progress["run_id"], params=params[first : first + 100])
+
+    def _tags(self, event: Event, progress: dict[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        batch = [RunTag(k, str(v)) for k, v in event["tags"].items()]
+        self.client.log_batch(progress["run_id"], tags=batch)
+
+    def _artifact(self, event: Event, progress: dict[str, Any]) -> None:
+        path = Path(event["path"])
+        if path.name == "panels.npz":
+            for name, picture in _panels(path):
+                self.client.log_image(progress["run_id"], picture, artifact_file=name)
+        elif path.is_file():
+            self.client.log_artifact(progress["run_id"], str(path))
+
+    def _trial(self, event: Event, progress: dict[str, Any]) -> None:
+        from mlflow.entities import Metric, Param
+
+        when = event["time_ms"]
+        tags = {"mlflow.parentRunId": progress["run_id"], "stage": "trial"}
+        run = self.client.create_run(
+            progress["experiment"], when, tags, f"trial-{event['number']:04d}"
+        )
+        self.client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(k, v, when, 0) for k, v in event["values"].items()],
+            params=[Param(k, v) for k, v in event["params"].items()],
+        )
+        self.client.set_terminated(run.info.run_id, "FINISHED", when)
+
+    def _end(self, event: Event, progress: dict[str, Any]) -> None:
+        self.client.set_terminated(progress["run_id"], event["status"], event["time_ms"])
+        progress["ended"] = event["status"]
+
+
+@contextlib.contextmanager
+def _creation_lock(root: Path) -> Iterator[None]:
+    """Databases and experiments made by several processes at once are never whole again."""
+    from filelock import FileLock
+
+    place = root / ".work" / "mlflow.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place, timeout=120):
+        yield
+
+
+def _panels(path: Path) -> Iterator[tuple[str, Any]]:
+    """Names and pictures, uint8 (H,5W,3): image, truth, pseudo-label, refined, prediction."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as panels:
+        for row, image in enumerate(panels["image"]):
+            strip = [image]
+            for name in ("truth", "pseudo", "refined", "prediction"):
+                mask = panels[name][row][..., None]
+                strip.append(np.where(mask, image // 2 + 110, image // 3).astype(np.uint8))
+            rule = "".join(c for c in str(panels["rule"][row]) if c.isalnum())
+            yield f"panels/{row:02d}-{rule}.png", np.concatenate(strip, axis=1)
