@@ -144,7 +144,7 @@ class LAVT(nn.Module):
         attention_mask: torch.Tensor,
         size: tuple[int, int],
     ) -> torch.Tensor:
-        """Everything after :meth:`begin`: logits (B,2,*size)."""
+        """Everything after :meth:`begin`: logits (B,2,*size), float32."""
         tokens, grid = begun
         mask = additive_mask(attention_mask, text_states.dtype)
         maps = []
@@ -155,7 +155,8 @@ class LAVT(nn.Module):
             maps.append(self.norms[i](fused).view(len(fused), *grid, -1).permute(0, 3, 1, 2))
             if i < 3:
                 tokens, grid = swin_ops.downsample(stage, tokens + self.gates[i](fused), grid)
-        return resize(self.decoder(maps), *size)
+        # Upsampling and everything after it in float32, under mixed precision too.
+        return resize(self.decoder(maps).float(), *size)
 
     def _blocks(self, i: int, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         for block in self.swin.encoder.layers[i].blocks:

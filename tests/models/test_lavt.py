@@ -181,6 +181,18 @@ def test_drop_path_acts_on_both_branches_in_training_only(settings):
         assert abs(float(untouched) - share) <= (0.12 if training else 0)
 
 
+def test_training_after_evaluation_and_mixed_precision(settings, inputs):
+    torch.manual_seed(6)
+    lavt = LAVT.from_config(settings(), 50).eval()
+    with torch.inference_mode():
+        expected = lavt(*inputs).clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = lavt(*inputs)
+    assert mixed.dtype == torch.float32
+    mixed.square().mean().backward()
+    assert (mixed - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
 def test_text_encoder_may_be_absent(lavt, inputs):
     pixels, ids, mask = inputs
     text = lavt.encode_text(ids, mask)
