@@ -139,9 +139,11 @@ def _method_cell(arguments: Arguments, tuned: bool = True) -> tuple[Params, Cell
 
 def _report(arguments: Arguments) -> None:
     params = _params(arguments)
+    from semires import tracking
     from semires.reporting.report import report
 
     report(params)
+    tracking.log_report(params)
 
 
 def _summary(arguments: Arguments) -> None:

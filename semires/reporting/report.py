@@ -13,6 +13,7 @@ from semires import layout
 from semires.config import Params
 from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.layout import fraction_name
+from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import Records, load_records
 from semires.reporting.render import body, to_csv, to_markdown, to_tex
@@ -33,6 +34,7 @@ def report(params: Params) -> None:
         write_tables(tables, folder)
         _write_figures_and_page(params, records, tables, folder)
         write_json(folder / "metrics.json", metrics_of(tables))
+        write_text(folder / "curves.csv", curves_csv(records))
         write_json(folder / "summary.json", _summary(params, records, tables))
 
 

@@ -7,7 +7,7 @@ Only `store` imports mlflow, and no stage imports `store`.
 
 from semires.tracking.runs import TrackedRun, log_report, log_study, track_run
 
-__all__ = ["TrackedRun", "log_report", "log_study", "sync", "track_run"]
+__all__ = ["TrackedRun", "log_report", "log_study", "pending", "sync", "track_run"]
 
 
 def sync() -> str:
@@ -15,3 +15,10 @@ def sync() -> str:
     from semires.tracking.replay import sync as replay
 
     return replay()
+
+
+def pending() -> int:
+    """How many runs wait in journals for a store that takes them."""
+    from semires.tracking.journal import Journal
+
+    return len(Journal.all())

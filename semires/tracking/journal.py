@@ -34,9 +34,20 @@ class Journal:
     path: Path
 
     @classmethod
-    def of(cls, key: str) -> Journal:
-        """The journal of the run with this key."""
-        return cls(folder() / f"{key[:32]}.jsonl")
+    def new(cls, key: str) -> Journal:
+        """A journal for one attempt at the run with this key."""
+        return cls(folder() / f"{key[:20]}-{time.time_ns()}.jsonl")
+
+    @classmethod
+    def all(cls, key: str = "") -> list[Journal]:
+        """Journals of all attempts at a run, or at every run, the oldest first."""
+        paths = folder().glob(f"{key[:20]}*.jsonl")
+        return [cls(path) for path in sorted(paths, key=lambda p: p.stem.rpartition("-")[2])]
+
+    @property
+    def key(self) -> str:
+        """The beginning of the run's key."""
+        return self.path.stem.partition("-")[0]
 
     @property
     def progress_path(self) -> Path:

@@ -17,7 +17,7 @@ from semires import layout
 from semires.errors import CorruptCacheError, SemiresError
 from semires.files import fingerprint, read_json, sha256_file
 from semires.layout import Cell
-from semires.tracking.journal import Event, flatten, numbers
+from semires.tracking.journal import Event, Journal, flatten, numbers
 from semires.tracking.runs import here, record_events, start_event, study_events
 from semires.tracking.sender import drain
 from semires.tracking.store import Store
@@ -65,13 +65,11 @@ def _finished(run: Any) -> bool:
 
 def close_dead(store: Store) -> int:
     """Close runs of this project that are RUNNING though no process makes them."""
-    from semires.tracking.journal import Journal
-
     closed = 0
     for experiment in store.client.search_experiments(filter_string="name LIKE 'semires/%'"):
         wanted = f"attributes.status = 'RUNNING' and tags.`semires.origin` = '{here()}'"
         for run in store.runs(experiment.experiment_id, wanted):
-            if not Journal.of(run.data.tags["semires.key"]).path.exists():
+            if not Journal.all(run.data.tags["semires.key"]):
                 store.client.set_terminated(run.info.run_id, "KILLED")
                 closed += 1
     return closed

@@ -26,7 +26,7 @@ from semires.tracking.journal import Event, Journal, flatten, folder, numbers, t
 if TYPE_CHECKING:
     import pandas as pd
 
-WAIT_S = 20.0  # how long a finished stage waits for its sender
+WAIT_S = 5.0  # how long a finished stage waits for its sender
 MAX_VALUE = 5000  # characters of a parameter
 SEARCHED = ("threshold", "pwa_", "lambda", "ema")
 
@@ -36,7 +36,7 @@ class TrackedRun:
 
     def __init__(self, start: Event, enabled: bool = True) -> None:
         self._start, self._enabled = start, enabled
-        self._journal = Journal.of(str(start["key"]))
+        self._journal = Journal.new(str(start["key"]))
         self._sender: subprocess.Popen[bytes] | None = None
         self._alive = contextlib.ExitStack()
 
@@ -74,11 +74,9 @@ class TrackedRun:
         self._alive.close()
         if not wait:
             return
-        try:
+        code = 0
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it goes on by itself
             code = self._sender.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            self._sender.kill()
-            code = 1
         if code != 0:
             _warn(f"the store took not all of {self._start['name']}; the rest is kept beside it")
 

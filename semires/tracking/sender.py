@@ -13,11 +13,12 @@ import time
 import traceback
 from pathlib import Path
 
-from semires.tracking.journal import Journal, folder, try_lock
+from semires.tracking.journal import Journal, try_lock
 from semires.tracking.store import Store
 
 POLL_S = 0.2
 RETRY_S = 5.0
+EARLIER_S = 60.0
 
 
 def follow(journal: Journal) -> bool:
@@ -72,16 +73,18 @@ def is_over(journal: Journal) -> bool:
         return free
 
 
-def drain(store: Store) -> int:
-    """Send what runs of the past left; returns how many journals were sent."""
+def drain(store: Store, key: str = "", wait_s: float = 0.0) -> int:
+    """Send what attempts of the past left, of one run or all; returns how many journals."""
     sent = 0
-    for path in sorted(folder().glob("*.jsonl")):
-        journal = Journal(path)
-        with try_lock(journal.alive_path) as dead, try_lock(journal.sending_path) as ours:
-            if dead and ours:
-                send(store, journal, abandoned=True)
-                journal.discard()
-                sent += 1
+    for journal in Journal.all(key):
+        with try_lock(journal.alive_path) as dead:
+            if not dead:
+                continue
+            with try_lock(journal.sending_path, wait_s) as ours:
+                if ours:
+                    send(store, journal, abandoned=True)
+                    journal.discard()
+                    sent += 1
     return sent
 
 
@@ -89,7 +92,12 @@ def main(path: str) -> int:
     """The process's whole life."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with its run, by itself
     os.nice(10)
-    if not follow(Journal(Path(path))):
+    journal = Journal(Path(path))
+    try:
+        drain(Store(), journal.key, EARLIER_S)  # the same run's earlier attempt comes first
+    except Exception:
+        traceback.print_exc()
+    if not follow(journal):
         return 1
     try:
         drain(Store())

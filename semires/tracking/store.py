@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class Store:
         with _creation_lock(root):
             from mlflow import MlflowClient
 
+            if self.artifacts is not None and not (root / "mlflow.db").exists():
+                _create(root / "mlflow.db", self.artifacts)
             self.client: Any = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)  # makes and migrates a new database
 
@@ -150,6 +153,16 @@ def _creation_lock(root: Path) -> Iterator[None]:
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place, timeout=120):
         yield
+
+
+def _create(path: Path, artifacts: str) -> None:
+    """Make an empty database elsewhere and put it in place whole: its migrations take seconds."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    temporary = path.parent / ".work" / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)
+    store.engine.dispose()
+    os.replace(temporary, path)
 
 
 def _panels(path: Path) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,54 @@
+# make repro runs the whole study, make test the checks; each sets up .venv by itself.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PORT ?= 5000
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help repro study test ui bench soak clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semires needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: .venv/.ready  ## the study of params.yaml, then its main table
+	dvc repro
+	-semires track sync
+	semires summary
+
+study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; hours, goes on where it was
+	semires use experiments/study.yaml
+	dvc repro
+	semires use experiments/demo.yaml
+	-semires track sync
+	semires summary
+
+test: .venv/.ready  ## lint, types, tests
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -n 2 --dist loadfile
+
+ui: .venv/.ready  ## MLflow on 127.0.0.1
+	semires track sync
+	mlflow server --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts \
+	  --host 127.0.0.1 --port $(PORT) --workers 1
+
+bench: .venv/.ready  ## every claim of speed, into reports/benchmarks.md
+	python benchmarks/run_all.py
+
+soak: .venv/.ready  ## 200 kills of every kind of stage
+	SEMIRES_KILLS=200 pytest -m e2e tests/e2e --timeout 0
+
+clean:  ## remove all that can be made again, but not .venv and DVC's cache
+	rm -rf data runs proposals sam tune .work mlflow.db mlartifacts

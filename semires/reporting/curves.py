@@ -1,0 +1,34 @@
+"""`reports/curves.csv`: val oIoU by step of every run, for `dvc plots show` and `dvc plots diff`.
+
+Drawn by the template `.dvc/plots/curves.json`: one panel per data set and fraction, one line per
+method, dashed by revision.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from semires.layout import fraction_name
+from semires.reporting.records import Records
+
+COLUMNS = ("panel", "method", "step", "val/oIoU")
+
+
+def curves_csv(records: Records) -> str:
+    """Long table of COLUMNS; several seeds of a method are averaged by step."""
+    points: dict[tuple[str, str, int], list[float]] = {}
+    for run in records.all:
+        panel = f"{run.cell.dataset} {fraction_name(run.cell.fraction)} %"
+        history = run.history
+        if "val/oIoU" not in history:
+            continue
+        for step, value in zip(history["step"], history["val/oIoU"], strict=True):
+            if value == value:  # not empty
+                points.setdefault((panel, run.cell.label, int(step)), []).append(float(value))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for (panel, method, step), values in points.items():
+        writer.writerow([panel, method, step, f"{sum(values) / len(values):.4f}"])
+    return buffer.getvalue()
