@@ -104,7 +104,7 @@ class AffinityHead(nn.Module):
     def forward(self, embedding: Tensor, maps: Tensor, queries: Tensor) -> Tensor:
         """Loss of embeddings (B,C,12,12) at pixels ``queries`` (B,Q) of maps (B,2,48,48)."""
         features = F.pixel_shuffle(self.features(embedding), 4)
-        features = features.unflatten(1, (2, self.dimension)).flatten(3)  # (B,2,D,48*48)
+        features = features.view(len(features), 2, self.dimension, -1)  # (B,2,D,48*48)
         where = queries[:, None, None].expand(-1, 2, self.dimension, -1)
         asked = features.gather(3, where)
         product = asked.transpose(2, 3) @ features
@@ -252,7 +252,7 @@ def publish(sam: Sam, path: Path, facts: dict[str, Any]) -> None:
 
 
 def train(scenes: Scenes, options: argparse.Namespace) -> None:
-    """Train for ``options.minutes``; publish the averaged weights every 4 minutes and at the end."""
+    """Train for ``options.minutes``; publish the averaged weights now and then and at the end."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
     sam, head = new_sam().train(), AffinityHead()

@@ -21,7 +21,7 @@ from semires.proposals.tiny_sam import MASKS_PER_POINT, build_tiny_sam, load_tin
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "semires/weights/tiny_sam.safetensors"
 HELD_OUT = 2_000_000  # scenes that neither the training nor RefScenes draws
-QUALITY_FLOOR = 0.6
+QUALITY_FLOOR = 0.83
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def training() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "pretrain_tiny_sam", ROOT / "experiments/pretrain/tiny_sam.py"
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -47,7 +48,8 @@ def test_weights_are_small_and_hold_the_positional_matrix() -> None:
     sam = load_tiny_sam(WEIGHTS)
     saved = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     fresh = build_tiny_sam().prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-    assert saved.shape == fresh.shape and not torch.equal(saved, fresh)
+    assert saved.shape == fresh.shape
+    assert not torch.equal(saved, fresh)
     assert not sam.training
 
 
@@ -65,7 +67,7 @@ def test_proposals_cover_objects_of_unseen_scenes() -> None:
         objects.append(best_ious(masks, scene.masks))
     best = np.concatenate(objects)
     assert best.mean() > QUALITY_FLOOR
-    assert (best > 0.5).mean() > 0.85
+    assert (best > 0.5).mean() > 0.95
     assert np.mean(counts) <= 60
 
 
@@ -84,9 +86,9 @@ def test_a_point_gets_the_whole_and_the_part() -> None:
             wholes.append(best_ious(found[:1], whole[None])[0])
             parts.append(best_ious(found[1:], part[None])[0])
             swapped.append(best_ious(found[1:], whole[None])[0])
-    assert np.mean(wholes) > 0.6
-    assert np.mean(parts) > 0.5
-    assert np.mean(wholes) > np.mean(swapped) + 0.1
+    assert np.mean(wholes) > 0.75
+    assert np.mean(parts) > 0.45
+    assert np.mean(wholes) > np.mean(swapped) + 0.05
 
 
 def test_batched_decoder_equals_the_stock_decoder(training: ModuleType) -> None:
@@ -136,5 +138,5 @@ def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "garbage":
         path.write_bytes(b"not weights")
-    with pytest.raises(WeightsError, match="tiny.safetensors"):
+    with pytest.raises(WeightsError, match=r"tiny\.safetensors"):
         load_tiny_sam(path)
