@@ -51,11 +51,12 @@ def composed(path: Path) -> str:
     values = read_yaml(path)
     if not isinstance(values, dict) or EXTENDS not in values:
         return path.read_text(encoding="utf-8")
-    base = path.parent / str(values.pop(EXTENDS))
+    changes = _parse(path.read_text(encoding="utf-8"), comments=True)
+    base = path.parent / str(changes.pop(EXTENDS))
     if base.resolve() == path.resolve():
         raise ConfigError(f"{path}: extends itself")
     tree = _parse(composed(base), comments=True)
-    _merge(tree, values, str(path))
+    _merge(tree, changes)
     buffer = io.StringIO()
     _yaml(comments=True).dump(tree, buffer)
     head = f"# {path.name}, composed with {base.name} by `semires use`.\n"
@@ -65,8 +66,13 @@ def composed(path: Path) -> str:
 def _yaml(comments: bool) -> Any:
     from ruamel.yaml import YAML
 
-    yaml = YAML() if comments else YAML(typ="safe", pure=True)
-    yaml.width = 100
+    if not comments:
+        return YAML(typ="safe", pure=True)
+    yaml = YAML()
+    yaml.width = 1000  # no line is broken
+    yaml.representer.add_representer(
+        type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     return yaml
 
 
@@ -74,11 +80,11 @@ def _parse(text: str, comments: bool = False) -> Any:
     return _yaml(comments).load(text)
 
 
-def _merge(tree: Any, changes: dict[str, Any], where: str) -> None:
+def _merge(tree: Any, changes: dict[str, Any]) -> None:
     """Put ``changes`` into ``tree``; lists and single values replace, mappings are merged."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value, f"{where}: {key}")
+            _merge(tree[key], value)
         else:
             tree[key] = value
 
