@@ -1,0 +1,226 @@
+"""Claim: a mutual-learning step (3 + 3 samples, teacher 3) beats the published structure.
+
+    python benchmarks/training_step.py [--model tiny|swin-t] [--threads 2]
+
+The plain way: transformers' blocks with eager attention and masks built in every block, PWAM as
+1x1 convolutions with InstanceNorm1d, a loop over masks for CPI-U, PWA in NumPy, a new state dict
+per EMA update, `gc.collect()` after each step. Both start from the same weights, take the same
+batches, and must give the same losses over 5 steps. The limit is the time of the two forward passes
+and the backward pass alone, which the last line shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from semires.config import Model, load_params
+from semires.models import LAVT
+from semires.proposals.partition import Partition
+from semires.refine import PseudoLabelRefiner
+from semires.training.ema import make_teacher, update_ema
+from semires.training.losses import supervised_loss, unsupervised_loss
+
+SWIN_T = {"patch_size": 4, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
+          "window_size": 7, "absolute_embeddings": False}  # fmt: skip
+
+
+class PlainFusion(nn.Module):
+    """PWAM in channel-first 1x1 convolutions, sharing the weights of ours."""
+
+    def __init__(self, ours: Any) -> None:
+        super().__init__()
+        self.ours, self.norm = ours, nn.InstanceNorm1d(ours.visual.out_features)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        a, heads = self.ours.attention, self.ours.attention.heads
+        x, text, words = x.permute(0, 2, 1), text.permute(0, 2, 1), (mask[:, 0] == 0).float()
+
+        def conv(layer: nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+            return F.conv1d(tokens, layer.weight.unsqueeze(-1), layer.bias)
+
+        batch, dim, length = x.shape
+        query = self.norm(conv(a.query, x)).permute(0, 2, 1).reshape(batch, length, heads, -1)
+        key = (conv(a.key, text) * words).reshape(batch, heads, dim // heads, -1)
+        value = (conv(a.value, text) * words).reshape(batch, heads, dim // heads, -1)
+        scores = query.permute(0, 2, 1, 3) @ key * dim**-0.5 + mask
+        out = (scores.softmax(-1) @ value.permute(0, 1, 3, 2)).permute(0, 2, 1, 3)
+        out = self.norm(conv(a.out, out.reshape(batch, length, dim).permute(0, 2, 1)))
+        fused = F.gelu(conv(self.ours.visual, x)) * out
+        return F.gelu(conv(self.ours.project, fused)).permute(0, 2, 1)
+
+
+class PlainLAVT(LAVT):
+    """The same network, run the published way."""
+
+    @classmethod
+    def of(cls, model: LAVT) -> PlainLAVT:
+        plain = copy.deepcopy(model)
+        plain.__class__ = cls
+        plain.swin.config._attn_implementation = "eager"
+        plain.bert.config._attn_implementation = "eager"
+        plain.fusions = nn.ModuleList(PlainFusion(f) for f in plain.fusions)
+        plain.decoder.to(memory_format=torch.contiguous_format)
+        return plain
+
+    def _blocks(self, i: int, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        for block in self.swin.encoder.layers[i].blocks:
+            tokens = block(tokens, grid, always_partition=True)[0]
+        return tokens
+
+
+def plain_unsupervised(
+    teacher_logits: torch.Tensor, student_logits: torch.Tensor, masks: list[Any]
+) -> torch.Tensor:
+    """CPI-U by a loop over masks, PWA in NumPy, samples one after another."""
+    weights = torch.tensor([0.9, 1.1])
+    p = teacher_logits.softmax(1)[:, 1].numpy()
+    matched, others = [], []
+    for i, label in enumerate(teacher_logits.argmax(1)):
+        union = torch.zeros_like(label, dtype=torch.bool)
+        for mask in masks[i]:
+            proposal = torch.from_numpy(mask).to(torch.float32)
+            if (proposal * label).sum() / (label.sum() + 1e-9) > 0.7:
+                union |= proposal.bool()
+        logits = student_logits[i : i + 1]
+        if union.any():
+            target = union.long()[None]
+            matched.append(F.cross_entropy(logits, target, weights, reduction="none").mean())
+        else:
+            psi = 1.3 - np.exp(-((p[i] - 0.5) ** 2) / 0.2) / (math.sqrt(2 * math.pi * 0.1))
+            ce = F.cross_entropy(logits, label[None], reduction="none")
+            others.append((ce[0] * torch.from_numpy(psi)).mean())
+    parts = [torch.stack(group).mean() for group in (matched, others) if group]
+    return torch.stack(parts).mean()
+
+
+def plain_step(student: LAVT, teacher: LAVT, optimizer: Any, batch: Any) -> float:
+    with torch.no_grad():
+        teacher_logits = teacher(batch["weak"], batch["ids"][3:], batch["attention"][3:])
+    logits = student(batch["pixels"], batch["ids"], batch["attention"])
+    ce = F.cross_entropy(logits[:3], batch["truth"], torch.tensor([0.9, 1.1]), reduction="none")
+    loss = ce.mean() + plain_unsupervised(teacher_logits, logits[3:], batch["masks"])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    old, new = teacher.state_dict(), student.state_dict()
+    teacher.load_state_dict({
+        k: 0.996 * old[k] + 0.004 * new[k] if new[k].is_floating_point() else new[k] for k in new
+    })  # fmt: skip
+    gc.collect()
+    return loss.item()
+
+
+REFINER = PseudoLabelRefiner(strategy="cpi-u")
+
+
+def our_step(student: LAVT, teacher: LAVT, optimizer: Any, batch: Any) -> float:
+    with torch.no_grad():
+        teacher_logits = teacher(batch["weak"], batch["ids"][3:], batch["attention"][3:])
+    targets = REFINER(teacher_logits, batch["partitions"])
+    logits = student(batch["pixels"], batch["ids"], batch["attention"])
+    loss = supervised_loss(logits[:3], batch["truth"]) + unsupervised_loss(logits[3:], targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    update_ema(teacher, student, 0.996)
+    return loss.item()
+
+
+def make_batch(size: int, seed: int) -> dict[str, Any]:
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    yy, xx = np.mgrid[:size, :size]
+    centre, radius = rng.uniform(0, size, (2, 3, 30, 1, 1)), rng.uniform(4, size / 3, (3, 30, 1, 1))
+    masks = (yy - centre[0]) ** 2 + (xx - centre[1]) ** 2 <= radius**2
+    ids = torch.randint(5, 100, (6, 20), generator=generator)
+    attention = (torch.arange(20) < torch.tensor([[9], [5], [20], [7], [12], [4]])).long()
+    return {
+        "pixels": torch.randn(6, 3, size, size, generator=generator),
+        "weak": torch.randn(3, 3, size, size, generator=generator),
+        "ids": ids * attention, "attention": attention, "masks": masks,
+        "truth": torch.from_numpy(masks[:, 0].astype(np.int64)),
+        "partitions": [Partition.from_masks(m) for m in masks],
+    }  # fmt: skip
+
+
+def settings_of(name: str) -> tuple[Model, int]:
+    params = load_params("experiments/demo.yaml")
+    if name == "tiny":
+        return params.model, params.data.image_size
+    swin = params.model.swin.model_copy(update=SWIN_T)
+    bert = params.model.bert.model_copy(
+        update={"hidden_size": 256, "num_layers": 4, "intermediate_size": 1024}
+    )
+    changes = {"swin": swin, "bert": bert, "decoder_width": None}
+    return params.model.model_copy(update=changes), 224
+
+
+def median_ms(step: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        step()
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=["tiny", "swin-t"], default="tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    settings, size = settings_of(options.model)
+    torch.manual_seed(0)
+    student = LAVT.from_config(settings, 120).train()
+    ways = {}
+    for name, model, step in (
+        ("plain", PlainLAVT.of(student), plain_step),
+        ("ours", student, our_step),
+    ):
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=5e-5, weight_decay=0.01
+        )
+        ways[name] = (step, model, make_teacher(model), optimizer)
+    batches = [make_batch(size, seed) for seed in range(5)]
+    losses = {
+        name: [step(model, teacher, optimizer, batch) for batch in batches]
+        for name, (step, model, teacher, optimizer) in ways.items()
+    }
+    np.testing.assert_allclose(losses["ours"], losses["plain"], rtol=1e-3)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.repeats):  # in turn, so that a busy machine slows both
+        for name, (step, model, teacher, optimizer) in ways.items():
+            times[name].append(
+                median_ms(lambda s=step, a=(model, teacher, optimizer): s(*a, batches[0]), 1)
+            )
+    plain, ours = (statistics.median(times[name]) for name in ("plain", "ours"))
+    batch = batches[0]
+
+    def network() -> None:
+        with torch.no_grad():
+            ways["ours"][2](batch["weak"], batch["ids"][3:], batch["attention"][3:])
+        student(batch["pixels"], batch["ids"], batch["attention"]).mean().backward()
+
+    limit = median_ms(network, options.repeats)
+    print(
+        f"training step, {options.model} LAVT, {size} px, {options.threads} threads: "
+        f"plain {plain:.0f} ms, ours {ours:.0f} ms: {plain / ours:.2f}x, equal losses (5 steps); "
+        f"the network alone takes {limit:.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
