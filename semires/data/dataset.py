@@ -160,9 +160,8 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         if self.augment is not None:
             weak = weak_view(image, self.augment, rng)
             strong = strong_view(weak, self.augment, rng) if self.strong else weak
-            sample["strong"] = normalise(strong)
-            if self.augment.double_normalise:
-                sample["strong"] = renormalise(sample["strong"])
+            view = normalise(strong)
+            sample["strong"] = renormalise(view) if self.augment.double_normalise else view
             image = weak
         sample["image"] = normalise(image)
         if self.proposals is not None:

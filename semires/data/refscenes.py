@@ -91,7 +91,10 @@ def _may_refer(split: str, is_figure: bool) -> bool:
 def _write_annotations(scenes: list[Record], split_by: str, folder: Path) -> None:
     """Give global ids and write ``instances.json``, ``refs(split_by).p`` and ``scenes.jsonl``."""
     categories = {name: i + 1 for i, name in enumerate(THINGS + FIGURES)}
-    images, annotations, refs, lines = [], [], [], []
+    images: list[Record] = []
+    annotations: list[Record] = []
+    refs: list[Record] = []
+    lines: list[str] = []
     sentence_id = 0
     for record in scenes:
         scene: Scene = record["scene"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ SUPERSAMPLING = 4
 MIN_VISIBLE = 0.6
 
 Points = list[tuple[float, float]]
+Plane = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,14 @@ def _draw_kind(
     return shape, colour
 
 
-def _coverage(scene: Scene) -> list[list[NDArray[np.float32]]]:
+def _coverage(scene: Scene) -> list[list[Plane]]:
     """Anti-aliased coverage in 0..1 (H,W) of each part of each object, occlusion ignored."""
     side = scene.size_px * SUPERSAMPLING
-    coverages = []
+    coverages: list[list[Plane]] = []
     for item in scene.objects:
         turn = math.radians(item.angle)
         cos, sin = math.cos(turn) * item.radius, math.sin(turn) * item.radius
-        parts = []
+        parts: list[Plane] = []
         for outline in OUTLINES[item.shape]:
             points = [
                 ((item.x + px * cos - py * sin) * SUPERSAMPLING,
@@ -213,7 +215,7 @@ def _coverage(scene: Scene) -> list[list[NDArray[np.float32]]]:
 
 
 def _visible_masks(
-    coverages: list[list[NDArray[np.float32]]],
+    coverages: list[list[Plane]],
 ) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]], list[float]]:
     """Visible pixels of objects and of figures' parts, and each object's visible share."""
     hidden = np.zeros(coverages[0][0].shape, dtype=bool)
@@ -256,13 +258,13 @@ def render(scene: Scene) -> Rendering:
     )
 
 
-def _smooth_field(rng: np.random.Generator, side: int, cells: int) -> NDArray[np.float32]:
+def _smooth_field(rng: np.random.Generator, side: int, cells: int) -> Plane:
     """Smooth noise in about -1..1 (H,W)."""
     coarse = Image.fromarray(rng.normal(0, 0.6, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
-def _background(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
+def _background(rng: np.random.Generator, side: int) -> Plane:
     grey = rng.uniform(85, 175) + rng.normal(0, 8, 3)
     light = 14 * _smooth_field(rng, side, 3) + 7 * _smooth_field(rng, side, 12)
     canvas = Image.new("RGB", (side, side))
@@ -285,7 +287,7 @@ def _background(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     return (plain * (1 - alpha) + np.asarray(canvas, dtype=np.float32) * alpha).astype(np.float32)
 
 
-def _shading(rng: np.random.Generator, item: SceneObject, side: int) -> NDArray[np.float32]:
+def _shading(rng: np.random.Generator, item: SceneObject, side: int) -> Plane:
     """Brightness factor (H,W): a slope across the object times its texture."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     turn = rng.uniform(0, 2 * math.pi)
@@ -296,4 +298,4 @@ def _shading(rng: np.random.Generator, item: SceneObject, side: int) -> NDArray[
         shade = shade * (1 - 0.18 * (np.sin(across * 2 * math.pi / (side / 16)) > 0))
     elif item.texture == "speckle":
         shade = shade * (1 + 0.12 * rng.normal(0, 1, (side, side)))
-    return shade.astype(np.float32)
+    return np.asarray(shade, dtype=np.float32)

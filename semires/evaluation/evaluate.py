@@ -27,9 +27,7 @@ def batches(
         [(i, i) for i in indices[first : first + batch_size]]
         for first in range(0, len(indices), batch_size)
     ]
-    return iter(
-        DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
-    )
+    return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate))
 
 
 @torch.inference_mode()

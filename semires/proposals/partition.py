@@ -13,7 +13,6 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from semires.errors import CorruptCacheError
@@ -27,6 +26,8 @@ ZSTD_LEVEL = 9
 @functools.lru_cache(maxsize=256)
 def nearest_indices(source: int, target: int) -> NDArray[np.int64]:
     """Which of ``source`` places each of ``target`` places takes, as torch's 'nearest' does."""
+    import torch  # late: proposal workers need none of it
+
     places = torch.arange(source, dtype=torch.float64).view(1, 1, -1)
     taken = torch.nn.functional.interpolate(places, size=target, mode="nearest")
     indices: NDArray[np.int64] = taken.view(-1).to(torch.int64).numpy()
@@ -91,8 +92,8 @@ class Partition:
 
     def union(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Pixels (H,W) of the union of the ``chosen`` (N,) proposals."""
-        held: NDArray[np.bool_] = self.members[chosen].any(axis=0)
-        return held[self.atoms]
+        held = np.asarray(self.members[chosen].any(axis=0))
+        return np.asarray(held[self.atoms], dtype=bool)
 
     def resize(self, height: int, width: int) -> Partition:
         """Every proposal resized as torch's 'nearest' interpolation does."""
@@ -122,7 +123,7 @@ class Partition:
         sizes = (*self.shape, count, n_atoms, len(body[0]), len(body[1]))
         head = HEADER.pack(MAGIC, *sizes, 0)[:-4]
         checksum = zlib.crc32(head + body[0] + body[1])
-        return head + struct.pack("<I", checksum) + body[0] + body[1]
+        return b"".join((head, struct.pack("<I", checksum), *body))
 
     @staticmethod
     def from_bytes(data: bytes) -> Partition:
@@ -142,9 +143,7 @@ class Partition:
             raise CorruptCacheError("a partition is damaged: its checksum does not hold")
         codec, dtype = pa.Codec("zstd"), _dtype(n_atoms)
         try:
-            plane = codec.decompress(
-                body[:first], height * width * dtype.itemsize, asbytes=True
-            )
+            plane = codec.decompress(body[:first], height * width * dtype.itemsize, asbytes=True)
             bits = codec.decompress(body[first:], (count * n_atoms + 7) // 8, asbytes=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptCacheError(f"a partition is damaged: {error}") from error
@@ -160,4 +159,4 @@ class Partition:
 
 def _dtype(n_atoms: int) -> np.dtype[np.unsignedinteger]:
     """The smallest unsigned integer for atom numbers."""
-    return np.min_scalar_type(max(n_atoms - 1, 0))  # type: ignore[return-value]
+    return np.min_scalar_type(max(n_atoms - 1, 0))

@@ -56,7 +56,7 @@ def measure_corrections(
     """
     dataset = task.dataset(task.unlabelled, proposals=open_proposals(task.params, task.cell))
     chosen = sample_refs(dataset, task.params.evaluation.correction_refs, task.cell.seed)
-    teacher = task.build_model()
+    teacher = task.build_model(pretrained=False)
     load_weights(teacher, task.burn_in_folder / "model.safetensors")
     table = _correct(task, teacher, refiner, dataset, task.group.share(chosen))
     table = pd.concat(task.group.gather(table)).sort_values("sample").reset_index(drop=True)

@@ -33,7 +33,7 @@ class Group:
         if self.world == 1:
             return model
         if self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
             return nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index])
         return nn.parallel.DistributedDataParallel(model)
 

@@ -127,7 +127,7 @@ class Loop:
                 f"{self.task.cell.name}: the loss is {loss.item()} at step {self.step}; "
                 f"the state is in {self.task.work}; lower the learning rate or look at the batch"
             )
-        self.scaler.scale(loss / self.accumulate).backward()
+        self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
         if self._micro < self.accumulate - 1:
             return False
         clip = self.task.params.optimizer.clip_grad_norm

@@ -80,7 +80,7 @@ def train_mutual(
     configure_torch(params.runtime)
     task = Task(params, cell, SECTIONS)
     settings, method = params.mutual, params.refine[cell.method]
-    student = task.build_model()
+    student = task.build_model(pretrained=False)
     load_weights(student, task.burn_in_folder / "model.safetensors")
     teacher = make_teacher(student)
     trained = task.trainable(student)

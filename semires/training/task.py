@@ -10,7 +10,7 @@ import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -93,13 +93,13 @@ class Task:
             for split in splits
         }
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, pretrained: bool = True) -> nn.Module:
         """A new model on this task's device, the same for the same seed."""
         torch.manual_seed(self.cell.seed)
-        model = build_model(self.params.model, self.tokenizer).to(self.group.device)
+        model = build_model(self.params.model, self.tokenizer, pretrained=pretrained)
         if self.params.runtime.grad_checkpointing:
-            model.set_grad_checkpointing(True)
-        return model
+            cast(Any, model).set_grad_checkpointing(True)
+        return model.to(self.group.device)
 
     def trainable(self, model: nn.Module) -> nn.Module:
         """The module whose forward is trained: compiled and wrapped for the group as asked."""
