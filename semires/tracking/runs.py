@@ -227,15 +227,16 @@ def record_events(metrics: Mapping[str, Any], run_folder: Path) -> Iterator[Even
 
 def study_events(trials: list[dict[Any, Any]], study_folder: Path) -> Iterator[Event]:
     """A search's trials, its best value, the digest of its table, and its files."""
-    known = ("number", "state", "value")
     for row in trials:
-        values = numbers({str(k): v for k, v in row.items() if k not in ("number", "state")})
+        named = {str(k).removeprefix("params_"): v for k, v in row.items()}
+        searched = {k: str(v) for k, v in named.items() if k.startswith(SEARCHED)}
+        rest = {k: v for k, v in named.items() if k not in ("number", *searched)}
         yield {
             "event": "trial",
             "number": int(row["number"]),
             "state": str(row["state"]),
-            "params": {k: str(v) for k, v in row.items() if str(k).startswith(SEARCHED)},
-            "values": {k: v for k, v in values.items() if k not in known or k == "value"},
+            "params": searched,
+            "values": numbers(rest),
         }
     best = max((float(r["value"]) for r in trials if r["value"] == r["value"]), default=None)
     if best is not None:

@@ -1,0 +1,254 @@
+"""params.yaml: every wrong value is one line that names the key, before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semires.activate import composed, use
+from semires.config import Params, load_params, read_yaml, validate
+from semires.errors import ConfigError
+from semires.layout import Cell
+from semires.methods import resolve
+
+ROOT = Path(__file__).parent.parent
+DEMO = read_yaml(ROOT / "experiments/demo.yaml")
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The demo's parameters with one dotted key changed (or added)."""
+    tree = copy.deepcopy(DEMO)
+    *folders, name = key.split("/")
+    node = tree
+    for folder in folders:
+        node = node[folder]
+    node[name] = value
+    return tree
+
+
+def refusal(tree: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(tree, "params.yaml")
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("name", ["demo", "refcoco", "refcoco+", "gref"])
+def test_shipped_files_are_valid(name: str):
+    params = load_params(ROOT / f"experiments/{name}.yaml")
+    assert params.study.datasets == [name.replace("demo", "refscenes")]
+
+
+def test_the_paper_s_values_stand_in_its_files():
+    for name in ("refcoco", "refcoco+", "gref"):
+        params = load_params(ROOT / f"experiments/{name}.yaml")
+        assert (params.mutual.ema, params.mutual.lr, params.mutual.labelled_batch) == (
+            0.996,
+            5e-5,
+            3,
+        )
+        assert params.refine["iom"].threshold == 0.5
+        assert params.refine["cpi-u"].threshold_u == 0.7
+        assert params.loss.pwa.model_dump() == {"mean": 0.5, "variance": 0.1, "offset": 1.3}
+        assert params.model.swin.depths == [2, 2, 18, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("study/sed", [0], "study.sed: unknown key; did you mean 'seeds'?"),
+        ("mutual/emma", 0.9, "mutual.emma: unknown key; did you mean 'ema'?"),
+        ("proposals/sources/sam/point_per_side", 3, "proposals.sources.sam.point_per_side: "
+         "unknown key; did you mean 'points_per_side'?"),
+        ("proposals/sources/felzenszwalb/sigmas", 3, "did you mean 'sigma'?"),
+        ("refine/iom/treshold", 0.5, "refine.iom.treshold: unknown key; did you mean 'threshold'?"),
+        ("loss/pwa/varience", 0.5, "loss.pwa.varience: unknown key; did you mean 'variance'?"),
+        ("model/swin/depth", 0.5, "model.swin.depth: unknown key; did you mean 'depths'?"),
+        ("optimiser", {}, "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("datasets/refscenes/image", "x", "did you mean 'images'?"),
+    ],
+)  # fmt: skip
+def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
+    assert wanted in refusal(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("mutual/ema", 1.5, "mutual.ema: "),
+        ("mutual/ema", "0.9", "mutual.ema: "),
+        ("mutual/epochs", 3, "mutual: give exactly one of `epochs` and `steps`"),
+        ("proposals/sources/sam/kind", "sm", "proposals.sources.sam: needs a `kind` of "),
+        ("refine/iom/threshold", 1.2, "refine.iom.threshold: "),
+        ("refine/cpi/threshold_o", None, "strategy cpi takes threshold_o, threshold_u"),
+        ("study/methods", ["cpiu"], "study.methods: 'cpiu' is not a key of `refine`; did you mean"),
+        ("study/datasets", ["refcoco"], "study.datasets: 'refcoco'"),
+        ("study/seeds", [], "study.seeds: "),
+        ("study/seeds", [0, 0], "study.seeds: a value stands there twice"),
+        ("study/fractions", [101], "study.fractions.0: "),
+        ("study/fractions", [1, 0.001], "0.001 % of scenes.train"),
+        ("study/ablations", ["iom"], "study.ablations: iom at 1 is there already"),
+        ("study/ablations", ["mltt"], "did you mean 'mlt'?"),
+        ("study/tune_fractions", [3], "study.tune_fractions: 3 has no burn-in"),
+        ("study/tune_methods", ["baseline"], "baseline has no threshold to search"),
+        ("study/tune_seeds", [4], "study.tune_seeds: 4 is not a key of `study.seeds`"),
+        ("study/tuned_methods", ["cpi-u"], "study.tuned_methods: cpi-u at 1 is there"),
+        ("study/supervised_fractions", [10], "study.supervised_fractions: 10 is in"),
+        ("study/other_sources", ["sam"], "study.other_sources: sam is proposals.source already"),
+        ("study/sources", ["felzenszwalb"], "proposals.source: 'sam' is not a key of `study"),
+        ("proposals/source", "sum", "proposals.source: 'sum' is not a key of"),
+        ("model/swin/num_heads", [3, 2, 2, 2], "model.swin.num_heads: 3 heads do not divide"),
+        ("model/bert/num_heads", 5, "model.bert.num_heads: 5 do not divide"),
+        ("data/image_size", 20, "data.image_size: 20 is less than 8 patches"),
+        ("refine/supervised", {"strategy": "none", "pwa": False}, "refine.supervised: "),
+        ("refine/a+b", {"strategy": "none", "pwa": False}, "refine.a+b: "),
+        ("scenes", None, "scenes: "),
+    ],
+)  # fmt: skip
+def test_wrong_values_name_their_key(key: str, value: Any, wanted: str):
+    assert wanted in refusal(changed(key, value))
+
+
+class DefaultUsed(Exception):
+    """A key that may be left out."""
+
+
+def refusal_unless_default(tree: Any) -> str:
+    try:
+        validate(tree)
+    except ConfigError as error:
+        return str(error)
+    raise DefaultUsed
+
+
+def leaves(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(tree, dict) or not tree:
+        return [prefix]
+    return [leaf for k, v in tree.items() for leaf in leaves(v, (*prefix, k))]
+
+
+@pytest.mark.parametrize("leaf", leaves(DEMO), ids="/".join)
+def test_every_key_refuses_a_wrong_type_and_its_absence(leaf: tuple[str, ...]):
+    text = refusal(changed("/".join(leaf), {"no": object()}))
+    assert leaf[0] in text
+    tree = changed("/".join(leaf), None)
+    node = tree
+    for folder in leaf[:-1]:
+        node = node[folder]
+    del node[leaf[-1]]
+    with contextlib.suppress(DefaultUsed):
+        text = refusal_unless_default(tree)
+        assert leaf[-1] in text or leaf[-2] in text
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from([*DEMO, "x"]), inner, max_size=4),
+    max_leaves=12,
+))  # fmt: skip
+def test_anything_else_is_refused_in_one_line(tree: Any):
+    refusal(tree)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: bytes):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=re.escape("params.yaml")):
+        load_params(path)
+
+
+def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "experiments/demo.yaml").read_text().replace("lr: 0.001", "lr: 1e-3"))
+    assert load_params(path).mutual.lr == 0.001
+
+
+def test_a_fraction_is_spelled_as_its_folder(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "experiments/demo.yaml").read_text()
+    path.write_text(text.replace("fractions: [0.1, 1, 5, 10]", "fractions: [0.1, 1.0, 5, 10]"))
+    with pytest.raises(ConfigError, match=r"study\.fractions: write 1 for 1\.0"):
+        load_params(path)
+
+
+def test_yaml_makes_no_objects(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text("study: !!python/object/apply:os.system ['touch owned']\n")
+    with pytest.raises(ConfigError):
+        load_params(path)
+    assert not Path("owned").exists()
+
+
+def test_use_keeps_comments_and_the_former_file(tmp_path: Path):
+    target = tmp_path / "params.yaml"
+    use(ROOT / "experiments/demo.yaml", target)
+    demo = target.read_text()
+    assert demo == (ROOT / "experiments/demo.yaml").read_text()
+    said = use(ROOT / "experiments/study.yaml", target)
+    assert "params.yaml.before" in said
+    assert (tmp_path / "params.yaml.before").read_text() == demo
+    study = target.read_text()
+    assert load_params(target).study.seeds == [0, 1, 2]
+    # only the lines that study.yaml names differ: comments are still there
+    gone = set(demo.splitlines()) - set(study.splitlines())
+    assert len(gone) < 12
+    assert "# paper: 0.996" in study
+
+
+def test_use_of_a_wrong_file_changes_nothing(tmp_path: Path):
+    target = tmp_path / "params.yaml"
+    use(ROOT / "experiments/demo.yaml", target)
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(f"extends: {ROOT}/experiments/demo.yaml\nmutual: {{emma: 1}}\n")
+    with pytest.raises(ConfigError, match=r"mutual\.emma: unknown key; did you mean 'ema'"):
+        use(wrong, target)
+    assert target.read_text() == (ROOT / "experiments/demo.yaml").read_text()
+    wrong.write_text("extends: wrong.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        composed(wrong)
+
+
+def with_method(**entry: Any) -> Params:
+    return validate(changed("refine/mine", {"strategy": "none", "pwa": False, **entry}))
+
+
+def test_overrides_reach_the_parameters():
+    params = with_method(overrides={"mutual.ema": 0.5, "loss.pwa.offset": 2.0})
+    resolved = resolve(params, Cell("refscenes", 1, "mine", 0))
+    assert resolved.mutual.ema == 0.5
+    assert resolved.loss.pwa.offset == 2.0
+    assert params.mutual.ema != 0.5
+    assert resolve(params, Cell("refscenes", 1, "iom", 0)) == params
+
+
+@pytest.mark.parametrize("key", ["model.name", "mutual", "mutual.emma", "loss.pwa.x.y"])
+def test_overrides_elsewhere_are_refused(key: str):
+    params = with_method(overrides={key: 0.5})
+    with pytest.raises(ConfigError, match=r"refine\.mine\.overrides"):
+        resolve(params, Cell("refscenes", 1, "mine", 0))
+
+
+def test_tuned_thresholds_come_from_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    params = with_method(strategy="cpi-u", threshold_u=0.7, thresholds="tuned")
+    cell = Cell("refscenes", 1, "mine", 0)
+    with pytest.raises(ConfigError, match="semires tune --dataset refscenes --fraction 1 "):
+        resolve(params, cell)
+    folder = tmp_path / "experiments/tuned"
+    folder.mkdir(parents=True)
+    (folder / "refscenes-1-mine.yaml").write_text("# from a search\nthreshold_u: 0.25\n")
+    assert resolve(params, cell).refine["mine"].threshold_u == 0.25
+    assert resolve(params, cell, tuned=False).refine["mine"].threshold_u == 0.7
+    (folder / "refscenes-1-mine.yaml").write_text("threshold_u: 25\n")
+    with pytest.raises(ConfigError, match=re.escape("refine.mine.threshold_u")):
+        resolve(params, cell)
