@@ -1,4 +1,4 @@
-"""Proposals: where they come from, the partition that stores them, and the cache on disk."""
+"""Proposals: SAM's segment-everything masks of an image, kept as one partition of its pixels."""
 
 from semires.proposals.partition import Partition
 

@@ -1,6 +1,7 @@
 """Matching a pseudo-label with proposals: IOM and CPI (paper Eq. 6-8), on counts of pixels.
 
-``c`` is the hard pseudo-label, ``m`` a proposal. All comparisons are strict, as published.
+``c`` is the hard pseudo-label, ``m`` a proposal. All comparisons are strict, as published. Counts
+are whole numbers in float64, so that no quotient depends on the order of sums.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Overlaps:
 
     @property
     def of_label(self) -> NDArray[np.float64]:
-        """The share of the label that a proposal holds, Eq. 7."""
+        """The share of the label that a proposal holds, Eq. 7; 0 for an empty label."""
         return self.intersections / (self.label_area + EPSILON)
 
     @property
@@ -56,7 +57,7 @@ class Overlaps:
 def overlaps(partition: Partition, label: NDArray[np.bool_]) -> Overlaps:
     """Count a label (H,W) against every proposal of a partition of its size."""
     counts = partition.count(label)
-    return Overlaps(partition.weights @ counts, partition.areas, float(counts.sum()))
+    return Overlaps(partition.sums(counts), partition.areas, float(counts.sum()))
 
 
 def select(strategy: str, found: Overlaps, thresholds: Thresholds) -> NDArray[np.bool_]:
@@ -65,20 +66,27 @@ def select(strategy: str, found: Overlaps, thresholds: Thresholds) -> NDArray[np
     Raises:
         ValueError: an unknown strategy.
     """
-    count = len(found.areas)
-    if strategy == "none" or count == 0:
-        return np.zeros(count, dtype=bool)
+    if strategy == "none":
+        return np.zeros(len(found.areas), dtype=bool)
     if strategy == "iom":
-        best = int(found.iou.argmax())
-        chosen = np.zeros(count, dtype=bool)
-        chosen[best] = found.iou[best] > thresholds.iom
-        return chosen
-    under = found.of_label > thresholds.cpi_u
-    over = found.of_proposal > thresholds.cpi_o
-    by_strategy = {"cpi": under | over, "cpi-u": under, "cpi-o": over}
-    if strategy not in by_strategy:
-        raise ValueError(f"unknown strategy {strategy!r}; there is {', '.join(STRATEGIES)}")
-    return by_strategy[strategy]
+        return select_best(found.iou, thresholds.iom)
+    if strategy == "cpi-u":
+        return found.of_label > thresholds.cpi_u
+    if strategy == "cpi-o":
+        return found.of_proposal > thresholds.cpi_o
+    if strategy == "cpi":
+        under, over = found.of_label > thresholds.cpi_u, found.of_proposal > thresholds.cpi_o
+        return under | over
+    raise ValueError(f"unknown strategy {strategy!r}; there is {', '.join(STRATEGIES)}")
+
+
+def select_best(iou: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
+    """The first of the proposals (N,) with the largest IoU, if that exceeds the threshold."""
+    chosen = np.zeros(len(iou), dtype=bool)
+    if len(iou):
+        best = int(iou.argmax())
+        chosen[best] = iou[best] > threshold
+    return chosen
 
 
 def match(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from semires.proposals.partition import Partition
+from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import STRATEGIES, Thresholds, match
 from semires.refine.weighting import pwa_weight
 
@@ -67,23 +68,56 @@ class PseudoLabelRefiner:
         self.mean, self.variance, self.offset = pwa_mean, pwa_variance, pwa_offset
 
     @torch.no_grad()
-    def __call__(self, teacher_logits: torch.Tensor, partitions: list[Partition]) -> RefinedLabels:
-        """Targets for teacher logits (B,2,H,W) and B partitions of size (H,W)."""
-        labels = teacher_logits.argmax(1)
-        matched = torch.zeros(len(labels), dtype=torch.bool)
-        refined = labels.cpu().numpy().astype(np.int64)
-        if self.strategy != "none":
-            for i, partition in enumerate(partitions):
-                found = match(self.strategy, partition, refined[i] > 0, self.thresholds)
-                if found is not None:
-                    refined[i], matched[i] = found, True
-            labels = torch.from_numpy(refined).to(teacher_logits.device)
-        matched = matched.to(teacher_logits.device)
-        return RefinedLabels(labels, self._weights(teacher_logits, matched), matched)
+    def __call__(
+        self, teacher_logits: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch
+    ) -> RefinedLabels:
+        """Targets for teacher logits (B,2,H,W) and B partitions of size (H,W), on the same device.
 
-    def _weights(self, teacher_logits: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-        probability = teacher_logits.softmax(1)[:, 1]
+        On the CPU samples are matched one by one in NumPy; on an accelerator all at once, and the
+        host does not wait.
+
+        Raises:
+            ValueError: the partitions are not as many or as large as the logits.
+        """
+        logits = teacher_logits.float()
+        labels = logits[:, 1] > logits[:, 0]  # argmax; a tie is background
+        if self.strategy == "none":
+            matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        else:
+            _check_sizes(labels, partitions)
+            labels, matched = self._match(labels, partitions)
+        return RefinedLabels(labels.long(), self._weights(logits, matched), matched)
+
+    def _match(
+        self, labels: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(partitions, PartitionBatch) or labels.device.type != "cpu":
+            if not isinstance(partitions, PartitionBatch):
+                partitions = PartitionBatch.of(partitions)
+            batch = partitions.to(labels.device)
+            return match_batch(self.strategy, batch, labels, self.thresholds)
+        refined, matched = labels.numpy(), torch.zeros(len(labels), dtype=torch.bool)
+        for i, partition in enumerate(partitions):
+            found = match(self.strategy, partition, refined[i], self.thresholds)
+            if found is not None:
+                refined[i], matched[i] = found, True
+        return labels, matched
+
+    def _weights(self, logits: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
         if not self.pwa:
-            return torch.ones_like(probability)
+            return torch.ones_like(logits[:, 1])
+        probability = torch.sigmoid(logits[:, 1] - logits[:, 0])  # softmax over two classes
         weights = pwa_weight(probability, self.mean, self.variance, self.offset)
-        return torch.where(matched[:, None, None], torch.ones_like(weights), weights)
+        return weights.masked_fill_(matched[:, None, None], 1)
+
+
+def _check_sizes(labels: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch) -> None:
+    if isinstance(partitions, PartitionBatch):
+        sizes = {tuple(partitions.atoms.shape[1:])}
+    else:
+        sizes = {partition.shape for partition in partitions}
+    if len(partitions) != len(labels) or sizes - {tuple(labels.shape[1:])}:
+        raise ValueError(
+            f"{len(partitions)} partitions of sizes {sorted(sizes)} for logits of "
+            f"{len(labels)} samples of {tuple(labels.shape[1:])}; resize the partitions"
+        )

@@ -15,19 +15,12 @@ from semires.refine import RefinedLabels
 CLASS_WEIGHTS = (0.9, 1.1)
 
 
-def _class_weighted(
-    logits: torch.Tensor, labels: torch.Tensor, class_weights: Sequence[float]
-) -> torch.Tensor:
-    """Cross-entropy per pixel (B,H,W), times the weight of the pixel's class."""
-    weights = torch.tensor(list(class_weights), dtype=logits.dtype, device=logits.device)
-    return F.cross_entropy(logits, labels, weight=weights, reduction="none")
-
-
 def supervised_loss(
     logits: torch.Tensor, labels: torch.Tensor, class_weights: Sequence[float] = CLASS_WEIGHTS
 ) -> torch.Tensor:
     """Class-weighted cross-entropy, plain mean over pixels (not PyTorch's weighted mean)."""
-    return _class_weighted(logits, labels, class_weights).mean()
+    weight = torch.where(labels == 1, class_weights[1], class_weights[0])
+    return (F.cross_entropy(logits, labels, reduction="none") * weight).mean()
 
 
 def unsupervised_loss(
@@ -38,14 +31,16 @@ def unsupervised_loss(
     """Loss of the matched samples plus that of the others, halved where the batch has both.
 
     Matched: class-weighted cross-entropy with the refined label. Not matched: cross-entropy with
-    the teacher's label, times PWA's weight of the pixel (Eq. 10), without class weights.
+    the teacher's label, times PWA's weight of the pixel (Eq. 10), without class weights. Zero for
+    a batch of no samples. Nothing waits for the device.
     """
-    matched = targets.matched.to(student_logits.dtype)
-    others = 1 - matched
-    refined = _class_weighted(student_logits, targets.labels, class_weights).mean((1, 2))
-    plain = F.cross_entropy(student_logits, targets.labels, reduction="none")
-    weighed = (plain * targets.weights).mean((1, 2))
-    loss_matched = (matched * refined).sum() / matched.sum().clamp(min=1)
-    loss_others = (others * weighed).sum() / others.sum().clamp(min=1)
-    both = (matched.sum() > 0) & (others.sum() > 0)
-    return (loss_matched + loss_others) / (1 + both.to(student_logits.dtype))
+    labels, matched = targets.labels, targets.matched
+    by_class = torch.where(labels == 1, class_weights[1], class_weights[0])
+    weight = torch.where(matched[:, None, None], by_class, targets.weights)
+    loss = F.cross_entropy(student_logits, labels, reduction="none") * weight
+    count_matched = matched.sum()
+    count_others = len(matched) - count_matched
+    # each group's mean over its samples; with both groups, the mean of the two
+    share = torch.where(matched, count_matched, count_others).clamp(min=1)
+    both = (count_matched > 0) & (count_others > 0)
+    return (loss.mean((1, 2)) / share).sum() / (1 + both.to(loss.dtype))
