@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from semires.config import Params
 from semires.data.expressions import draw_expressions
 from semires.data.scenes import FIGURES, THINGS, Scene, render, sample_scene
 from semires.files import atomic_folder
+from semires.process import worker_pool
 
 SPLITS = ("train", "val", "testA", "testB")
 # testA refers to figures only, testB to things only (as RefCOCO's to people and to other objects).
@@ -46,7 +46,7 @@ def generate(params: Params, dataset: str) -> None:
         jobs = [
             (i, split, settings.seed, settings.size_px, images) for i, split in enumerate(splits)
         ]
-        with ProcessPoolExecutor(processes) as pool:
+        with worker_pool(processes) as pool:
             made = pool.map(_make_scene, jobs, chunksize=32)
             scenes = list(tqdm(made, total=len(jobs), desc="generate", unit="scene", disable=None))
         _write_annotations(scenes, place.split_by, annotations)

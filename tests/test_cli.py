@@ -1,0 +1,174 @@
+"""The command line: quick, one line per fault, no traceback, signals with their exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from semires.cli import STAGES, main
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "mlflow", "transformers", "pandas", "pyarrow", "optuna", "matplotlib", "skimage",
+         "numpy", "pydantic", "ruamel.yaml")  # fmt: skip
+DEMO = ["--params", str(ROOT / "experiments/demo.yaml")]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from semires.cli import _parser; _parser().format_help(); "
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_stage_of_the_pipeline(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    text = (ROOT / "dvc.yaml").read_text()
+    used = {
+        line.split("semires ")[1].split()[0] for line in text.splitlines() if "-m semires" in line
+    }
+    assert used <= set(STAGES)
+    assert {"generate", "prepare", "burn-in", "mutual", "report"} <= used
+    assert all(name in shown for name in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["prepare", "--dataset", "refscene"], "--dataset: 'refscene' is not a key of `datasets`; "
+         "did you mean 'refscenes'?"),
+        (["mutual", "--dataset", "refscenes", "--fraction", "1", "--method", "cpiu"],
+         "--method: 'cpiu' is not a key of `refine`; did you mean"),
+        (["propose", "--dataset", "refscenes", "--source", "sum"], "did you mean 'sam'?"),
+        (["use", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["split", "--dataset", "refscenes", "--fraction", "1"], "images.parquet"),
+    ],
+)  # fmt: skip
+def test_user_errors_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    wanted: str,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*DEMO, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("semires: ")
+    assert wanted in error
+    assert error.count("\n") == 1
+
+
+def test_every_stage_of_the_pipeline_parses():
+    from semires.cli import _parser
+
+    values = {
+        "dataset": "refscenes", "key": "refscenes", "fraction": "0.1", "method": "cpi-u",
+        "seed": "0", "source": "sam",
+    }  # fmt: skip
+    from semires.config import read_yaml
+
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
+    for stage in stages.values():
+        command = str(stage.get("do", stage)["cmd"])
+        for name, value in values.items():
+            command = command.replace(f"${{item.{name}}}", value).replace(f"${{{name}}}", value)
+        assert command.startswith("exec python -m semires ")
+        parsed = _parser().parse_args(command.split()[4:])
+        assert callable(parsed.run)
+
+
+SLEEPER = """
+import sys, time
+from semires import process
+process.stage_process()
+try:
+    if "poll" in sys.argv:
+        process.stop_requested()
+    print("ready", flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+        if "poll" in sys.argv and process.stop_requested() is not None:
+            print("saved", flush=True)
+            sys.exit(process.stop_requested())
+except process.Stopped as stop:
+    print("stopped", flush=True)
+    sys.exit(stop.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("mode", "word"), [("poll", "saved"), ("plain", "stopped")])
+def test_signals_end_a_stage_with_their_code(number: signal.Signals, mode: str, word: str):
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, mode], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    assert child.stdout.read() == f"{word}\n"
+    assert child.wait(30) == 128 + number
+
+
+def test_a_signal_during_a_command_is_one_line(tmp_path: Path):
+    params = (ROOT / "experiments/demo.yaml").read_text().replace("train: 4000", "train: 400000")
+    (tmp_path / "params.yaml").write_text(params)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "semires", "generate", "--dataset", "refscenes"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.jpg")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert "Traceback" not in error
+    assert "semires: stopped by SIGTERM" in error
+    assert not list((tmp_path / "data/raw").rglob("*.json")), "half a data set was left"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stage_ends_with_its_parent(number: signal.Signals, tmp_path: Path):
+    """As `dvc repro` killed: the stage's parent dies without a word to it."""
+    note = tmp_path / "pid"
+    parent_code = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}, 'poll'])\n"
+        f"open({str(note)!r} + '.tmp', 'w').write(str(child.pid))\n"
+        f"os.replace({str(note)!r} + '.tmp', {str(note)!r})\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "DVC_STAGE": "burn_in@x"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_code], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    pid = int(note.read_text())
+    parent.send_signal(number)
+    parent.wait(30)
+    assert parent.stdout.read() == "saved\n"  # ends only when the child has closed it too
+    deadline = time.monotonic() + 30
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().split(") ")[1]
+    except OSError:
+        return False
+    return not state.startswith("Z")  # dead, and its new parent has not looked yet
