@@ -223,6 +223,7 @@ class Optimizer(Section):
     poly_power: NonNegative
     clip_grad_norm: PositiveFloat | None
     bert_layers_trained: Annotated[int, Field(ge=0)]
+    swin_lr_scale: NonNegative
 
 
 class _Schedule(Section):

@@ -17,7 +17,7 @@ import numpy as np
 from semires.data.scenes import PART_NAMES, Scene, SceneObject
 
 MARGIN = 0.08  # of the scene's side: closer centres are not compared
-KIND_WEIGHTS = {"attribute": 0.55, "location": 0.3, "relation": 0.08, "ordinal": 0.07}
+KIND_WEIGHTS = {"attribute": 0.6, "location": 0.28, "relation": 0.07, "ordinal": 0.05}
 ORDINALS = ("first", "second", "third", "fourth")
 
 # Where "left" puts an object first: the key sorts ascending.

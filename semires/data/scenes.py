@@ -27,7 +27,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 60, 175),
     "orange": (235, 132, 35),
 }
-SIZES = {"small": (8.5, 11.0), "large": (14.5, 18.0)}  # radius in pixels of a 96-pixel scene
+SIZES = {"small": (9.5, 11.5), "large": (15.0, 18.5)}  # radius in pixels of a 96-pixel scene
+COUNTS, COUNT_SHARES = (3, 4, 5), (0.4, 0.4, 0.2)  # objects a scene
 SUPERSAMPLING = 4
 MIN_VISIBLE = 0.6
 
@@ -135,7 +136,7 @@ def sample_scene(rng: np.random.Generator, size_px: int, figure_share: float = 0
     """
     while True:
         objects: list[SceneObject] = []
-        for _ in range(int(rng.integers(3, 6))):
+        for _ in range(int(rng.choice(COUNTS, p=COUNT_SHARES))):
             placed = _place(rng, objects, size_px, figure_share)
             if placed is not None:
                 objects.append(placed)

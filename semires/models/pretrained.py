@@ -175,32 +175,33 @@ def _load_state(module: nn.Module, state: State, where: str) -> None:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, bert_layers_trained: int
+    model: nn.Module, weight_decay: float, bert_layers_trained: int, swin_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
     """AdamW's parameter groups as published; freezes what the published code leaves untouched.
 
     No decay on the backbone's norm layers and position tables. Of BERT the first
     ``bert_layers_trained`` layers train; later ones are frozen, and its embeddings too where they
-    are pretrained (random ones, frozen, would never learn a word).
+    are pretrained (random ones, frozen, would never learn a word). Swin learns at ``swin_lr_scale``
+    times the learning rate.
 
     Returns:
-        Groups with decay and without, in the order of the model's parameters.
+        Groups with ``weight_decay`` and ``lr_scale``, in the order of the model's parameters.
     """
     bert = getattr(model, "bert", None)
     if bert is not None:
         bert.embeddings.requires_grad_(not getattr(model, "text_is_pretrained", True))
         bert.encoder.layer[:bert_layers_trained].requires_grad_(True)
         bert.encoder.layer[bert_layers_trained:].requires_grad_(False)
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (rest if _undecayed(name) else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+            decay = 0.0 if _undecayed(name) else weight_decay
+            scale = swin_lr_scale if name.startswith("swin.") else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _undecayed(name: str) -> bool:

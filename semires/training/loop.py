@@ -147,10 +147,13 @@ class Loop:
 
     def _set_lr(self) -> None:
         """Polynomial decay to zero over all steps."""
-        power = self.task.params.optimizer.poly_power
-        rate = self.schedule.lr * (1 - self.step / self.total) ** power
+        rate = self._lr()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
+
+    def _lr(self) -> float:
+        power = self.task.params.optimizer.poly_power
+        return float(self.schedule.lr * (1 - self.step / self.total) ** power)
 
     def _set_training(self) -> None:
         model = self.modules["model"]
@@ -162,7 +165,7 @@ class Loop:
         metrics = self.evaluate()
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
         row: dict[str, float] = {"step": self.step, **means(self._sums, since), **metrics}
-        row["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
+        row["train/lr"] = self._lr()
         row["time/samples_per_s"] = self._samples / max(seconds, 1e-9)
         row["time/data_wait"] = self._waited_s / max(seconds, 1e-9)
         self._sums, self._samples, self._waited_s = {}, 0, 0.0

@@ -110,7 +110,9 @@ class Task:
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """AdamW over the model's parameter groups (paper section 4.2)."""
         settings = self.params.optimizer
-        groups = parameter_groups(model, settings.weight_decay, settings.bert_layers_trained)
+        groups = parameter_groups(
+            model, settings.weight_decay, settings.bert_layers_trained, settings.swin_lr_scale
+        )
         return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
