@@ -22,6 +22,8 @@ from semires.tracking.runs import here, record_events, start_event, study_events
 from semires.tracking.sender import drain
 from semires.tracking.store import Store
 
+SENDER_S = 60.0  # how long a sender may still be at a journal
+
 
 def sync() -> str:
     """Send journals, close runs that died, replay records; returns a line that says what.
@@ -31,7 +33,7 @@ def sync() -> str:
     """
     try:
         store = Store()
-        journals = drain(store)
+        journals = drain(store, wait_s=SENDER_S)
         closed = close_dead(store)
         records = [*_run_records(), *_study_records()]
         known = known_records(store)

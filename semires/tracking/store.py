@@ -66,6 +66,8 @@ class Store:
         metrics: list[Any] = []
         for event in events:
             kind = event["event"]
+            if kind != "start" and "run_id" not in progress:
+                continue  # the journal lost its beginning
             if kind == "metrics":
                 step = event["step"]
                 if step is not None and step <= progress.get("step", -1):
