@@ -1,0 +1,163 @@
+"""Burn-in and mutual learning for real: repeatable, resumable, and honest about trouble."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import small_params
+from safetensors.torch import load_file
+
+from semires import process
+from semires.config import Params
+from semires.errors import Interrupted, NonFiniteLossError
+from semires.files import read_json, sha256_file
+from semires.layout import Cell
+from semires.training import loop as loop_module
+from semires.training.burn_in import burn_in
+from semires.training.mutual import mutual
+
+BURN_IN = Cell("refscenes", 25, "supervised", 0)
+
+
+def cell(method: str) -> Cell:
+    return Cell("refscenes", 25, method, 0)
+
+
+def train(params: Params, which: Cell) -> None:
+    burn_in(params, which) if which.method == "supervised" else mutual(params, which)
+
+
+@pytest.fixture(scope="module")
+def burned(small_study: Path) -> Path:
+    import os
+
+    os.environ["SEMIRES_TRACKING"] = "off"
+    burn_in(small_params(), BURN_IN)
+    return BURN_IN.folder
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return {
+        "weights": sha256_file(folder / "model.safetensors"),
+        "metrics": read_json(folder / "metrics.json"),
+    }
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, poll: int) -> None:
+    """A signal seems to arrive before the ``poll``-th look."""
+    looks = iter(range(1, 10_000))
+    monkeypatch.setattr(process, "stop_requested", lambda: 143 if next(looks) == poll else None)
+
+
+def test_the_run_folder_is_whole(burned: Path):
+    names = {p.name for p in burned.iterdir()}
+    assert names >= {
+        "model.safetensors", "model.safetensors.sha256", "run.json", "metrics.json",
+        "history.csv", "predictions.parquet",
+    }  # fmt: skip
+    assert set(read_json(burned / "metrics.json")) == {"val", "testA", "testB"}
+    table = pd.read_parquet(burned / "predictions.parquet")
+    assert (table["intersection"] <= table["union"]).all()
+    assert set(table["split"]) == {"val", "testA", "testB"}
+    assert pd.read_csv(burned / "history.csv")["step"].tolist() == [3, 6]
+    assert not list(Path(".work").glob("runs-*25-supervised*")), "the state of a finished run stays"
+
+
+@pytest.mark.parametrize("method", ["supervised", "cpi-u", "control"])
+def test_an_interrupted_run_ends_as_the_unbroken_one(
+    burned: Path, method: str, monkeypatch: pytest.MonkeyPatch
+):
+    which = cell(method)
+    train(small_params(), which)
+    unbroken = record(which.folder)
+    if method != "supervised":
+        shutil.rmtree(which.folder)
+    stop_at(monkeypatch, 4)
+    with pytest.raises(Interrupted, match="step 4 of 6") as caught:
+        train(small_params(), which)
+    assert caught.value.exit_code == 143
+    monkeypatch.undo()
+    monkeypatch.setenv("SEMIRES_TRACKING", "off")
+    steps = []
+    original = loop_module.Loop.optimise
+    monkeypatch.setattr(
+        loop_module.Loop, "optimise", lambda self, loss: steps.append(1) or original(self, loss)
+    )
+    train(small_params(), which)
+    assert len(steps) == 2, "work before the saved state was repeated"
+    assert record(which.folder) == unbroken
+
+
+def test_loader_processes_change_nothing(burned: Path):
+    before = record(burned)
+    burn_in(small_params(runtime={"workers": 2}), BURN_IN)
+    assert record(burned) == before
+
+
+def test_changed_parameters_never_continue_another_state(
+    burned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        mutual(small_params(), cell("baseline"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SEMIRES_TRACKING", "off")
+    mutual(small_params(mutual={"ema": 0.5}), cell("baseline"))
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_a_damaged_state_falls_back_on_the_one_before(
+    burned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    mutual(small_params(), cell("iom"))
+    unbroken = record(cell("iom").folder)
+    stop_at(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        mutual(small_params(), cell("iom"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SEMIRES_TRACKING", "off")
+    (state,) = Path(".work").glob("*25-iom*/last.pt")
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(bytes(data))
+    mutual(small_params(), cell("iom"))
+    assert "damaged" in capsys.readouterr().out
+    assert record(cell("iom").folder) == unbroken
+
+
+def test_a_loss_that_is_no_number_stops_the_run(burned: Path, monkeypatch: pytest.MonkeyPatch):
+    from semires.training import burn_in as module
+
+    monkeypatch.setattr(module, "supervised_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        burn_in(small_params(burn_in={"lr": 0.5}), BURN_IN)
+
+
+def test_mutual_learning_starts_from_burn_in_and_moves(burned: Path):
+    mutual(small_params(), cell("cpi"))
+    start = load_file(burned / "model.safetensors")
+    end = load_file(cell("cpi").folder / "model.safetensors")
+    assert start.keys() == end.keys()
+    moved = [not torch.equal(start[k], end[k]) for k in start if start[k].is_floating_point()]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_corrections_and_panels_are_written(burned: Path):
+    import numpy as np
+
+    mutual(small_params(), cell("cpi-o"))
+    folder = cell("cpi-o").folder
+    table = pd.read_parquet(folder / "corrections.parquet")
+    assert len(table) == 6
+    unmatched = table[~table["matched"]]
+    assert (unmatched["intersection_before"] == unmatched["intersection_after"]).all()
+    with np.load(folder / "panels.npz", allow_pickle=False) as panels:
+        assert set(panels["rule"]) == {"best", "worst", "random"}
+        assert panels["truth"].dtype == bool
+    pseudo = read_json(folder / "metrics.json")["pseudo"]
+    assert pseudo["matched"] + pseudo["unmatched"] == pytest.approx(100)
