@@ -1,0 +1,98 @@
+"""A very small study in a Git and DVC repository of its own, driven as a user would."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from semires.config import read_yaml
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL: dict[str, dict[str, Any]] = {
+    "study": {
+        "fractions": [10], "methods": ["baseline", "cpi-u"], "ablations": [], "seeds": [0],
+        "sources": ["sam"], "other_sources": [], "ablation_fractions": [10],
+        "tune_fractions": [10], "tune_methods": ["cpi-u"], "tune_seeds": [0],
+        "supervised_fractions": [], "more_fractions": [], "more_methods": [],
+    },
+    "scenes": {"train": 30, "val": 8, "testA": 4, "testB": 4},
+    "burn_in": {"steps": 6, "epochs": None, "evaluations": 2},
+    "mutual": {"steps": 4, "epochs": None, "evaluations": 2},
+    "evaluation": {"bootstrap_samples": 50, "correction_refs": 20},
+    "tune": {"trials": 8, "objective": "labels", "sampler": "tpe"},
+    "runtime": {"threads": 1, "processes": 1, "workers": 0, "checkpoint_every_s": 0},
+}  # fmt: skip
+
+
+class Study:
+    """The repository's folder, and commands in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, folder / name)
+        for name in (".dvc/config", ".dvc/plots"):
+            (folder / ".dvc").mkdir(exist_ok=True)
+            copy_any(ROOT / name, folder / name)
+        for name in ("experiments/tables", "semires/weights"):
+            shutil.copytree(ROOT / name, folder / name)
+        self.params = copy.deepcopy(read_yaml(ROOT / "experiments/demo.yaml"))
+        for section, values in SMALL.items():
+            self.params[section].update(values)
+        self.write_params()
+        self.run("git", "init", "--quiet")
+        self.commit()
+
+    def write_params(self) -> None:
+        """Write params.yaml as it is in memory."""
+        with open(self.folder / "params.yaml", "w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(self.params, file)
+
+    def commit(self) -> None:
+        """Commit everything that Git does not ignore."""
+        self.run("git", "add", "--all")
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        self.run("git", *who, "commit", "--quiet", "--message", "state")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This interpreter's tools first; tracking as users have it."""
+        mine = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for name in ("SEMIRES_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
+            mine.pop(name, None)
+        return mine
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command to its end; its standard output."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    def repro(self, *options: str) -> list[str]:
+        """`dvc repro`; the stages that ran, in order."""
+        out = self.run("dvc", "repro", *options)
+        return [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
+
+    def changed_stages(self) -> set[str]:
+        """The stages that `dvc status` would run."""
+        status: dict[str, Any] = json.loads(self.run("dvc", "status", "--json"))
+        return set(status)
+
+
+def copy_any(source: Path, target: Path) -> None:
+    """Copy a file or a folder."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)

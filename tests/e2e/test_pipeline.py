@@ -1,0 +1,252 @@
+"""A whole small study through DVC: it ends, repeats nothing, and knows what a change touches."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.tracked, pytest.mark.timeout(900)]
+
+_spec = importlib.util.spec_from_file_location(
+    "small_study", Path(__file__).parent / "small_study.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+small_study = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small_study)
+
+BURN_IN = "burn_in@refscenes-10-0"
+RUN = "runs/refscenes/10"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = small_study.Study(tmp_path_factory.mktemp("study"))
+    made.stages = made.repro()
+    made.commit()
+    return made
+
+
+def read(study: Any, path: str) -> Any:
+    return json.loads((study.folder / path).read_text())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of a folder's files without what they say of times."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "run.json"):
+        content = path.read_bytes()
+        if path.name == "history.csv":
+            table = pd.read_csv(path)
+            timed = [name for name in table if name.startswith("time/")]
+            content = table.drop(columns=timed).to_csv().encode()
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def test_the_study_ends_with_its_tables(study: Any):
+    assert study.stages[0] == "generate@refscenes"
+    assert study.stages[-1] == "report"
+    assert {BURN_IN, "mutual@refscenes-10-cpi-u-0", "tune@refscenes-10-cpi-u-0"} < set(study.stages)
+    for method in ("supervised", "baseline", "cpi-u"):
+        metrics = read(study, f"{RUN}/{method}/seed0/metrics.json")
+        assert set(metrics) - {"pseudo"} == {"val", "testA", "testB"}
+        assert all(0 <= metrics[split]["oIoU"] <= 100 for split in ("val", "testA", "testB"))
+        record = read(study, f"{RUN}/{method}/seed0/run.json")
+        assert record["metrics"] == metrics
+        assert record["cell"]["method"] == method
+    table = (study.folder / "reports/main.md").read_text()
+    assert "CPI-U" in table
+    assert "<html" in (study.folder / "reports/index.html").read_text()
+
+
+def test_nothing_runs_again(study: Any):
+    assert study.repro() == []
+    assert study.changed_stages() == set()
+
+
+def test_how_it_runs_is_no_reason_to_run_again(study: Any):
+    study.params["runtime"]["workers"] = 1
+    study.write_params()
+    assert study.changed_stages() == set()
+    study.params["runtime"]["workers"] = 0
+    study.write_params()
+
+
+def test_a_changed_threshold_touches_its_runs_only(study: Any):
+    study.params["refine"]["cpi-u"]["threshold_u"] = 0.65
+    study.write_params()
+    assert study.changed_stages() == {"mutual@refscenes-10-cpi-u-0", "tune@refscenes-10-cpi-u-0"}
+    study.params["refine"]["cpi-u"]["threshold_u"] = 0.7
+    study.params["refine"]["iom"]["threshold"] = 0.65  # no run uses it
+    study.write_params()
+    assert study.changed_stages() == set()
+    study.params["refine"]["iom"]["threshold"] = 0.5
+    study.params["mutual"]["ema"] = 0.9
+    study.write_params()
+    assert study.changed_stages() == {
+        "mutual@refscenes-10-baseline-0", "mutual@refscenes-10-cpi-u-0",
+        "tune@refscenes-10-cpi-u-0",
+    }  # fmt: skip
+    study.run("git", "checkout", "--quiet", "params.yaml")
+    study.params["mutual"]["ema"] = small_study.read_yaml(study.folder / "params.yaml")["mutual"][
+        "ema"
+    ]
+
+
+def test_a_run_repeated_is_the_same_to_the_bit(study: Any):
+    folder = study.folder / RUN / "supervised/seed0"
+    before = digests(folder)
+    assert study.repro("--force", "--single-item", BURN_IN) == [BURN_IN]
+    assert digests(folder) == before
+
+
+def test_dvc_shows_metrics_and_curves(study: Any):
+    shown = json.loads(study.run("dvc", "metrics", "show", "--json"))
+    table = shown[""]["data"]["reports/metrics.json"]["data"]["refscenes"]["10"]
+    assert set(table) >= {"supervised", "baseline", "cpi-u"}
+    expected = read(study, f"{RUN}/cpi-u/seed0/metrics.json")["val"]["oIoU"]
+    assert table["cpi-u"]["val"] == pytest.approx(expected, abs=0.005)
+    plots = json.loads(study.run("dvc", "plots", "show", "--json"))
+    values = plots["data"]["reports/curves.csv"][0]["content"]["data"]["values"]
+    assert {row["method"] for row in values} == {"supervised", "baseline", "cpi-u"}
+    assert plots.get("errors", []) == []
+
+
+def test_every_run_is_in_mlflow(study: Any):
+    wanted = {"supervised-10-seed0", "baseline-10-seed0", "cpi-u-10-seed0", "report"}
+    wanted.add("tune-cpi-u-10-seed0")
+    deadline = time.monotonic() + 60
+    while list((study.folder / ".work/tracking").glob("*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    with sqlite3.connect(study.folder / "mlflow.db") as store:
+        rows = store.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+        tags = store.execute("SELECT run_uuid, key, value FROM tags").fetchall()
+    by_name = {name: uuid for uuid, name, _ in rows}
+    assert wanted <= set(by_name)
+    assert {status for _, _, status in rows} == {"FINISHED"}
+    mine = {key: value for uuid, key, value in tags if uuid == by_name["cpi-u-10-seed0"]}
+    assert mine["dvc_stage"] == "mutual@refscenes-10-cpi-u-0"
+    assert (mine["dataset"], mine["fraction"], mine["seed"]) == ("refscenes", "10", "0")
+    assert sum(name.startswith("trial-") for _, name, _ in rows) == 8
+    said = study.run("semires", "track", "sync")
+    assert "0 of them new" in said
+
+
+def test_verify_finds_the_committed_tables(study: Any):
+    study.run("semires", "verify")
+    assert "CPI-U" in study.run("semires", "summary")
+
+
+def test_a_missing_checkpoint_is_one_line(study: Any):
+    weights = study.folder / RUN / "supervised/seed0/model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:1000])
+    command = ["semires", "mutual", "--dataset", "refscenes", "--fraction", "10"]
+    done = subprocess.run(
+        [*command, "--method", "baseline"], cwd=study.folder, env=study.environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    study.run("dvc", "checkout", "--force", "--quiet", BURN_IN)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "model.safetensors" in done.stderr.splitlines()[-1]
+    assert weights.read_bytes() == content
+
+
+def test_a_killed_repro_goes_on_where_it_was(study: Any):
+    """SIGKILL of dvc in mid-training: its stage saves and ends too, and the next repro resumes."""
+    stage, folder = "mutual@refscenes-10-baseline-0", study.folder / RUN / "baseline/seed0"
+    before = digests(folder)
+    command = ["dvc", "repro", "--force", "--single-item", stage]
+    log = study.folder / ".work/killed.log"
+    with open(log, "wb") as out:
+        dvc = subprocess.Popen(
+            command, cwd=study.folder, env=study.environment, stdout=out, stderr=out
+        )
+    state = wait_for(lambda: list((study.folder / ".work").glob("runs-*baseline*/last.pt")))
+    dvc.kill()
+    dvc.wait(30)
+    wait_for(lambda: not processes_in(study.folder, "semires mutual"))
+    assert state[0].is_file(), log.read_text()
+    said = study.run("dvc", "repro", "--force", "--single-item", stage)
+    assert "going on from step" in said
+    assert digests(folder) == before
+
+
+def wait_for(found: Any, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in time")
+
+
+def processes_in(folder: Path, text: str) -> list[int]:
+    """Live processes that work in ``folder`` and whose command line holds ``text``."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            inside = os.readlink(place / "cwd") == str(folder)
+        except OSError:
+            continue
+        if inside and text in line:
+            found.append(int(place.name))
+    return found
+
+
+KILLS = int(os.environ.get("SEMIRES_KILLS", "12"))
+SEED_OF_KILLS = 5
+METHOD = "--dataset refscenes --fraction 10 --seed 0 --method cpi-u"
+TARGETS = {  # subcommand -> what it makes
+    "propose --dataset refscenes --source sam": "proposals/refscenes/sam",
+    "burn-in --dataset refscenes --fraction 10 --seed 0": f"{RUN}/supervised/seed0",
+    f"mutual {METHOD}": f"{RUN}/cpi-u/seed0",
+    f"tune {METHOD}": "tune/refscenes/10/cpi-u/seed0",
+    "generate --dataset refscenes": "data/raw/refscenes",
+    "prepare --dataset refscenes": "data/prepared/refscenes",
+}
+
+
+@pytest.mark.parametrize("command", TARGETS, ids=lambda c: c.split()[0])
+def test_stages_killed_at_random_end_as_unbroken_ones(study: Any, command: str):
+    folder = study.folder / TARGETS[command]
+    before, rng = digests(folder), random.Random(f"{SEED_OF_KILLS} {command}")
+    environment = {**study.environment, "SEMIRES_TRACKING": "off"}
+    line = [sys.executable, "-m", "semires", *command.split()]
+    shutil.rmtree(folder)
+    longest_s = 8.0
+    for _ in range(max(1, KILLS // len(TARGETS))):
+        child = subprocess.Popen(
+            line, cwd=study.folder, env=environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            child.wait(rng.uniform(0.0, longest_s))
+            break  # it ended before the kill
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait(30)
+        assert not folder.exists() or digests(folder) == before, "a torn folder is in its place"
+    done = subprocess.run(
+        line, cwd=study.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert digests(folder) == before
