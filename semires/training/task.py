@@ -113,7 +113,7 @@ class Task:
         groups = parameter_groups(
             model, settings.weight_decay, settings.bert_layers_trained, settings.swin_lr_scale
         )
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision as ``runtime.precision`` says."""
