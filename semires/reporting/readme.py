@@ -16,7 +16,8 @@ def update_readme(path: Path = Path("README.md")) -> None:
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     table = (layout.REPORTS / "main.md").read_text(encoding="utf-8").strip()
-    block = f"{BEGIN}\n\n{table}\n\n![What refinement does](reports/qualitative.png)\n\n{_times()}\n{END}"
+    figure = "![What refinement does](reports/qualitative.png)"
+    block = "\n\n".join((BEGIN, table, figure, _times() + END))
     write_text(path, before + block + after)
 
 
