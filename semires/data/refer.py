@@ -70,6 +70,8 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
         categories = {c["id"]: str(c["name"]) for c in instances["categories"]}
         rows = [_row(ref, images, annotations, categories, faults) for ref in refs]
         repeated = [i for i, n in Counter(r["ref_id"] for r in refs).items() if n > 1]
+        table = pd.DataFrame([row for row in rows if row is not None])
+        named = _images(table, images, faults)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder}: annotations lack a field of RefCOCO's format: {error}"
@@ -77,10 +79,9 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
     for ref_id in repeated:
         faults.add("duplicate ref id", ref_id)
     faults.raise_any()
-    table = pd.DataFrame([row for row in rows if row is not None])
     if table.empty:
         raise DataError(f"{folder}: holds no references")
-    return _images(table, images, faults), table
+    return named, table
 
 
 def _read_instances(path: Path) -> Record:
@@ -153,6 +154,8 @@ def _mask(segmentation: Any, height: int, width: int) -> Record | None:
 
 def _images(refs: pd.DataFrame, images: Record, faults: Faults) -> pd.DataFrame:
     """The images that references name, in order of appearance."""
+    if refs.empty:
+        return refs
     first = refs.drop_duplicates("image_id")
     rows = []
     for image_id, split in zip(first["image_id"], first["split"], strict=True):
@@ -161,6 +164,5 @@ def _images(refs: pd.DataFrame, images: Record, faults: Faults) -> pd.DataFrame:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             faults.add("file name leaves the images' folder", repr(name))
         rows.append((image_id, name, int(entry["height"]), int(entry["width"]), split))
-    faults.raise_any()
     table = pd.DataFrame(rows, columns=["image_id", "file_name", "height", "width", "split"])
     return table.astype({"height": np.int32, "width": np.int32})
