@@ -50,7 +50,7 @@ def open_checkpoint(path: str | Path, params: Params) -> Trained:
     sections: dict[str, Any] = read_json(record)["params"]
     settings = Model.model_validate(sections["model"])
     tokenizer = Tokenizer.from_config(Bert.model_validate(sections["model"]["bert"]))
-    model = build_model(settings, tokenizer)
+    model = build_model(settings, tokenizer, pretrained=False)
     load_weights(model, folder / "model.safetensors")
     return Trained(model.eval(), tokenizer, Data.model_validate(sections["data"]))
 

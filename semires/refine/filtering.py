@@ -27,9 +27,9 @@ class ConfidenceFilter(nn.Module):
     @torch.no_grad()
     def forward(self, teacher_logits: torch.Tensor) -> torch.Tensor:
         """Which of the samples (B,) to keep, bool, for teacher logits (B,2,H,W)."""
-        confidence = teacher_logits.softmax(1).amax(1).mean((1, 2))
         if self.keep >= 1:
-            return torch.ones_like(confidence, dtype=torch.bool)
+            return torch.ones(len(teacher_logits), dtype=torch.bool, device=teacher_logits.device)
+        confidence = teacher_logits.softmax(1).amax(1).mean((1, 2))
         places = (self.seen + torch.arange(len(confidence), device=confidence.device)) % WINDOW
         self.recent[places] = confidence
         self.seen += len(confidence)

@@ -20,6 +20,7 @@ from semires.reporting.render import body, to_csv, to_markdown, to_tex
 from semires.reporting.tables import Table, TableBuilder
 
 Tables = list[tuple[Table, Table | None]]
+BENCHMARKS = layout.REPORTS / "benchmarks.md"
 
 
 def report(params: Params) -> None:
@@ -36,6 +37,8 @@ def report(params: Params) -> None:
         write_json(folder / "metrics.json", metrics_of(tables))
         write_text(folder / "curves.csv", curves_csv(records))
         write_json(folder / "summary.json", _summary(params, records, tables))
+        if BENCHMARKS.is_file():  # not made from runs, but it lives beside them
+            write_bytes(folder / BENCHMARKS.name, BENCHMARKS.read_bytes())
 
 
 def build_tables(params: Params, records: Records) -> Tables:

@@ -1,0 +1,42 @@
+"""Runs every benchmark, one after another, and writes what they print to reports/benchmarks.md.
+
+Command: make bench
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from semires.files import write_text
+
+HERE = Path(__file__).parent
+SCRIPTS = [
+    "load_proposals.py", "matching.py", "cache_size.py", "segment_everything.py",
+    "propose_scaling.py", "training_step.py", "ema.py", "evaluation.py", "tune.py",
+]  # fmt: skip
+
+
+def main() -> int:
+    """Returns 1 if a benchmark failed, its last line in the page."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    lines = ["# Benchmarks", "", f"{today}, {platform.platform()}, {platform.processor()}.", ""]
+    failed = False
+    for name in tqdm(SCRIPTS, desc="benchmarks", disable=None):
+        command = [sys.executable, str(HERE / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        text = done.stdout.strip()
+        if done.returncode:
+            failed, text = True, f"{text}\nFAILED: {done.stderr.strip().splitlines()[-1:]}"
+        lines += [f"## `python benchmarks/{name}`", "", "```", text, "```", ""]
+    write_text("reports/benchmarks.md", "\n".join(lines))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
