@@ -13,6 +13,7 @@ from semires.data.refer import Faults, read_refer
 from semires.files import atomic_folder, write_json, write_parquet
 
 JPEG_END = b"\xff\xd9"
+Row = dict[str, int]
 # References and images per split as published (TFDS' counts of objects; paper's totals agree).
 PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
     ("refcoco", "unc"): {
@@ -24,6 +25,16 @@ PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
     ("refcocog", "umd"): {"train": (42226, 21899), "val": (2573, 1300), "test": (5023, 2600)},
     ("refcocog", "google"): {"train": (44822, 24698), "val": (5000, 4650)},
 }  # fmt: skip
+# Expressions per split, as others counted them; and of all splits, as the paper states them, but
+# for RefCOCO's expressions: the paper's 142,209 are one less than its splits add up to.
+EXPRESSIONS: dict[tuple[str, str], dict[str, int]] = {
+    ("refcoco", "unc"): {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095},
+}
+TOTALS: dict[tuple[str, str], Row] = {
+    ("refcoco", "unc"): {"refs": 50_000, "images": 19_994, "expressions": 142_210},
+    ("refcoco+", "unc"): {"refs": 49_856, "images": 19_992, "expressions": 141_564},
+    ("refcocog", "umd"): {"refs": 54_822, "images": 26_711, "expressions": 104_560},
+}
 
 
 def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
@@ -48,7 +59,12 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
         _check_images(images, Path(place.images), faults)
     faults.raise_any()
     counts = summarise(refs)
-    print(compare(counts, PUBLISHED.get((place.dataset, place.split_by))))
+    key = (place.dataset, place.split_by)
+    print(compare(counts, PUBLISHED.get(key), EXPRESSIONS.get(key)))
+    total: Row = {
+        name: sum(row[name] for row in counts.values()) for name in ("refs", "expressions")
+    }
+    print(compare_total({**total, "images": len(images)}, TOTALS.get(key)))
     with atomic_folder(layout.prepared(dataset)) as folder:
         write_parquet(folder / "images.parquet", images)
         write_parquet(folder / "refs.parquet", refs)
@@ -67,24 +83,53 @@ def summarise(refs: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
-def compare(counts: dict[str, dict[str, int]], published: dict[str, tuple[int, int]] | None) -> str:
-    """A table of the counts, with the published ones and where they differ."""
+def compare(
+    counts: dict[str, Row],
+    published: dict[str, tuple[int, int]] | None,
+    expressions: dict[str, int] | None = None,
+) -> str:
+    """A table of the counts, with the published ones and where they differ.
+
+    Args:
+        counts: of each split, as :func:`summarise` returns them.
+        published: references and images of each split, if known.
+        expressions: of each split, if known.
+    """
     lines = [f"{'split':8}{'refs':>10}{'images':>10}{'expressions':>14}"]
     for split, row in counts.items():
-        line = f"{split:8}{row['refs']:>10,}{row['images']:>10,}{row['expressions']:>14,}"
+        line = _line(split, row)
         if published is not None:
             wanted = published.get(split)
             if wanted is None:
                 line += "   not a published split"
-            elif wanted == (row["refs"], row["images"]):
-                line += "   as published"
             else:
-                line += f"   DIFFERS: published {wanted[0]:,} refs on {wanted[1]:,} images"
+                known = {"refs": wanted[0], "images": wanted[1]}
+                if expressions and split in expressions:
+                    known["expressions"] = expressions[split]
+                line += _verdict(row, known)
         lines.append(line)
     for split in published or {}:
         if split not in counts:
             lines.append(f"{split:8}   DIFFERS: published, but not here")
     return "\n".join(lines)
+
+
+def compare_total(counts: Row, published: Row | None) -> str:
+    """The line of all splits together, beside the paper's totals if it states them."""
+    return _line("all", counts) + ("" if published is None else _verdict(counts, published))
+
+
+def _line(split: str, row: Row) -> str:
+    return f"{split:8}{row['refs']:>10,}{row['images']:>10,}{row['expressions']:>14,}"
+
+
+def _verdict(row: Row, wanted: Row) -> str:
+    text = f"{wanted['refs']:,} refs on {wanted['images']:,} images"
+    if "expressions" in wanted:
+        text += f", {wanted['expressions']:,} expressions"
+    if all(row[name] == count for name, count in wanted.items()):
+        return f"   as published: {text}"
+    return f"   DIFFERS: published {text}"
 
 
 def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:

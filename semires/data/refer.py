@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
+from semires.data.segmentation import MAX_PIXELS, SegmentationError, to_rle, whole
 from semires.data.unpickle import read_plain_pickle
 from semires.errors import DataError
 
 SHOWN = 5
 Record = dict[str, Any]
+Entries = dict[int, Any]
 
 
 class Faults:
@@ -55,6 +57,8 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
         category, split, area (mask pixels), bbox_x/y/w/h, mask (COCO compressed RLE), sentences,
         raw. In the order of the pickle.
 
+    Entries of ``instances.json`` that no reference names are not looked at.
+
     Raises:
         DataError: files are missing, damaged, hostile or contradict each other.
     """
@@ -69,12 +73,13 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
         annotations = {a["id"]: a for a in instances["annotations"]}
         categories = {c["id"]: str(c["name"]) for c in instances["categories"]}
         rows = [_row(ref, images, annotations, categories, faults) for ref in refs]
-        repeated = [i for i, n in Counter(r["ref_id"] for r in refs).items() if n > 1]
+        repeated = [i for i, n in Counter(whole(r["ref_id"]) for r in refs).items() if n > 1]
         table = pd.DataFrame([row for row in rows if row is not None])
         named = _images(table, images, faults)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{folder}: annotations lack a field of RefCOCO's format: {error}"
+            f"{folder}: annotations lack a field of RefCOCO's format: {reason}"
         ) from error
     for ref_id in repeated:
         faults.add("duplicate ref id", ref_id)
@@ -97,31 +102,41 @@ def _read_instances(path: Path) -> Record:
 
 
 def _row(
-    ref: Record, images: Record, annotations: Record, categories: Record, faults: Faults
+    ref: Record, images: Entries, annotations: Entries, categories: Entries, faults: Faults
 ) -> Record | None:
     """One reference as a row, or None after noting why there is none."""
-    ref_id, annotation = ref["ref_id"], annotations.get(ref["ann_id"])
-    image = images.get(ref["image_id"])
+    ref_id, ann_id, image_id = (whole(ref[key]) for key in ("ref_id", "ann_id", "image_id"))
+    category_id = whole(ref["category_id"])
+    annotation, image = annotations.get(ann_id), images.get(image_id)
     if annotation is None or image is None:
         kind = "missing annotation" if annotation is None else "missing image entry"
         faults.add(kind, f"ref {ref_id}")
         return None
-    rle = _mask(annotation["segmentation"], int(image["height"]), int(image["width"]))
-    if rle is None or int(coco_mask.area(rle)) == 0:
-        faults.add("empty polygon", f"annotation {ref['ann_id']} of ref {ref_id}")
+    height, width = whole(image["height"]), whole(image["width"])
+    what = f"annotation {ann_id} of ref {ref_id}"
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        faults.add("impossible image size", f"{width}x{height} of image {image_id}")
         return None
-    sentences = [str(s["sent"]) for s in ref["sentences"]]
-    raw = [str(s.get("raw", s["sent"])) for s in ref["sentences"]]
+    try:
+        rle = to_rle(annotation["segmentation"], height, width)
+    except SegmentationError as error:
+        faults.add("damaged mask", f"{what} ({error})")
+        return None
+    if rle is None:
+        faults.add("empty polygon", what)
+        return None
+    sentences = [_text(s["sent"]) for s in ref["sentences"]]
+    raw = [_text(s.get("raw", s["sent"])) for s in ref["sentences"]]
     if not sentences or any(not s.strip() for s in sentences):
         faults.add("empty expression", f"ref {ref_id}")
         return None
     x, y, w, h = (float(v) for v in annotation["bbox"])
     return {
-        "ref_id": int(ref_id),
-        "image_id": int(ref["image_id"]),
-        "ann_id": int(ref["ann_id"]),
-        "category": categories.get(ref["category_id"], str(ref["category_id"])),
-        "split": str(ref["split"]),
+        "ref_id": ref_id,
+        "image_id": image_id,
+        "ann_id": ann_id,
+        "category": categories.get(category_id, str(category_id)),
+        "split": _text(ref["split"]),
         "area": int(coco_mask.area(rle)),
         "bbox_x": x,
         "bbox_y": y,
@@ -133,26 +148,16 @@ def _row(
     }
 
 
-def _mask(segmentation: Any, height: int, width: int) -> Record | None:
-    """Polygons, uncompressed or compressed run-lengths to one compressed RLE; None if empty."""
-    try:
-        if isinstance(segmentation, list):
-            polygons = [p for p in segmentation if len(p) >= 6]
-            if not polygons:
-                return None
-            return dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            return dict(coco_mask.frPyObjects(segmentation, height, width))
-        if list(segmentation["size"]) != [height, width]:
-            return None
-        data = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-        return {"size": [height, width], "counts": data}
-    except (TypeError, ValueError, KeyError, IndexError):
-        return None
+def _text(value: Any) -> str:
+    """A string; a byte string, as Python 2 left some, as latin-1."""
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if not isinstance(value, str):  # str() of a container that shares its parts may never end
+        raise ValueError(f"text is due, not a {type(value).__name__}")
+    return value
 
 
-def _images(refs: pd.DataFrame, images: Record, faults: Faults) -> pd.DataFrame:
+def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame:
     """The images that references name, in order of appearance."""
     if refs.empty:
         return refs
@@ -163,6 +168,6 @@ def _images(refs: pd.DataFrame, images: Record, faults: Faults) -> pd.DataFrame:
         name = str(entry["file_name"])
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             faults.add("file name leaves the images' folder", repr(name))
-        rows.append((image_id, name, int(entry["height"]), int(entry["width"]), split))
+        rows.append((image_id, name, whole(entry["height"]), whole(entry["width"]), split))
     table = pd.DataFrame(rows, columns=["image_id", "file_name", "height", "width", "split"])
     return table.astype({"height": np.int32, "width": np.int32})

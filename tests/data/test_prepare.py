@@ -1,0 +1,131 @@
+"""A tenth of RefCOCO's size through `prepare` and `split`, and damage found on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS, compare, compare_total
+from semires.data.refer import read_refer
+from semires.errors import DataError
+from semires.files import read_json, read_parquet
+
+ROOT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location(
+    "refer_fixture", Path(__file__).with_name("refer_fixture.py")
+)
+assert _spec is not None
+assert _spec.loader is not None
+refer_fixture = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(refer_fixture)
+
+STAGES = """
+import resource, sys
+from semires.config import load_params
+from semires.data.prepare import prepare
+from semires.data.splits import make_split
+params = load_params(sys.argv[1])
+place = params.datasets["refscenes"].model_copy(
+    update={"root": ".", "dataset": "refcoco", "images": "none", "splits": ["train", "val"]}
+)
+params = params.model_copy(update={"datasets": {"refcoco": place}})
+prepare(params, "refcoco", check_images=False)
+make_split(params, "refcoco", 1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_a_tenth_of_the_full_size(tmp_path: Path):
+    refer_fixture.write_refer(tmp_path, images=2_000, objects=5_000, expressions=14_200)
+    done = subprocess.run(
+        [sys.executable, "-c", STAGES, str(ROOT / "experiments/demo.yaml")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    prepared = tmp_path / "data/prepared/refcoco"
+    refs, images = (read_parquet(prepared / f"{name}.parquet") for name in ("refs", "images"))
+    assert len(images) == 2_000
+    assert refs["sentences"].map(len).sum() == 14_200
+    assert refs["ref_id"].tolist() == list(range(5_000)), "the pickle's order"
+    summary = read_json(prepared / "summary.json")
+    assert sum(row["refs"] for row in summary.values()) == 5_000
+    split = read_json(tmp_path / "data/splits/refcoco/1.json")
+    assert split["n_labelled"] == 18
+    train = set(images.loc[images["split"] == "train", "image_id"])
+    assert train.issuperset(split["labelled_images"])
+    peak_mb = int(done.stdout.splitlines()[-1])
+    assert peak_mb < 700, "a tenth of the data within the libraries' own size and some"
+
+
+def test_the_published_counts_agree_with_each_other():
+    key = ("refcoco", "unc")
+    counts = {
+        split: {"refs": refs, "images": images, "expressions": EXPRESSIONS[key][split]}
+        for split, (refs, images) in PUBLISHED[key].items()
+    }
+    text = compare(counts, PUBLISHED[key], EXPRESSIONS[key])
+    assert text.count("as published") == 4
+    assert "DIFFERS" not in text
+    for name in ("refs", "expressions"):
+        assert sum(row[name] for row in counts.values()) == TOTALS[key][name]
+    counts["val"]["expressions"] -= 1
+    text = compare(counts, PUBLISHED[key], EXPRESSIONS[key])
+    assert "DIFFERS: published 3,811 refs on 1,500 images, 10,834 expressions" in text
+
+
+def test_the_total_is_compared_where_the_paper_states_it():
+    row = {"refs": 5, "images": 2, "expressions": 9}
+    assert "as published" in compare_total(row, dict(row))
+    assert "DIFFERS: published 6 refs" in compare_total(row, {**row, "refs": 6})
+    assert compare_total(row, None).split() == ["all", "5", "2", "9"]
+
+
+VALUES = st.sampled_from(
+    [None, True, -1, 0, 10**30, 1e308, float("inf"), float("nan"), "", "x", b"y", [], [[]], {}, [3]]
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_a_wrong_value_anywhere_is_one_line(tmp_path: Path, data: st.DataObject):
+    refer_fixture.write_refer(tmp_path, images=2, objects=2, expressions=2)
+    folder = tmp_path / "refcoco"
+    refs = pickle.loads((folder / "refs(unc).p").read_bytes())  # of our own making
+    content = json.loads((folder / "instances.json").read_text())
+    part = data.draw(st.sampled_from(["refs", "sentences", "images", "annotations", "categories"]))
+    if part in ("refs", "sentences"):
+        record: dict[str, Any] = refs[0] if part == "refs" else refs[0]["sentences"][0]
+        record[data.draw(st.sampled_from(sorted(record)))] = data.draw(VALUES)
+        (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
+    else:
+        record = content[part][0]
+        value = data.draw(VALUES.filter(lambda v: not isinstance(v, bytes)))
+        record[data.draw(st.sampled_from(sorted(record)))] = value
+        (folder / "instances.json").write_text(json.dumps(content))
+    with contextlib.suppress(DataError):  # anything else is a traceback
+        read_refer(tmp_path, "refcoco", "unc")
+
+
+def test_text_that_would_never_end_is_refused(tmp_path: Path):
+    refer_fixture.write_refer(tmp_path, images=2, objects=2, expressions=2)
+    path = tmp_path / "refcoco/refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    shared: Any = []
+    for _ in range(100):
+        shared = [shared, shared]  # str() of it takes 2**100 steps
+    for key in ("ref_id", "ann_id", "image_id", "category_id", "split", "sentences"):
+        path.write_bytes(pickle.dumps([{**refs[0], key: shared}], 2))
+        with pytest.raises(DataError):
+            read_refer(tmp_path, "refcoco", "unc")
