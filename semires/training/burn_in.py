@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from semires import tracking
+from semires import layout, tracking
 from semires.config import Params
 from semires.data.dataset import Stream, stream_loader
 from semires.evaluation.evaluate import summarise
@@ -15,6 +15,7 @@ from semires.layout import Cell
 from semires.process import configure_torch
 from semires.training.loop import Loop, total_steps
 from semires.training.losses import supervised_loss
+from semires.training.profile import trace_steps
 from semires.training.record import evaluate_split, tracked, write_run
 from semires.training.task import Task
 
@@ -59,13 +60,16 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
             evaluate=lambda: tracked(summarise(evaluate_split(task, model, val)), "val"),
             log=run.log_metrics,
         )
-        for batch in loop.steps(loaders):
-            batch = task.to_device(batch)
-            with task.autocast():
-                logits = trained(batch["image"], batch["input_ids"], batch["attention_mask"])
-            loss = supervised_loss(logits.float(), batch["mask"], params.loss.class_weights)
-            loop.optimise(loss * settings.supervised_loss_scale)
-            loop.record(len(logits), loss=loss.detach(), loss_sup=loss.detach())
+        trace = layout.root() / ".work" / f"trace-{cell.name}.json" if profile else None
+        with trace_steps(trace) as stepped:
+            for batch in loop.steps(loaders):
+                batch = task.to_device(batch)
+                with task.autocast():
+                    logits = trained(batch["image"], batch["input_ids"], batch["attention_mask"])
+                loss = supervised_loss(logits.float(), batch["mask"], params.loss.class_weights)
+                loop.optimise(loss * settings.supervised_loss_scale)
+                loop.record(len(logits), loss=loss.detach(), loss_sup=loss.detach())
+                stepped()
         with loop.best_weights() as best:
             metrics = write_run(task, best, loop.history, loop.best["step"], started)
         run.finish(metrics, cell.folder)

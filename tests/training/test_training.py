@@ -93,6 +93,14 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(
     assert record(which.folder) == unbroken
 
 
+def test_a_profile_is_a_chrome_trace(burned: Path):
+    before = record(burned)
+    burn_in(small_params(burn_in={"steps": 20}), BURN_IN, profile=True)
+    assert "traceEvents" in read_json(f".work/trace-{BURN_IN.name}.json")
+    burn_in(small_params(), BURN_IN)
+    assert record(burned) == before
+
+
 def test_loader_processes_change_nothing(burned: Path):
     before = record(burned)
     burn_in(small_params(runtime={"workers": 2}), BURN_IN)
