@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help repro study test ui bench soak clean
+.PHONY: help repro study test ui bench readme soak clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -46,6 +46,9 @@ ui: .venv/.ready  ## MLflow on 127.0.0.1
 
 bench: .venv/.ready  ## every claim of speed, into reports/benchmarks.md
 	python benchmarks/run_all.py
+
+readme: .venv/.ready  ## copy the last results into README.md
+	python -m semires.reporting.readme
 
 soak: .venv/.ready  ## 200 kills of every kind of stage
 	SEMIRES_KILLS=200 pytest -m e2e tests/e2e --timeout 0

@@ -37,3 +37,7 @@ def _times() -> str:
         f"{last['finished'][:10]} on {where['device']} with {where['threads']} threads, "
         f"torch {where['torch']}, commit {str(where['git_commit'])[:10]}; made by `make repro`.\n"
     )
+
+
+if __name__ == "__main__":
+    update_readme()
