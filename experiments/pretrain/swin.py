@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from semires.config import Swin, load_params
+from semires.config import load_params
 from semires.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from semires.data.scenes import COLOURS, FIGURES, SIZES, THINGS, Scene, render, sample_scene
 from semires.files import atomic_path, write_json
+from semires.models.swin import new_swin
 
 SEED = 31_337  # RefScenes' seed is params.scenes.seed
 SHAPES = THINGS + FIGURES
@@ -55,24 +56,6 @@ def make_images(count: int, scene_px: int, size: int) -> tuple[torch.Tensor, tor
         made = list(pool.map(make_image, jobs, chunksize=256))
     images = torch.from_numpy(np.stack([m[0] for m in made])).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor([m[1] for m in made])
-
-
-def new_swin(settings: Swin, size: int) -> nn.Module:
-    """A Swin of the study's sizes with random weights."""
-    from transformers import SwinConfig, SwinModel
-
-    config = SwinConfig(
-        image_size=size,
-        patch_size=settings.patch_size,
-        embed_dim=settings.embed_dim,
-        depths=settings.depths,
-        num_heads=settings.num_heads,
-        window_size=settings.window_size,
-        mlp_ratio=settings.mlp_ratio,
-        drop_path_rate=settings.drop_path_rate,
-        use_absolute_embeddings=settings.absolute_embeddings,
-    )
-    return SwinModel(config, add_pooling_layer=False)
 
 
 def swin_stages(swin: nn.Module, pixels: torch.Tensor) -> list[torch.Tensor]:
@@ -153,7 +136,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     size = params.data.image_size
     images, labels = make_images(options.images + 1024, params.scenes.size_px, size)
-    swin = new_swin(params.model.swin, size)
+    swin = new_swin(params.model.swin)
     model = Classifier(swin, params.model.swin.embed_dim)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     started, step, share = time.monotonic(), 0, 0.0
