@@ -120,21 +120,19 @@ def _mutual(arguments: Arguments) -> None:
 
 
 def _tune(arguments: Arguments) -> None:
-    params, cell = _method_cell(arguments, tuned=False)
+    params, cell = _method_cell(arguments)
+    from semires.methods import resolve
     from semires.tuning.study import tune
 
-    tune(params, cell)
+    tune(resolve(params, cell, tuned=False), cell)
 
 
-def _method_cell(arguments: Arguments, tuned: bool = True) -> tuple[Params, Cell]:
-    """Parameters as the method changes them, and the cell."""
-    from semires.methods import resolve
-
+def _method_cell(arguments: Arguments) -> tuple[Params, Cell]:
+    """All parameters, and the cell of a method that they know."""
     params = _params(arguments)
     known = {"dataset": arguments.dataset, "method": arguments.method}
     _known(params, **known, source=arguments.source)
-    cell = _cell(arguments)
-    return resolve(params, cell, tuned=tuned), cell
+    return params, _cell(arguments)
 
 
 def _report(arguments: Arguments) -> None:

@@ -70,6 +70,5 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
                 loop.optimise(loss * settings.supervised_loss_scale)
                 loop.record(len(logits), loss=loss.detach(), loss_sup=loss.detach())
                 stepped()
-        with loop.best_weights() as best:
-            metrics = write_run(task, best, loop.history, loop.best["step"], started)
+        metrics = write_run(task, loop.load_best(), loop.history, loop.best["step"], started)
         run.finish(metrics, cell.folder)

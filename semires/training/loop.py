@@ -6,7 +6,6 @@ A method is written as one loop over ``loop.steps(...)`` that computes a loss an
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -229,11 +228,10 @@ class Loop:
         if self.task.group.leads:
             print(f"{self.task.cell.name}: going on from step {self.step} of {self.total}")
 
-    @contextlib.contextmanager
-    def best_weights(self) -> Iterator[nn.Module]:
+    def load_best(self) -> nn.Module:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
-        yield self.evaluated
+        return self.evaluated
 
 
 def means(sums: dict[str, float], steps: int) -> dict[str, float]:

@@ -55,8 +55,11 @@ def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
 
 
 def mutual(params: Params, cell: Cell) -> None:
-    """Train with the cell's method, from its burn-in, and write the run's folder."""
-    train_mutual(params, cell)
+    """Train with the cell's method, from its burn-in, and write the run's folder.
+
+    The method's overrides and tuned thresholds are applied here, once.
+    """
+    train_mutual(resolve(params, cell), cell)
 
 
 def train_mutual(
@@ -67,7 +70,7 @@ def train_mutual(
     """Mutual learning; returns ``metrics.json``'s content.
 
     Args:
-        params: all parameters; the method's overrides and tuned thresholds are applied here.
+        params: all parameters as `resolve` (or a trial of the search) made them for this method.
         cell: which run.
         on_evaluation: called with the metrics and the step of each evaluation on val; where it is
             given (a trial of the threshold search) no run folder is written.
@@ -76,7 +79,7 @@ def train_mutual(
         Interrupted: a signal arrived; the next call goes on from the saved state.
         NonFiniteLossError: training diverged.
     """
-    started, params = time.time(), resolve(params, cell)
+    started = time.time()
     configure_torch(params.runtime)
     task = Task(params, cell, SECTIONS)
     settings, method = params.mutual, params.refine[cell.method]
@@ -85,20 +88,13 @@ def train_mutual(
     teacher = make_teacher(student)
     trained = task.trainable(student)
     labelled, unlabelled = _parts(task, method)
-    val = task.evaluation_sets(["val"])["val"]
     refiner, weights = make_refiner(params, method), params.loss.class_weights
     keep = ConfidenceFilter(method.keep).to(task.group.device)
 
     with tracking.track_run(cell, params, task.sections, stage="mutual") as run:
-        loop = Loop(
-            task,
-            settings,
-            _total_steps(task, len(labelled), len(unlabelled)),
-            modules={"model": student, "teacher": teacher, "filter": keep},
-            evaluated=teacher,
-            evaluate=lambda: tracked(summarise(evaluate_split(task, teacher, val)), "val"),
-            log=on_evaluation or run.log_metrics,
-        )
+        steps = _total_steps(task, len(labelled), len(unlabelled))
+        modules = {"model": student, "teacher": teacher, "filter": keep}
+        loop = _teacher_loop(task, steps, modules, on_evaluation or run.log_metrics)
         for sure, unsure in loop.steps(lambda a, b: _pairs(task, labelled, unlabelled, a, b)):
             # 1. The teacher labels the weak view; proposals refine its labels.
             targets = None
@@ -121,15 +117,30 @@ def train_mutual(
             # 4. The teacher follows the student, Eq. 5.
             if loop.optimise(loss):
                 update_ema(teacher, student, settings.ema)
-        with loop.best_weights() as best:
-            if on_evaluation is not None:
-                return {"val": {"oIoU": loop.best["val/oIoU"]}}
-            pseudo, write_more = measure_corrections(task, refiner, best)
-            metrics = write_run(
-                task, best, loop.history, loop.best["step"], started, pseudo, write_more
-            )
+        if on_evaluation is not None:
+            return {"val": {"oIoU": loop.best["val/oIoU"]}}
+        best = loop.load_best()
+        pseudo, write_more = measure_corrections(task, refiner, best)
+        metrics = write_run(
+            task, best, loop.history, loop.best["step"], started, pseudo, write_more
+        )
         run.finish(metrics, cell.folder)
     return metrics
+
+
+def _teacher_loop(
+    task: Task,
+    steps: int,
+    modules: dict[str, nn.Module],
+    log: Callable[[dict[str, float], int], None],
+) -> Loop:
+    """A loop that evaluates the teacher on val and keeps its best weights."""
+    teacher, val = modules["teacher"], task.evaluation_sets(["val"])["val"]
+
+    def evaluate() -> dict[str, float]:
+        return tracked(summarise(evaluate_split(task, teacher, val)), "val")
+
+    return Loop(task, task.params.mutual, steps, modules, teacher, evaluate, log)
 
 
 @torch.no_grad()

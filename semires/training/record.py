@@ -21,7 +21,14 @@ from torch import nn
 from semires.config import Params
 from semires.data.dataset import ExpressionDataset
 from semires.evaluation.evaluate import evaluate, summarise
-from semires.files import atomic_folder, sha256_file, sha256_tree, write_json, write_parquet
+from semires.files import (
+    atomic_folder,
+    fingerprint,
+    sha256_file,
+    sha256_tree,
+    write_json,
+    write_parquet,
+)
 from semires.process import peak_rss_mb
 from semires.training.task import Task
 
@@ -150,6 +157,4 @@ def code_fingerprint() -> str:
     """SHA-256 over the package's source files."""
     package = Path(__file__).parent.parent
     files = sorted(package.rglob("*.py"))
-    from semires.files import fingerprint
-
     return fingerprint([[str(f.relative_to(package)), sha256_tree(f)] for f in files])
