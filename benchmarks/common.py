@@ -4,15 +4,23 @@ two ways timed in turn, and one line of result."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from semires.config import Model, Params, load_params, validate
+
+ROOT = Path(__file__).parent.parent
 Masks = NDArray[np.bool_]
 
 
@@ -63,9 +71,25 @@ def from_json(text: str) -> NDArray[np.uint8]:
     return masks
 
 
-def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way; they take turns, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+class Turns(dict[str, list[float]]):
+    """Seconds of several ways that took turns, so that a busy machine slows all alike."""
+
+    def seconds(self, way: str) -> float:
+        """The median of one way."""
+        return statistics.median(self[way])
+
+    def ms(self, way: str) -> float:
+        """The median of one way in milliseconds."""
+        return 1e3 * self.seconds(way)
+
+    def ratio(self, plain: str = "plain", ours: str = "ours") -> float:
+        """The median of the turns' ratios."""
+        return statistics.median(p / o for p, o in zip(self[plain], self[ours], strict=True))
+
+
+def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> Turns:
+    """Time each way ``repeats`` times, in turn, after one turn to warm up."""
+    times = Turns({name: [] for name in ways})
     for way in ways.values():  # caches warm, libraries loaded
         way()
     for _ in range(repeats):
@@ -73,10 +97,81 @@ def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float
             started = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def verdict(what: str, ratio: float, target: float, detail: str) -> None:
     """One line: what, the ratio, its target, and the figures behind it."""
     reached = "reached" if ratio >= target else "MISSED"
-    print(f"{what}: {ratio:.1f}x (target {target:g}x, {reached}); {detail}")
+    print(f"{what}: {ratio:.2f}x (target {target:g}x, {reached}); {detail}", flush=True)
+
+
+def within(what: str, value: float, bound: float, unit: str, detail: str = "") -> None:
+    """One line for a figure that must stay below a bound."""
+    reached = "reached" if value <= bound else "MISSED"
+    print(f"{what}: {value:.2f} {unit} (bound {bound:g} {unit}, {reached}){detail}", flush=True)
+
+
+@contextlib.contextmanager
+def workspace(**changes: dict[str, Any]) -> Iterator[Params]:
+    """A temporary folder as the current one, and demo.yaml's parameters for it, changed by section.
+
+    Nothing is tracked, and the caller's workspace is not touched.
+    """
+    tree = load_params(ROOT / "experiments/demo.yaml").model_dump()
+    tree["sam"]["checkpoint"] = str(ROOT / tree["sam"]["checkpoint"])
+    one = {name: [10] for name in ("fractions", "ablation_fractions", "tune_fractions")}
+    tree["study"].update(one, supervised_fractions=[], more_fractions=[])
+    for section, values in changes.items():
+        tree[section].update(values)
+    os.environ["SEMIRES_TRACKING"] = "off"
+    os.environ.pop("DVC_ROOT", None)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield validate(tree)
+        finally:
+            os.chdir(before)
+
+
+def lavt(name: str) -> tuple[Model, int]:
+    """The `model` section and the image size of ``tiny`` (demo.yaml's) or ``swin-t`` LAVT."""
+    params = load_params(ROOT / "experiments/demo.yaml")
+    if name == "tiny":
+        return params.model, params.data.image_size
+    swin = {
+        "patch_size": 4, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
+        "window_size": 7, "absolute_embeddings": False,
+    }  # fmt: skip
+    bert = {"hidden_size": 256, "num_layers": 4, "intermediate_size": 1024}
+    changes = {
+        "swin": params.model.swin.model_copy(update=swin),
+        "bert": params.model.bert.model_copy(update=bert),
+        "decoder_width": None,
+    }
+    return params.model.model_copy(update=changes), 224
+
+
+def expressions(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask (count,20) of expressions of 4 to 12 tokens."""
+    lengths = torch.randint(4, 13, (count, 1), generator=generator)
+    attention = (torch.arange(20) < lengths).long()
+    return torch.randint(5, 100, (count, 20), generator=generator) * attention, attention
+
+
+def network_limit(step: Callable[[], Any], repeats: int) -> tuple[float, float, float]:
+    """What arithmetic allows: a step's operations, its seconds, and the machine's rate.
+
+    Returns:
+        GFLOP of all products and convolutions, seconds, and the GFLOP/s that a product of two
+        2048 x 2048 matrices reaches in the same run.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = torch.randn(2, 2048, 2048)
+    times = in_turn({"step": step, "product": lambda: a @ b}, repeats)
+    rate = 2 * 2048**3 / times.seconds("product") / 1e9
+    return counter.get_total_flops() / 1e9, times.seconds("step"), rate

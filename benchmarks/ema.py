@@ -76,13 +76,13 @@ def main() -> None:
         },
         options.repeats,
     )
-    speed = 12 * count / times["limit"] / 1e9
+    speed = 12 * count / times.seconds("limit") / 1e9
     common.verdict(
         f"EMA update of {count / 1e6:.0f} M parameters",
-        times["plain"] / times["ours"],
+        times.ratio(),
         TARGET,
-        f"plain {1e3 * times['plain']:.0f} ms, ours {1e3 * times['ours']:.0f} ms, equal weights; "
-        f"limit: one flat tensor takes {1e3 * times['limit']:.0f} ms ({speed:.1f} GB/s); "
+        f"plain {times.ms('plain'):.0f} ms, ours {times.ms('ours'):.0f} ms, equal weights; "
+        f"limit: one flat tensor takes {times.ms('limit'):.0f} ms ({speed:.1f} GB/s); "
         f"allocated: plain {theirs_allocated:.0f} MB, ours {allocated:.1f} MB",
     )
 

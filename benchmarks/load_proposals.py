@@ -40,10 +40,10 @@ def main() -> None:
 
     np.testing.assert_array_equal(ours().masks(), plain().numpy())
     times = common.in_turn({"plain": plain, "ours": ours, "limit": limit}, options.repeats)
-    milliseconds = {name: f"{1e3 * seconds:.2f} ms" for name, seconds in times.items()}
+    milliseconds = {name: f"{times.ms(name):.2f} ms" for name in times}
     common.verdict(
         "load proposals, 100 masks of 640x480 to 480x480",
-        times["plain"] / times["ours"],
+        times.ratio(),
         TARGET,
         f"plain {milliseconds['plain']}, ours {milliseconds['ours']}, equal masks; "
         f"limit: zstd alone takes {milliseconds['limit']}",

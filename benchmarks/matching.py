@@ -87,10 +87,10 @@ def main() -> None:
         times = common.in_turn({"plain": loop, "ours": ours, "limit": limit}, options.repeats)
         common.verdict(
             f"{strategy}, {NUMBER} masks at {SIZE}x{SIZE}",
-            times["plain"] / times["ours"],
+            times.ratio(),
             TARGET,
-            f"plain {1e3 * times['plain']:.1f} ms, ours {1e3 * times['ours']:.2f} ms, equal "
-            f"labels; limit: one count of the pixels takes {1e3 * times['limit']:.2f} ms",
+            f"plain {times.ms('plain'):.1f} ms, ours {times.ms('ours'):.2f} ms, equal "
+            f"labels; limit: one count of the pixels takes {times.ms('limit'):.2f} ms",
         )
         if torch.cuda.is_available():
             on_gpu(strategy, partition, torch.from_numpy(label), options.repeats)

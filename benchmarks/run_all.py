@@ -18,7 +18,8 @@ from semires.files import write_text
 HERE = Path(__file__).parent
 SCRIPTS = [
     "load_proposals.py", "matching.py", "cache_size.py", "segment_everything.py",
-    "propose_scaling.py", "training_step.py", "ema.py", "evaluation.py", "tune.py",
+    "propose_scaling.py", "training_step.py", "ema.py", "input_pipeline.py", "evaluation.py",
+    "tune.py", "startup.py", "growth.py",
 ]  # fmt: skip
 
 

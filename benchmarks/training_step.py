@@ -1,39 +1,36 @@
 """Claim: a mutual-learning step (3 + 3 samples, teacher 3) beats the published structure.
 
-    python benchmarks/training_step.py [--model tiny|swin-t] [--threads 2]
+    python benchmarks/training_step.py [--models tiny,swin-t] [--threads 2] [--repeats 5]
 
 The plain way: transformers' blocks with eager attention and masks built in every block, PWAM as
 1x1 convolutions with InstanceNorm1d, a loop over masks for CPI-U, PWA in NumPy, a new state dict
-per EMA update, `gc.collect()` after each step. Both start from the same weights, take the same
-batches, and must give the same losses over 5 steps. The limit is the time of the two forward passes
-and the backward pass alone, which the last line shows.
+per EMA update, AdamW tensor by tensor, `gc.collect()` after each step. Both start from the same
+weights, take the same batches, and must give the same losses over 5 steps. The limit: the forward
+passes and the backward pass alone, and their counted operations at one large product's rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import math
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
+import common
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from semires.config import Model, load_params
 from semires.models import LAVT
 from semires.proposals.partition import Partition
 from semires.refine import PseudoLabelRefiner
 from semires.training.ema import make_teacher, update_ema
 from semires.training.losses import supervised_loss, unsupervised_loss
 
-SWIN_T = {"patch_size": 4, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
-          "window_size": 7, "absolute_embeddings": False}  # fmt: skip
+TARGET = 1.5
 
 
 class PlainFusion(nn.Module):
@@ -154,72 +151,56 @@ def make_batch(size: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def settings_of(name: str) -> tuple[Model, int]:
-    params = load_params("experiments/demo.yaml")
-    if name == "tiny":
-        return params.model, params.data.image_size
-    swin = params.model.swin.model_copy(update=SWIN_T)
-    bert = params.model.bert.model_copy(
-        update={"hidden_size": 256, "num_layers": 4, "intermediate_size": 1024}
-    )
-    changes = {"swin": swin, "bert": bert, "decoder_width": None}
-    return params.model.model_copy(update=changes), 224
-
-
-def median_ms(step: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=["tiny", "swin-t"], default="tiny")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    settings, size = settings_of(options.model)
+def compare(name: str, options: argparse.Namespace) -> None:
+    """Equal losses over 5 steps, then the two ways in turn."""
+    settings, size = common.lavt(name)
     torch.manual_seed(0)
     student = LAVT.from_config(settings, 120).train()
     ways = {}
-    for name, model, step in (
+    for way, model, step in (
         ("plain", PlainLAVT.of(student), plain_step),
         ("ours", student, our_step),
     ):
         optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=5e-5, weight_decay=0.01
-        )
-        ways[name] = (step, model, make_teacher(model), optimizer)
+            [p for p in model.parameters() if p.requires_grad],
+            lr=5e-5, weight_decay=0.01, fused=way == "ours",
+        )  # fmt: skip
+        ways[way] = functools.partial(step, model, make_teacher(model), optimizer)
     batches = [make_batch(size, seed) for seed in range(5)]
-    losses = {
-        name: [step(model, teacher, optimizer, batch) for batch in batches]
-        for name, (step, model, teacher, optimizer) in ways.items()
-    }
+    losses = {way: [step(batch) for batch in batches] for way, step in ways.items()}
     np.testing.assert_allclose(losses["ours"], losses["plain"], rtol=1e-3)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.repeats):  # in turn, so that a busy machine slows both
-        for name, (step, model, teacher, optimizer) in ways.items():
-            times[name].append(
-                median_ms(lambda s=step, a=(model, teacher, optimizer): s(*a, batches[0]), 1)
-            )
-    plain, ours = (statistics.median(times[name]) for name in ("plain", "ours"))
     batch = batches[0]
+    times = common.in_turn(
+        {way: functools.partial(step, batch) for way, step in ways.items()}, options.repeats
+    )
+    teacher = make_teacher(student)
 
     def network() -> None:
         with torch.no_grad():
-            ways["ours"][2](batch["weak"], batch["ids"][3:], batch["attention"][3:])
+            teacher(batch["weak"], batch["ids"][3:], batch["attention"][3:])
         student(batch["pixels"], batch["ids"], batch["attention"]).mean().backward()
 
-    limit = median_ms(network, options.repeats)
-    print(
-        f"training step, {options.model} LAVT, {size} px, {options.threads} threads: "
-        f"plain {plain:.0f} ms, ours {ours:.0f} ms: {plain / ours:.2f}x, equal losses (5 steps); "
-        f"the network alone takes {limit:.0f} ms"
+    operations, alone, rate = common.network_limit(network, options.repeats)
+    common.verdict(
+        f"training step, {name} LAVT, {size} px, {options.threads} threads",
+        times.ratio(),
+        TARGET,
+        f"plain {times.ms('plain'):.0f} ms, ours {times.ms('ours'):.0f} ms, "
+        f"equal losses (5 steps); limit: the networks alone take {1e3 * alone:.0f} ms for "
+        f"{operations:.0f} GFLOP, {1e3 * operations / rate:.0f} ms at one large product's "
+        f"{rate:.0f} GFLOP/s",
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="tiny,swin-t")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.models.split(","):
+        compare(name, options)
 
 
 if __name__ == "__main__":

@@ -76,5 +76,6 @@ def strong_view(
 
 def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    shifted = hue.point([(level + round(turns * 256)) % 256 for level in range(256)])
+    steps = round(turns * 256)
+    shifted = hue.point([(level + steps) % 256 for level in range(256)])
     return Image.merge("HSV", (shifted, saturation, value)).convert("RGB")

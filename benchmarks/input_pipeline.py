@@ -1,0 +1,150 @@
+"""Claim: loading samples keeps the training step busy: it waits less than 5 % of its time.
+
+    python benchmarks/input_pipeline.py [--images 24] [--steps 60] [--repeats 5]
+
+At the paper's size, 640x480 photos to 480x480 with weak and strong views: the plain way decodes and
+resizes image and mask for every sample, ours keeps what does not change. One thread, equal tensors;
+the limit is what every sample must have anew, its views. Then two short trainings of demo.yaml
+itself, whose logs say what share of its time a step has waited (`time/data_wait`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from semires.config import Params
+from semires.data.augment import normalise, strong_view, weak_view
+from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.data.scenes import render, sample_scene
+from semires.layout import Cell
+from semires.models.text import Tokenizer
+
+HEIGHT, WIDTH, SIZE = 480, 640, 480
+BOUND = 5
+
+
+def make_dataset(folder: Path, images: int, params: Params) -> ExpressionDataset:
+    """One reference with a blob for a mask in each of so many JPEG pictures."""
+    names = [f"{i}.jpg" for i in range(images)]
+    for i, name in enumerate(names):
+        picture = render(sample_scene(np.random.default_rng(i), WIDTH)).image[:HEIGHT]
+        Image.fromarray(np.ascontiguousarray(picture)).save(folder / name, quality=90)
+    masks = common.blobs(HEIGHT, WIDTH, images, seed=0).astype(np.uint8)
+    table = pd.DataFrame({"file_name": names, "height": HEIGHT, "width": WIDTH})
+    refs = pd.DataFrame(
+        {
+            "image_id": range(images),
+            "sentences": [["the red circle on the left"]] * images,
+            "mask": [coco_mask.encode(np.asfortranarray(m))["counts"].decode() for m in masks],
+        }
+    )
+    tables = Tables(table, refs)
+    store = ImageStore(tables, folder, SIZE)
+    tokenizer = Tokenizer.from_config(params.model.bert)
+    return ExpressionDataset(refs, tables, store, tokenizer, 20, augment=params.augment)
+
+
+def plain_sample(dataset: ExpressionDataset, folder: Path, i: int, params: Params) -> Any:
+    """Everything anew, step by step."""
+    rng = np.random.default_rng([dataset.seed, i])
+    with Image.open(folder / f"{i}.jpg") as file:
+        squashed = file.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    mask = coco_mask.decode({"size": [HEIGHT, WIDTH], "counts": dataset.refs["mask"][i].encode()})
+    mask = np.asarray(Image.fromarray(mask).resize((SIZE, SIZE), Image.Resampling.NEAREST))
+    weak = weak_view(np.asarray(squashed), params.augment, rng)
+    strong = strong_view(weak, params.augment, rng)
+    return {
+        "image": normalise(weak),
+        "strong": normalise(strong),
+        "mask": torch.from_numpy(mask.astype(np.int64)),
+    }
+
+
+def compare(images: int, repeats: int) -> None:
+    with common.workspace() as params:
+        folder = Path("pictures")
+        folder.mkdir()
+        dataset = make_dataset(folder, images, params)
+        plain = [plain_sample(dataset, folder, i, params) for i in range(images)]
+        for i, wanted in enumerate(plain):
+            for key, value in wanted.items():
+                assert torch.equal(dataset[i][key], value), f"sample {i}: another {key}"
+
+        def views() -> None:
+            for i in range(images):
+                rng = np.random.default_rng([dataset.seed, i])
+                weak = weak_view(dataset.images[i], params.augment, rng)
+                normalise(weak), normalise(strong_view(weak, params.augment, rng))
+
+        times = common.in_turn(
+            {
+                "plain": lambda: [plain_sample(dataset, folder, i, params) for i in range(images)],
+                "ours": lambda: [dataset[i] for i in range(images)],
+                "limit": views,
+            },
+            repeats,
+        )
+    each = {way: times.ms(way) / images for way in times}
+    print(
+        f"a sample of the input pipeline, {WIDTH}x{HEIGHT} to {SIZE}x{SIZE}: {times.ratio():.2f}x "
+        f"(no target); plain {each['plain']:.1f} ms, ours {each['ours']:.1f} ms, equal tensors; "
+        f"limit: its views take {each['limit']:.1f} ms"
+    )
+
+
+def waits(steps: int) -> dict[str, float]:
+    """Percent of its time that a step of burn-in and of mutual learning waits, by their logs."""
+    from semires.data.prepare import prepare
+    from semires.data.refscenes import generate
+    from semires.data.splits import make_split
+    from semires.proposals.propose import propose
+    from semires.training.burn_in import burn_in
+    from semires.training.mutual import mutual
+
+    short = {"steps": steps, "evaluations": 3}
+    with common.workspace(
+        scenes={"train": 400, "val": 10, "testA": 2, "testB": 2},
+        study={"sources": ["felzenszwalb"]}, proposals={"source": "felzenszwalb"},
+        burn_in=short, mutual=short, evaluation={"correction_refs": 2},
+    ) as params, contextlib.redirect_stdout(io.StringIO()):  # fmt: skip
+        generate(params, "refscenes")
+        prepare(params, "refscenes")
+        make_split(params, "refscenes", 10)
+        propose(params, "refscenes", "felzenszwalb")
+        cells = [Cell("refscenes", 10, method, 0) for method in ("supervised", "cpi-u")]
+        burn_in(params, cells[0])
+        mutual(params, cells[1])
+        found = {}
+        for cell, name in zip(cells, ("burn-in", "mutual learning"), strict=True):
+            with open(cell.folder / "history.csv", newline="", encoding="utf-8") as file:
+                rows = [float(row["time/data_wait"]) for row in csv.DictReader(file)]
+            found[name] = 100 * float(np.mean(rows))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    compare(options.images, options.repeats)
+    for name, share in waits(options.steps).items():
+        common.within(f"a step's wait for its samples, {name}", share, BOUND, "%")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Claim: `semires --help` < 0.3 s, a stage with nothing to do < 3 s, imports < 15 % of `dvc repro`.
+
+    python benchmarks/startup.py [--repeats 5]
+
+The stage with nothing to do is `dvc repro prepare@refscenes` in a small study of its own. The share
+of imports is worked out over the run records under runs/, each the time its stage took after its
+imports; without any, train first (`make repro`). The limit of all is a bare Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import common
+
+from semires.files import read_json
+
+sys.path.insert(0, str(common.ROOT / "tests/e2e"))
+from small_study import Study
+
+MODULES = {"supervised": "semires.training.burn_in", "mutual": "semires.training.mutual"}
+
+
+def seconds(command: list[str], repeats: int) -> float:
+    """Median wall time of a command."""
+
+    def run() -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
+    return common.in_turn({"command": run}, repeats).seconds("command")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    bare = seconds([sys.executable, "-c", "pass"], repeats)
+    help_s = seconds([sys.executable, "-m", "semires", "--help"], repeats)
+    common.within("semires --help", help_s, 0.3, "s", f"; limit: a bare Python takes {bare:.2f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study(Path(folder))
+        study.repro("prepare@refscenes")
+        idle = common.in_turn({"dvc": lambda: study.repro("prepare@refscenes")}, repeats)
+    common.within("a stage with nothing to do", idle.seconds("dvc"), 3, "s")
+    imports = {
+        kind: seconds([sys.executable, "-c", f"import {module}"], repeats) - bare
+        for kind, module in MODULES.items()
+    }
+    records = [read_json(path) for path in sorted(Path("runs").glob("**/run.json"))]
+    if not records:
+        print(f"no records under runs/; a training's imports take {imports['mutual']:.1f} s")
+        return
+    importing = sum(imports.get(r["cell"]["method"], imports["mutual"]) for r in records)
+    working = sum(r["duration_s"] for r in records)
+    share = 100 * importing / (importing + working)
+    common.within(f"imports' share of {len(records)} trainings", share, 15, "%")
+
+
+if __name__ == "__main__":
+    main()
