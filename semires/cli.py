@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     process.stage_process()
     try:
         command: Command = arguments.run
-        return command(arguments) or 0
+        code = command(arguments) or 0
+        process.note_duration()
+        return code
     except SemiresError as error:
         return _say(" ".join(str(error).split()), error.exit_code)
     except process.Stopped as stop:

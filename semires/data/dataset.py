@@ -8,6 +8,7 @@ an interruption changes anything.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -167,6 +168,24 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         if self.proposals is not None:
             sample["partition"] = self.partition_of(image_id)
         return sample
+
+    def shuffled(self, seed: int = 0) -> ExpressionDataset:
+        """The same samples, each with an expression of another reference (order drawn by seed).
+
+        Raises:
+            DataError: there are fewer than two references.
+        """
+        if len(self.refs) < 2:
+            raise DataError("expressions of fewer than two references cannot be shuffled")
+        order = np.random.default_rng(seed).permutation(len(self.refs))
+        lender = np.empty_like(order)
+        lender[order] = np.roll(order, 1)  # nobody keeps its own
+        spans = np.diff(self._first)[lender[self.ref_of]]
+        source = self._first[lender[self.ref_of]] + self.sentence_of % spans
+        other = copy.copy(self)
+        other.input_ids, other.attention_mask = self.input_ids[source], self.attention_mask[source]
+        other.texts = [self.texts[i] for i in source]
+        return other
 
     def _mask_of(self, ref: int) -> torch.Tensor:
         height, width = (int(v) for v in self._sizes[ref])

@@ -32,6 +32,7 @@ from semires.files import (
 from semires.process import peak_rss_mb
 from semires.training.task import Task
 
+SHUFFLED = "_shuffled"
 HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
@@ -68,11 +69,17 @@ def write_run(
 ) -> dict[str, dict[str, float]]:
     """Evaluate ``model`` on every evaluation split and write ``runs/D/F/M/seedS``.
 
+    ``val_shuffled`` is val with every expression given to another reference: what a model reaches
+    that does not listen.
+
     Returns:
         The content of ``metrics.json``: metrics by split, percent.
     """
     splits = [s for s in task.params.datasets[task.cell.dataset].splits if s != "train"]
-    tables = {s: evaluate_split(task, model, d) for s, d in task.evaluation_sets(splits).items()}
+    sets = task.evaluation_sets(splits)
+    if "val" in sets and len(sets["val"].refs) > 1:
+        sets[f"val{SHUFFLED}"] = sets["val"].shuffled()
+    tables = {split: evaluate_split(task, model, dataset) for split, dataset in sets.items()}
     metrics = {split: summarise(table) for split, table in tables.items()}
     if pseudo is not None:
         metrics["pseudo"] = pseudo
