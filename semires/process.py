@@ -66,7 +66,7 @@ def stage_process() -> None:
 
 
 def note_duration() -> None:
-    """Under DVC, append this stage's name and seconds to ``.work/stages.jsonl`` (README's times)."""
+    """Under DVC, append this stage's name and seconds to ``.work/stages.jsonl``, for README."""
     if "DVC_STAGE" in os.environ:
         from semires import layout
 

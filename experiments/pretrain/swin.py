@@ -170,7 +170,8 @@ def main() -> None:
     how = {
         "command": f"python experiments/pretrain/swin.py --minutes {options.minutes:g}",
         "seed": SEED, "images": options.images, "steps": step, "batch": options.batch,
-        "held_out_accuracy_percent": held, "lr": options.lr, "config": params.model.swin.model_dump(),
+        "lr": options.lr, "held_out_accuracy_percent": held,
+        "config": params.model.swin.model_dump(),
     }  # fmt: skip
     write_json(options.output.with_suffix(".json"), how)
     print(held)
