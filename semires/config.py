@@ -20,13 +20,14 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Percent = Annotated[float, Field(gt=0, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's bound
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
 class Section(BaseModel):
     """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Study(Section):
@@ -35,7 +36,7 @@ class Study(Section):
     datasets: list[Name] = Field(min_length=1)
     fractions: list[Percent] = Field(min_length=1)
     methods: list[Name]
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     generated: list[Name]
     sources: list[Name] = Field(min_length=1)
     ablations: list[Name]
@@ -47,7 +48,7 @@ class Study(Section):
     other_sources: list[Name]
     tune_fractions: list[Percent]
     tune_methods: list[Name]
-    tune_seeds: list[Annotated[int, Field(ge=0)]] = Field(max_length=1)
+    tune_seeds: list[Seed] = Field(max_length=1)
     tuned_methods: list[Name]
 
 
@@ -74,14 +75,14 @@ class Scenes(Section):
     val: Positive
     testA: Positive
     testB: Positive
-    seed: int
+    seed: Seed
     size_px: Annotated[int, Field(ge=48, le=512)]
 
 
 class Split(Section):
     """The draw of labelled images."""
 
-    seed: int
+    seed: Seed
 
 
 class Sam(Section):
@@ -277,7 +278,7 @@ class Method(Section):
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
     thresholds: Literal["paper", "tuned"] = "paper"
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, bool | int | float | str | list[float] | None] = {}
 
     @model_validator(mode="after")
     def _thresholds_match_strategy(self) -> Method:
@@ -314,7 +315,7 @@ class Tune(Section):
     objective: Literal["labels", "training"]
     sampler: Literal["tpe", "cmaes", "grid", "random", "qmc"]
     trials: Positive
-    seed: int
+    seed: Seed
     storage: str | None
     pruner: Literal["none", "median", "hyperband"]
     steps: Positive
