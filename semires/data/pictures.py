@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
                         f"{path}: {picture.width}x{picture.height} pixels are more than "
                         f"{max_pixels:,}"
                     )
+                if picture.format == "PNG":
+                    _verify_png(Path(path).read_bytes())
                 yield picture
     except DataError:
         raise
@@ -43,6 +46,18 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     except Exception as error:  # a damaged picture can raise nearly anything in a decoder
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def _verify_png(data: bytes) -> None:
+    """The checksums of a PNG's chunks, which Pillow skips for those of pixels."""
+    at = 8  # behind the signature
+    while data[at + 4 : at + 8] != b"IEND":
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError("a checksum does not hold")
+        if end >= len(data):
+            raise ValueError("it is cut off")
+        at = end + 4
 
 
 def read_picture(
