@@ -20,7 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Percent = Annotated[float, Field(gt=0, le=100)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's bound
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
@@ -368,8 +368,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, no YAML, or a key is unknown or wrong; one line a fault.
     """
-    values = read_yaml(path)
-    params = validate(values, str(path))
+    params = validate(values := read_yaml(path), str(path))
     for line in misspelt_fractions(values["study"]):
         raise ConfigError(f"{path}: {line}")
     return params
@@ -385,7 +384,7 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -397,4 +396,5 @@ def validate(values: Any, where: str = "params") -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         lines = [explain(e, Params) for e in error.errors()]
+        lines[8:] = [f"and {len(lines) - 8} more"] * (len(lines) > 8)
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None

@@ -309,7 +309,8 @@ def verify_sqlite(path: str | Path) -> None:
         found = str(error)
     if found != "ok" and "locked" not in found:  # whoever uses it waits better than this
         raise CorruptCacheError(
-            f"{path}: damaged database ({' '.join(found.split())}); move it away to start anew, or restore it"
+            f"{path}: damaged database ({' '.join(found.split())}); move it away to start anew, "
+            "or restore it"
         )
 
 
