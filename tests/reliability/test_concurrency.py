@@ -60,6 +60,8 @@ def test_two_proposes_at_once(small_study: Path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_saves_and_says_so_in_one_line(small_study: Path, number: signal.Signals):
     write_params()
+    for path in Path(".work").glob("runs-*seed1-*"):  # of the other signal
+        shutil.rmtree(path)
     child = semires("burn-in", "--dataset", "refscenes", "--fraction", "25", "--seed", "1")
     deadline = time.monotonic() + 120
     while not list(Path(".work").glob("runs-*seed1-*/last.pt")):
