@@ -121,6 +121,17 @@ def stop_requested() -> int | None:
     return None if _state.received is None else 128 + _state.received
 
 
+def stop_at_once() -> None:
+    """From now on a signal ends the process again; so does one that was only noted meanwhile.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM arrived already.
+    """
+    _state.polled = False
+    if _state.received is not None:
+        raise Stopped(_state.received)
+
+
 def configure_torch(runtime: Runtime) -> None:
     """Threads and determinism of this process, before the first tensor on a GPU is made."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
