@@ -35,7 +35,9 @@ from semires.proposals.partition import Partition
 
 IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "split"]
 REF_COLUMNS = ["ref_id", "image_id", "split", "mask", "sentences", "raw"]
-IMAGE_CACHE_BYTES = 2 * 2**30  # decoded images are kept while they fit
+# Decoded images, masks and partitions are kept while they fit.
+IMAGE_CACHE_BYTES = 2 * 2**30
+MASK_CACHE_BYTES = PARTITION_CACHE_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,23 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
                     f"{proposals.folder}: has no proposals for {len(lacking)} images, "
                     f"{lacking[0]} the first; run the stage propose again"
                 )
-        self.mask_of = functools.lru_cache(maxsize=50_000)(self._mask_of)
-        self.partition_of = functools.lru_cache(maxsize=20_000)(self._partition_of)
+        area = images.size**2
+        self.mask_of = functools.lru_cache(MASK_CACHE_BYTES // area)(self._mask_of)
+        # Two bytes a pixel for the atoms' numbers, as much again for the members.
+        self.partition_of = functools.lru_cache(PARTITION_CACHE_BYTES // (4 * area))(
+            self._partition_of
+        )
+        # The expressions of an image follow each other in an evaluation.
+        self._pixels_of = functools.lru_cache(1)(lambda image: normalise(self.images[image]))
 
     def __len__(self) -> int:
         return len(self.refs) if self.sentences == "one" else len(self.texts)
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """The image of every sample (len(self),)."""
+        ids: NDArray[np.int64] = self._image_ids
+        return ids if self.sentences == "one" else ids[self.ref_of]
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         place, index = item if isinstance(item, tuple) else (item, item)
@@ -169,21 +183,21 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
             index = int(rng.integers(first, last))
         ref = int(self.ref_of[index])
         image_id = int(self._image_ids[ref])
-        image = self.images[image_id]
         sample = {
             "sample": index,
             "ref_id": int(self._ref_ids[ref]),
             "input_ids": self.input_ids[index],
             "attention_mask": self.attention_mask[index],
-            "mask": self.mask_of(ref),
+            "mask": self.mask_of(ref).long(),
         }
-        if self.augment is not None:
-            weak = weak_view(image, self.augment, rng)
+        if self.augment is None:
+            sample["image"] = self._pixels_of(image_id)
+        else:
+            weak = weak_view(self.images[image_id], self.augment, rng)
             strong = strong_view(weak, self.augment, rng) if self.strong else weak
             view = normalise(strong)
             sample["strong"] = renormalise(view) if self.augment.double_normalise else view
-            image = weak
-        sample["image"] = normalise(image)
+            sample["image"] = normalise(weak)
         if self.proposals is not None:
             sample["partition"] = self.partition_of(image_id)
         return sample
@@ -209,7 +223,7 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
     def _mask_of(self, ref: int) -> torch.Tensor:
         height, width = (int(v) for v in self._sizes[ref])
         mask = decode_mask(self._counts[ref], height, width, self.images.size)
-        return torch.from_numpy(mask.astype(np.int64))
+        return torch.from_numpy(mask)
 
     def _partition_of(self, image_id: int) -> Partition:
         assert self.proposals is not None

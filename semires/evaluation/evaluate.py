@@ -7,7 +7,7 @@ is ``argmax`` over the two classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,33 @@ def batches(
     return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate))
 
 
+def segment(
+    model: nn.Module,
+    images: torch.Tensor,
+    image_of: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+) -> torch.Tensor:
+    """Logits (B,2,S,S) of B expressions over U images, their common work done once per image.
+
+    Args:
+        model: one with ``begin``, ``encode_text`` and ``finish`` as :class:`LAVT`'s shares what no
+            expression touches; any other one gets its image again with every expression.
+        images: float32 (U,3,S,S).
+        image_of: int64 (B,), which of the images each expression is about.
+        input_ids: int64 (B,L).
+        attention_mask: int64 (B,L).
+    """
+    if not hasattr(model, "begin"):
+        return cast(torch.Tensor, model(images[image_of], input_ids, attention_mask))
+    shared: Any = model
+    tokens, grid = shared.begin(images)
+    text = shared.encode_text(input_ids, attention_mask)
+    size = tuple(images.shape[-2:])
+    logits: torch.Tensor = shared.finish((tokens[image_of], grid), text, attention_mask, size)
+    return logits
+
+
 @torch.inference_mode()
 def predict_masks(
     model: nn.Module,
@@ -39,12 +66,21 @@ def predict_masks(
     indices: list[int] | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    """Yield ``(batch, logits (B,2,S,S))`` over the samples ``indices`` (default: all)."""
+    """Yield ``(batch, logits (B,2,S,S))`` over the samples ``indices`` (default: all), in order.
+
+    Neighbours about one image share the work that no expression touches.
+    """
     model.eval()
     indices = list(range(len(dataset))) if indices is None else indices
     for batch in batches(dataset, batch_size, indices, workers):
-        logits = model(
-            batch["image"].to(device),
+        refs = dataset.ref_of[batch["sample"]]
+        _, first, image_of = np.unique(
+            dataset.refs["image_id"].to_numpy()[refs], return_index=True, return_inverse=True
+        )
+        logits = segment(
+            model,
+            batch["image"][first].to(device),
+            torch.from_numpy(image_of).to(device),
             batch["input_ids"].to(device),
             batch["attention_mask"].to(device),
         )
@@ -59,12 +95,16 @@ def evaluate(
     indices: list[int] | None = None,
     workers: int = 0,
 ) -> pd.DataFrame:
-    """One row per expression: ``predictions.parquet``'s columns without ``split``."""
-    rows = []
-    for batch, logits in predict_masks(model, dataset, batch_size, device, indices, workers):
-        predicted = logits.argmax(1).bool().flatten(1)
+    """One row per expression, in order: ``predictions.parquet``'s columns without ``split``."""
+    asked = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    order = np.argsort(dataset.image_ids[asked], kind="stable")  # an image's expressions together
+    ordered = asked[order].tolist()
+    samples: list[int] = []
+    counts = [torch.zeros((0, 4), dtype=torch.int64, device=device)]
+    for batch, logits in predict_masks(model, dataset, batch_size, device, ordered, workers):
+        predicted = (logits[:, 1] > logits[:, 0]).flatten(1)
         truth = batch["mask"].to(device).bool().flatten(1)
-        counts = torch.stack(
+        columns = torch.stack(
             [
                 (predicted & truth).sum(1),
                 (predicted | truth).sum(1),
@@ -73,16 +113,18 @@ def evaluate(
             ],
             dim=1,
         )
-        rows.append((batch["sample"], counts.cpu().numpy()))
-    samples = np.concatenate([np.asarray(s) for s, _ in rows] or [np.zeros(0, int)])
-    numbers = np.concatenate([n for _, n in rows] or [np.zeros((0, 4), int)])
-    refs = dataset.ref_of[samples]
+        samples += batch["sample"]
+        counts.append(columns)
+    back = np.argsort(order)
+    numbers = torch.cat(counts).cpu().numpy()[back]  # one wait for the device
+    chosen = np.asarray(samples, dtype=np.int64)[back]
+    refs = dataset.ref_of[chosen]
     return pd.DataFrame(
         {
             "ref_id": dataset.refs["ref_id"].to_numpy()[refs],
             "image_id": dataset.refs["image_id"].to_numpy()[refs],
-            "sentence": dataset.sentence_of[samples],
-            "expression": [dataset.texts[s] for s in samples],
+            "sentence": dataset.sentence_of[chosen],
+            "expression": [dataset.texts[s] for s in chosen],
             "intersection": numbers[:, 0],
             "union": numbers[:, 1],
             "object_area": numbers[:, 2],

@@ -28,8 +28,8 @@ PANELS_PER_RULE = 3
 
 def overlap_sums(
     teacher_logits: torch.Tensor, targets: RefinedLabels, truth: torch.Tensor
-) -> dict[str, float]:
-    """Sums over a batch for the training log.
+) -> dict[str, torch.Tensor | float]:
+    """Sums over a batch for the training log, left on the device.
 
     Args:
         teacher_logits: (B,2,H,W).
@@ -37,12 +37,15 @@ def overlap_sums(
         truth: hidden ground truth, (B,H,W) of 0 and 1.
     """
     truth = truth.bool()
-    sums: dict[str, Any] = {"pseudo_matched": targets.matched.sum(), "pseudo_seen": len(truth)}
-    for name, label in (("raw", teacher_logits.argmax(1)), ("refined", targets.labels)):
-        label = label.bool()
+    raw = teacher_logits[:, 1] > teacher_logits[:, 0]
+    sums: dict[str, torch.Tensor | float] = {
+        "pseudo_matched": targets.matched.sum(),
+        "pseudo_seen": len(truth),
+    }
+    for name, label in (("raw", raw), ("refined", targets.labels.bool())):
         sums[f"pseudo_{name}_intersection"] = (label & truth).sum()
         sums[f"pseudo_{name}_union"] = (label | truth).sum()
-    return {name: float(value) for name, value in sums.items()}
+    return sums
 
 
 def measure_corrections(

@@ -58,7 +58,7 @@ class Loop:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"val/oIoU": -1.0, "step": -1, "state": {}}
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
         self._samples = 0
         self._micro = 0
         self._batch: Any = None
@@ -145,7 +145,17 @@ class Loop:
         """Add a step's sums; their means over steps are logged at the next evaluation."""
         self._samples += samples
         for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            if name not in self._sums:
+                self._sums[name] = self._sum(0.0)
+            self._sums[name] += value
+
+    def _sum(self, value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.task.group.device)
+
+    def _totals(self) -> dict[str, float]:
+        """The sums so far, read from the device at once."""
+        totals = torch.stack([*self._sums.values()]).tolist() if self._sums else []
+        return dict(zip(self._sums, totals, strict=True))
 
     def _set_lr(self) -> None:
         """Polynomial decay to zero over all steps."""
@@ -166,7 +176,7 @@ class Loop:
         seconds = time.monotonic() - started
         metrics = self.evaluate()
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
-        row: dict[str, float] = {"step": self.step, **means(self._sums, since), **metrics}
+        row: dict[str, float] = {"step": self.step, **means(self._totals(), since), **metrics}
         row["train/lr"] = self._lr()
         row["time/samples_per_s"] = self._samples / max(seconds, 1e-9)
         row["time/data_wait"] = self._waited_s / max(seconds, 1e-9)
@@ -212,7 +222,7 @@ class Loop:
                 "torch_rng": torch.get_rng_state(),
                 "history": self.history,
                 "best": self.best,
-                "sums": self._sums,
+                "sums": self._totals(),
                 "samples": self._samples,
             },
         )
@@ -232,7 +242,8 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["torch_rng"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
-        self._sums, self._samples = state["sums"], state["samples"]
+        self._sums = {name: self._sum(value) for name, value in state["sums"].items()}
+        self._samples = state["samples"]
         if self.task.group.leads:
             print(f"{self.task.cell.name}: going on from step {self.step} of {self.total}")
 

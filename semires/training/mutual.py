@@ -113,8 +113,11 @@ def train_mutual(
             loss_sup = supervised_loss(logits[:count], sure["mask"], weights)
             loss = settings.supervised_loss_scale * loss_sup
             if targets is not None:
-                kept = keep(teacher_logits)
-                loss_unsup = unsupervised_loss(logits[count:][kept], targets.select(kept), weights)
+                strong = logits[count:]
+                if keep.keep < 1:
+                    kept = keep(teacher_logits)
+                    strong, targets = strong[kept], targets.select(kept)
+                loss_unsup = unsupervised_loss(strong, targets, weights)
                 loss = loss + settings.lambda_unsup * loss_unsup
                 loop.record(0, loss_unsup=loss_unsup.detach())
             loop.record(len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -41,8 +42,10 @@ HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
 def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
-    """Predictions over a split, its expressions shared out over the group's processes."""
-    share = task.group.share(range(len(dataset)))
+    """Predictions over a split, its images shared out over the group's processes."""
+    images = dataset.image_ids
+    mine = np.isin(images, task.group.share(dict.fromkeys(images.tolist())))
+    share = np.flatnonzero(mine).tolist()
     settings = task.params.evaluation
     with task.autocast():
         part = evaluate(

@@ -184,3 +184,29 @@ def test_shuffled_expressions_are_anothers(burned: Path):
     assert (shuffled.input_ids != plain.input_ids).any()
     evaluated = pd.read_parquet(burned / "predictions.parquet")
     assert set(evaluated["split"]) == {"val", "testA", "testB", "val_shuffled"}
+
+
+def test_sums_stay_on_the_device_and_are_numbers_in_the_state(
+    burned: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Means over all steps, read back where a run stops and where it is evaluated."""
+    from semires.training.state import load_state
+
+    mutual(small_params(), cell("iom-60"))
+    unbroken = pd.read_csv(cell("iom-60").folder / "history.csv")
+    shutil.rmtree(cell("iom-60").folder)
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        mutual(small_params(), cell("iom-60"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SEMIRES_TRACKING", "off")
+    (path,) = Path(".work").glob("*25-iom-60*/last.pt")
+    state = load_state(path)
+    assert state is not None
+    assert all(type(value) is float for value in state["sums"].values())
+    assert state["sums"]["pseudo_seen"] == 2 * 3
+    assert 0 < state["sums"]["pseudo_raw_union"] <= 2 * 3 * 64 * 64
+    mutual(small_params(), cell("iom-60"))
+    again = pd.read_csv(cell("iom-60").folder / "history.csv")
+    timed = [name for name in unbroken if name.startswith("time/")]
+    pd.testing.assert_frame_equal(again.drop(columns=timed), unbroken.drop(columns=timed))
