@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -218,17 +219,19 @@ def test_damaged_storage_is_one_line(tmp_path):
         open_storage(sqlite(tmp_path))
 
 
-def test_missing_cmaes_is_one_line(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install cmaes"):
-        PlacedSampler("cmaes", 0, AXES)
+def test_cmaes_of_one_parameter_is_refused():
+    with pytest.raises(ConfigError, match=r"two parameters or more, and threshold_u is all"):
+        PlacedSampler("cmaes", 0, {"threshold_u": AXES["threshold_u"]})
 
 
-def test_cmaes_resumes_with_the_same_trials(tmp_path):
-    pytest.importorskip("cmaes")
-    whole = run_here(sqlite(tmp_path, "a.db"), [30], "cmaes")
-    parts = run_here(sqlite(tmp_path, "b.db"), [7, 30], "cmaes")
+def test_cmaes_learns_and_resumes_with_the_same_trials(tmp_path):
+    whole = run_here(sqlite(tmp_path, "a.db"), [48], "cmaes")
+    parts = run_here(sqlite(tmp_path, "b.db"), [7, 48], "cmaes")
     assert points(parts) == points(whole)
+    generations = {t.system_attrs.get("cma:generation") for t in whole}
+    assert len(generations - {None}) > 2, "the sampler never came to CMA-ES"
+    spread = [np.std(points(part), axis=0).mean() for part in (whole[:12], whole[-12:])]
+    assert spread[1] < spread[0], "later generations should gather"
 
 
 def test_urls():
