@@ -33,7 +33,7 @@ class PlacedSampler(BaseSampler):  # type: ignore[misc]
         parallel: trials are long and several processes run some at once.
 
     Raises:
-        ConfigError: CMA-ES is asked for one parameter, where Optuna's draws at random instead.
+        ConfigError: CMA-ES is asked to search one parameter, which it cannot.
     """
 
     def __init__(
