@@ -1,8 +1,10 @@
 """Studies: the same trials however often a study is stopped, none lost, none run twice."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from study_worker import AXES, make_search, make_table
 
 from semires.errors import ConfigError, SemiresError
+from semires.tuning import storage
 from semires.tuning import study as studies
 from semires.tuning.objective import Axis, suggest, summarise
 from semires.tuning.samplers import PlacedSampler, grid, scaled
@@ -38,6 +41,12 @@ def run_here(url, totals, sampler="tpe", run=studies.run_batches, table=None):
         run(study, gate, objective, total)
         gate.close()
     return studies.finished(study)
+
+
+def tune_here(url, total):
+    """As the stage does: what a storage does wrong is explained."""
+    with storage.explained(url):
+        run_here(url, [total])
 
 
 def start(url, total, log, *options):
@@ -217,6 +226,17 @@ def test_damaged_storage_is_one_line(tmp_path):
     (tmp_path / "study.db").write_bytes(b"not a database" * 500)
     with pytest.raises(SemiresError, match=r"study\.db.*not a database"):
         open_storage(sqlite(tmp_path))
+
+
+def test_locked_storage_is_one_line(tmp_path, monkeypatch):
+    url = sqlite(tmp_path)
+    run_here(url, [3])
+    monkeypatch.setattr(storage, "SQLITE_TIMEOUT_S", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SemiresError, match=r"study\.db: locked, .*\(database is locked\)"):
+            tune_here(url, 6)
+    assert len(run_here(url, [6])) == 6
 
 
 def test_cmaes_of_one_parameter_is_refused():
