@@ -51,7 +51,7 @@ readme: .venv/.ready  ## copy the last results into README.md
 	python -m semires.reporting.readme
 
 soak: .venv/.ready  ## 200 kills of every kind of stage
-	SEMIRES_KILLS=200 pytest -m e2e tests/e2e --timeout 0
+	SEMIRES_KILLS=200 pytest -s tests/e2e -k "ends_with or killed_at_random" --timeout 0
 
 clean:  ## remove all that can be made again, but not .venv and DVC's cache
-	rm -rf data runs proposals sam tune .work mlflow.db mlartifacts
+	rm -rf data runs proposals sam tune .work mlflow.db* mlartifacts

@@ -42,8 +42,12 @@ def use(source: str | Path, target: str | Path = "params.yaml") -> str:
     return "\n".join([*lines, *(f"missing: {line}" for line in missing_files(params))])
 
 
-def composed(path: Path) -> str:
+def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
     """The text of a parameter file, with what it ``extends`` filled in, comments kept.
+
+    Args:
+        path: the file.
+        extending: the files that led to this one.
 
     Raises:
         ConfigError: it extends a file that is missing, or itself.
@@ -53,9 +57,10 @@ def composed(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     changes = _parse(path.read_text(encoding="utf-8"), comments=True)
     base = path.parent / str(changes.pop(EXTENDS))
-    if base.resolve() == path.resolve():
+    extending = (*extending, path.resolve())
+    if base.resolve() in extending:
         raise ConfigError(f"{path}: extends itself")
-    tree = _parse(composed(base), comments=True)
+    tree = _parse(composed(base, extending), comments=True)
     _merge(tree, changes)
     buffer = io.StringIO()
     _yaml(comments=True).dump(tree, buffer)

@@ -24,6 +24,7 @@ def check(params: Params) -> None:
     _grids(params.study)
     _tuning(params)
     _sources(params)
+    _weights(params)
     _sizes(params)
     _labelled(params)
 
@@ -120,6 +121,24 @@ def _sources(params: Params) -> None:
         raise ValueError(f"study.other_sources: {source} is proposals.source already")
 
 
+def _weights(params: Params) -> None:
+    """Weights that a part of the study needs and the parameters do not name, or name wrongly."""
+    sam, bert, used = params.sam, params.model.bert, params.study.sources
+    kinds = {name: params.proposals.sources[name] for name in used}
+    if any(source.kind == "segment_anything" for source in kinds.values()):
+        tiny = sam.checkpoint.endswith(".safetensors")
+        if not sam.checkpoint or tiny != (sam.model == "tiny"):
+            raise ValueError(
+                f"sam.checkpoint: {sam.checkpoint!r} is no checkpoint of sam.model {sam.model}, "
+                "which a source of study.sources needs"
+            )
+    for name, source in kinds.items():
+        if source.kind == "transformers" and not source.model:
+            raise ValueError(f"proposals.sources.{name}.model: names no weights")
+    if not (bert.vocabulary or bert.pretrained):
+        raise ValueError("model.bert: give `vocabulary` or `pretrained`, both are null")
+
+
 def _sizes(params: Params) -> None:
     swin, bert, side = params.model.swin, params.model.bert, params.data.image_size
     for stage, heads in enumerate(swin.num_heads):
@@ -133,6 +152,12 @@ def _sizes(params: Params) -> None:
         raise ValueError(
             f"model.bert.num_heads: {bert.num_heads} do not divide hidden_size {bert.hidden_size}"
         )
+    for stage, heads in enumerate(params.model.fusion_heads):
+        if swin.embed_dim * 2**stage % heads:
+            raise ValueError(
+                f"model.fusion_heads: {heads} heads do not divide stage {stage + 1}'s width of "
+                f"{swin.embed_dim * 2**stage}"
+            )
     if side < 8 * swin.patch_size:
         raise ValueError(
             f"data.image_size: {side} is less than 8 patches of {swin.patch_size} pixels, which "
@@ -149,3 +174,8 @@ def _labelled(params: Params) -> None:
             raise ValueError(
                 f"study.fractions: {fraction:g} % of scenes.train {params.scenes.train} is no image"
             )
+    for key, methods in (("fractions", "methods"), ("ablation_fractions", "ablations"),
+                         ("more_fractions", "more_methods")):  # fmt: skip
+        for name in getattr(study, methods):
+            if 100 in getattr(study, key) and params.refine[name].unlabelled:
+                raise ValueError(f"study.{key}: 100 leaves {name} no unlabelled image")

@@ -7,6 +7,7 @@ No logic here, and no heavy import before a subcommand runs: `semires --help` an
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -27,9 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = _parser().parse_args(argv)
     process.stage_process()
+    for stream in (sys.stdout, sys.stderr):  # expressions hold what a terminal may not know
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command: Command = arguments.run
-        return command(arguments) or 0
+        code = command(arguments) or 0
+        process.note_duration()
+        return code
     except SemiresError as error:
         return _say(" ".join(str(error).split()), error.exit_code)
     except process.Stopped as stop:
@@ -39,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `semires ... | head`
         sys.stderr.close()
         return 141
+    except OSError as error:  # a folder that may not be read, a file gone meanwhile
+        if error.filename is None:
+            raise
+        return _say(f"{error.filename}: {error.strerror}", 2)
 
 
 def _say(line: str, exit_code: int) -> int:
@@ -53,8 +63,12 @@ def _params(arguments: Arguments) -> Params:
 
 
 def _cell(arguments: Arguments, method: str | None = None) -> Cell:
+    from semires.errors import ConfigError
     from semires.layout import Cell
 
+    if not 0 <= arguments.seed < 2**32:
+        raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
+    _percent(arguments.fraction)
     return Cell(
         dataset=arguments.dataset,
         fraction=arguments.fraction,
@@ -62,6 +76,13 @@ def _cell(arguments: Arguments, method: str | None = None) -> Cell:
         seed=arguments.seed,
         source=getattr(arguments, "source", None),
     )
+
+
+def _percent(fraction: float) -> None:
+    from semires.errors import ConfigError
+
+    if not 0 < fraction <= 100:
+        raise ConfigError(f"--fraction: {fraction:g} is no percentage above 0 and up to 100")
 
 
 def _generate(arguments: Arguments) -> None:
@@ -83,6 +104,7 @@ def _prepare(arguments: Arguments) -> None:
 def _split(arguments: Arguments) -> None:
     params = _params(arguments)
     _known(params, dataset=arguments.dataset)
+    _percent(arguments.fraction)
     from semires.data.splits import make_split
 
     make_split(params, arguments.dataset, arguments.fraction)
@@ -121,9 +143,13 @@ def _mutual(arguments: Arguments) -> None:
 
 def _tune(arguments: Arguments) -> None:
     params, cell = _method_cell(arguments)
+    from semires.files import verify_sqlite
     from semires.methods import resolve
+    from semires.tuning.storage import default_url, sqlite_path
     from semires.tuning.study import tune
 
+    if path := sqlite_path(params.tune.storage or default_url()):
+        verify_sqlite(path)
     tune(resolve(params, cell, tuned=False), cell)
 
 

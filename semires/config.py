@@ -20,13 +20,14 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Percent = Annotated[float, Field(gt=0, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
 class Section(BaseModel):
     """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Study(Section):
@@ -35,7 +36,7 @@ class Study(Section):
     datasets: list[Name] = Field(min_length=1)
     fractions: list[Percent] = Field(min_length=1)
     methods: list[Name]
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     generated: list[Name]
     sources: list[Name] = Field(min_length=1)
     ablations: list[Name]
@@ -47,7 +48,7 @@ class Study(Section):
     other_sources: list[Name]
     tune_fractions: list[Percent]
     tune_methods: list[Name]
-    tune_seeds: list[Annotated[int, Field(ge=0)]] = Field(max_length=1)
+    tune_seeds: list[Seed] = Field(max_length=1)
     tuned_methods: list[Name]
 
 
@@ -74,14 +75,14 @@ class Scenes(Section):
     val: Positive
     testA: Positive
     testB: Positive
-    seed: int
+    seed: Seed
     size_px: Annotated[int, Field(ge=48, le=512)]
 
 
 class Split(Section):
     """The draw of labelled images."""
 
-    seed: int
+    seed: Seed
 
 
 class Sam(Section):
@@ -277,7 +278,7 @@ class Method(Section):
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
     thresholds: Literal["paper", "tuned"] = "paper"
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, bool | int | float | str | list[float] | None] = {}
 
     @model_validator(mode="after")
     def _thresholds_match_strategy(self) -> Method:
@@ -314,7 +315,7 @@ class Tune(Section):
     objective: Literal["labels", "training"]
     sampler: Literal["tpe", "cmaes", "grid", "random", "qmc"]
     trials: Positive
-    seed: int
+    seed: Seed
     storage: str | None
     pruner: Literal["none", "median", "hyperband"]
     steps: Positive
@@ -367,8 +368,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, no YAML, or a key is unknown or wrong; one line a fault.
     """
-    values = read_yaml(path)
-    params = validate(values, str(path))
+    params = validate(values := read_yaml(path), str(path))
     for line in misspelt_fractions(values["study"]):
         raise ConfigError(f"{path}: {line}")
     return params
@@ -384,7 +384,7 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -396,4 +396,5 @@ def validate(values: Any, where: str = "params") -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         lines = [explain(e, Params) for e in error.errors()]
+        lines[8:] = [f"and {len(lines) - 8} more"] * (len(lines) > 8)
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None

@@ -26,7 +26,7 @@ def explain(error: Any, root: type[BaseModel]) -> str:
     if error["type"].startswith("union_tag"):
         message = f"needs a `kind` of {', '.join(tags_of(annotation))}"
     given = error.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    shown = f", not {repr(given)[:80]}" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{shown}" if key else message
 
 

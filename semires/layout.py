@@ -17,6 +17,7 @@ RUNS = Path("runs")
 TABLES = Path("experiments/tables")
 TUNED = Path("experiments/tuned")
 SAM = Path("sam")
+STAGE_TIMES = Path(".work/stages.jsonl")
 
 
 def fraction_name(fraction: float) -> str:

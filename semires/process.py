@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,6 +40,7 @@ class _State:
     """Of this process: who installed the handlers, which signal came, whether someone polls."""
 
     owner: int | None = None
+    started = 0.0
     received: int | None = None
     polled = False
 
@@ -51,6 +55,7 @@ def stage_process() -> None:
     is only noted, for the training loop to save between two steps. A second one raises.
     """
     _state.owner, _state.received, _state.polled = os.getpid(), None, False
+    _state.started = time.monotonic()
     # OpenMP's threads spin while they wait: for ever, a step takes 30 times as long where cores are
     # shared; never, 1.6 times as long where they are not. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -58,6 +63,21 @@ def stage_process() -> None:
         die_with_parent()
     for number in _SIGNALS:
         signal.signal(number, _on_signal)
+
+
+def note_duration() -> None:
+    """Under DVC, append this stage's name and seconds to ``.work/stages.jsonl``, for README."""
+    if "DVC_STAGE" in os.environ:
+        from semires import layout
+
+        line = {
+            "stage": os.environ["DVC_STAGE"],
+            "seconds": round(time.monotonic() - _state.started, 2),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        layout.STAGE_TIMES.parent.mkdir(parents=True, exist_ok=True)
+        with open(layout.STAGE_TIMES, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def die_with_parent() -> None:
@@ -99,6 +119,17 @@ def stop_requested() -> int | None:
     """The exit code (130 or 143) if SIGINT or SIGTERM arrived, else None. Loops poll this."""
     _state.polled = True
     return None if _state.received is None else 128 + _state.received
+
+
+def stop_at_once() -> None:
+    """From now on a signal ends the process again; so does one that was only noted meanwhile.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM arrived already.
+    """
+    _state.polled = False
+    if _state.received is not None:
+        raise Stopped(_state.received)
 
 
 def configure_torch(runtime: Runtime) -> None:

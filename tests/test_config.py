@@ -107,7 +107,7 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("proposals/source", "sum", "proposals.source: 'sum' is not a key of"),
         ("model/swin/num_heads", [3, 2, 2, 2], "model.swin.num_heads: 3 heads do not divide"),
         ("model/bert/num_heads", 5, "model.bert.num_heads: 5 do not divide"),
-        ("data/image_size", 20, "data.image_size: 20 is less than 8 patches"),
+        ("data/image_size", 12, "data.image_size: 12 is less than 8 patches"),
         ("refine/supervised", {"strategy": "none", "pwa": False}, "refine.supervised: "),
         ("refine/a+b", {"strategy": "none", "pwa": False}, "refine.a+b: "),
         ("scenes", None, "scenes: "),

@@ -22,6 +22,7 @@ from semires.config import Params, load_params
 from semires.errors import Interrupted, SemiresError
 from semires.layout import Cell
 from semires.tracking.journal import Journal, flatten, numbers
+from semires.tracking.runs import start_event, study_events
 from semires.tracking.sender import drain
 from semires.tracking.store import Store
 
@@ -186,8 +187,6 @@ def test_a_finished_run_is_not_written_into_again(project: Path, params: Params)
 
 
 def test_runs_are_told_apart_by_all_that_they_are_made_from():
-    from semires.tracking.runs import start_event
-
     made = [(CELL, {"a": 1}, "mutual"), (CELL, {"a": 2}, "mutual"), (CELL, {"a": 1}, "tune")]
     made.append((Cell("refscenes", 1.0, "cpi-u", 1), {"a": 1}, "mutual"))
     assert len({start_event(*each)["key"] for each in made}) == len(made)
@@ -300,7 +299,39 @@ def test_a_study_has_its_trials_nested(project: Path, params: Params):
     assert study.data.metrics == {"best/value": 40.0}
     nested = [r for r in runs() if r.data.tags.get("mlflow.parentRunId") == study.info.run_id]
     assert {r.data.params["threshold_u"] for r in nested} == {"0.7", "0.5"}
+    assert {r.data.tags["state"] for r in nested} == {"COMPLETE", "PRUNED"}
     assert "1 records, 0 of them new" in tracking.sync()
+
+
+def test_a_sender_killed_among_trials_leaves_none_out_and_none_twice(project: Path):
+    rows = [{"number": n, "state": "COMPLETE", "value": float(n)} for n in range(6)]
+    journal = Journal.new("c" * 40)
+    journal.append(start_event(CELL, {}, "tune"))
+    for event in study_events(rows, project):
+        journal.append(event)
+    journal.append({"event": "end", "status": "FINISHED"})
+    events, _ = journal.read(0)
+    store, progress = Store(), {}
+    store.apply(events[:4], progress)  # start and three trials, and no word of it
+    torn = {"mlflow.parentRunId": progress["run_id"], "stage": "trial"}
+    store.client.create_run(progress["experiment"], 0, torn, "trial-0003")
+    drain(Store())
+    study, *trials = sorted(runs(), key=lambda run: run.info.run_name, reverse=True)
+    assert study.info.status == "FINISHED"
+    assert sorted(run.info.run_name for run in trials) == [f"trial-{n:04d}" for n in range(6)]
+    assert {run.data.metrics["value"] for run in trials} == set(range(6))
+
+
+def test_our_database_is_read_while_written_and_seldom_waits_for_the_disk(project: Path):
+    (project / "mlflow.db").unlink()
+    (project / "mlflow.db-wal").write_bytes(b"of a removed database" * 100)
+    engine = Store().client._tracking_client.store.engine
+    with engine.connect() as connection:
+        modes = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "integrity_check")
+        ]
+    assert modes == ["wal", 1, "ok"]
 
 
 def test_damaged_journals_lose_their_line_only(project: Path):

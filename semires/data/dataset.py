@@ -8,6 +8,7 @@ an interruption changes anything.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,12 +26,15 @@ from torch.utils.data import DataLoader, Dataset
 from semires import layout
 from semires.config import Augment, Params
 from semires.data.augment import normalise, renormalise, strong_view, weak_view
-from semires.errors import DataError
+from semires.data.pictures import open_picture
+from semires.errors import CorruptCacheError, DataError
 from semires.files import read_json, read_parquet
 from semires.models.text import Tokenizer
 from semires.proposals.cache import ProposalCache
 from semires.proposals.partition import Partition
 
+IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "split"]
+REF_COLUMNS = ["ref_id", "image_id", "split", "mask", "sentences", "raw"]
 # Decoded images, masks and partitions are kept while they fit.
 IMAGE_CACHE_BYTES = 2 * 2**30
 MASK_CACHE_BYTES = PARTITION_CACHE_BYTES = 2**29
@@ -47,8 +51,8 @@ class Tables:
     def load(dataset: str) -> Tables:
         """Read ``data/prepared/D``."""
         folder = layout.prepared(dataset)
-        images = read_parquet(folder / "images.parquet").set_index("image_id")
-        return Tables(images, read_parquet(folder / "refs.parquet"))
+        images = read_parquet(folder / "images.parquet", IMAGE_COLUMNS).set_index("image_id")
+        return Tables(images, read_parquet(folder / "refs.parquet", REF_COLUMNS))
 
     def part(self, split: str) -> pd.DataFrame:
         """References of one split, in order."""
@@ -57,9 +61,22 @@ class Tables:
     def labelled_and_unlabelled(
         self, dataset: str, fraction: float
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The train split's references, by the images that the split stage drew."""
-        train = self.part("train")
-        drawn = read_json(layout.split_file(dataset, fraction))["labelled_images"]
+        """The train split's references, by the images that the split stage drew.
+
+        Raises:
+            CorruptCacheError: the split's file is none, or of other data; the text names it.
+        """
+        train, path = self.part("train"), layout.split_file(dataset, fraction)
+        split = read_json(path)
+        drawn = split.get("labelled_images") if isinstance(split, dict) else None
+        if not isinstance(drawn, list) or not all(type(i) is int for i in drawn):
+            raise CorruptCacheError(f"{path}: holds no labelled images; run the stage split again")
+        unknown = sorted(set(drawn) - set(train["image_id"]))
+        if unknown:
+            raise CorruptCacheError(
+                f"{path}: made from other data: image {unknown[0]} is not in the train split; run "
+                "the stage split again"
+            )
         labelled = train["image_id"].isin(drawn)
         return train[labelled].reset_index(drop=True), train[~labelled].reset_index(drop=True)
 
@@ -83,14 +100,9 @@ class ImageStore:
         if image_id in self._kept:
             return self._kept[image_id]
         path = self._folder / self._names[image_id]
-        try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB").resize(
-                    (self.size, self.size), Image.Resampling.BILINEAR
-                )
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: cannot be read as an image ({error})") from error
-        image = np.asarray(picture)
+        with open_picture(path) as picture:
+            square = (self.size, self.size)
+            image = np.asarray(picture.convert("RGB").resize(square, Image.Resampling.BILINEAR))
         if len(self._kept) < self._room:
             self._kept[image_id] = image
         return image
@@ -107,8 +119,8 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
 
     Indexed by ``(place, index)``: ``place`` in the stream seeds the sample's choices. A sample
     holds ``image`` float32 (3,S,S), ``input_ids`` and ``attention_mask`` int64 (L,), ``mask``
-    int64 (S,S), ``sample`` (its index); with ``augment`` also ``strong`` float32 (3,S,S), and with
-    ``proposals`` also ``partition`` at (S,S).
+    int64 (S,S), ``sample`` (its index), ``ref_id``; with ``augment`` also ``strong`` float32
+    (3,S,S), and with ``proposals`` also ``partition`` at (S,S).
     """
 
     def __init__(
@@ -134,10 +146,17 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         self.input_ids, self.attention_mask = tokenizer.encode(self.texts, max_tokens)
         self.refs = refs
         self._sizes = tables.images.loc[refs["image_id"], ["height", "width"]].to_numpy()
-        self._image_ids = refs["image_id"].to_numpy()
+        self._image_ids, self._ref_ids = refs["image_id"].to_numpy(), refs["ref_id"].to_numpy()
         self._counts = refs["mask"].tolist()
         self.images, self.sentences, self.seed = images, sentences, seed
         self.augment, self.strong, self.proposals = augment, strong, proposals
+        if proposals is not None:
+            lacking = [i for i in dict.fromkeys(self._image_ids.tolist()) if i not in proposals]
+            if lacking:
+                raise CorruptCacheError(
+                    f"{proposals.folder}: has no proposals for {len(lacking)} images, "
+                    f"{lacking[0]} the first; run the stage propose again"
+                )
         area = images.size**2
         self.mask_of = functools.lru_cache(MASK_CACHE_BYTES // area)(self._mask_of)
         # Two bytes a pixel for the atoms' numbers, as much again for the members.
@@ -166,6 +185,7 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         image_id = int(self._image_ids[ref])
         sample = {
             "sample": index,
+            "ref_id": int(self._ref_ids[ref]),
             "input_ids": self.input_ids[index],
             "attention_mask": self.attention_mask[index],
             "mask": self.mask_of(ref).long(),
@@ -181,6 +201,24 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         if self.proposals is not None:
             sample["partition"] = self.partition_of(image_id)
         return sample
+
+    def shuffled(self, seed: int = 0) -> ExpressionDataset:
+        """The same samples, each with an expression of another reference (order drawn by seed).
+
+        Raises:
+            DataError: there are fewer than two references.
+        """
+        if len(self.refs) < 2:
+            raise DataError("expressions of fewer than two references cannot be shuffled")
+        order = np.random.default_rng(seed).permutation(len(self.refs))
+        lender = np.empty_like(order)
+        lender[order] = np.roll(order, 1)  # nobody keeps its own
+        spans = np.diff(self._first)[lender[self.ref_of]]
+        source = self._first[lender[self.ref_of]] + self.sentence_of % spans
+        other = copy.copy(self)
+        other.input_ids, other.attention_mask = self.input_ids[source], self.attention_mask[source]
+        other.texts = [self.texts[i] for i in source]
+        return other
 
     def _mask_of(self, ref: int) -> torch.Tensor:
         height, width = (int(v) for v in self._sizes[ref])
@@ -255,5 +293,17 @@ def stream_loader(
 
 
 def open_proposals(params: Params, cell: layout.Cell) -> ProposalCache:
-    """The proposals of the cell's source."""
-    return ProposalCache(layout.proposals(cell.dataset, layout.source_of(params, cell)))
+    """The proposals of the cell's source.
+
+    Raises:
+        CorruptCacheError: they are damaged, or were made with other parameters.
+    """
+    source = layout.source_of(params, cell)
+    cache = ProposalCache(layout.proposals(cell.dataset, source))
+    made_with, wanted = cache.manifest.get("params"), params.proposals.sources[source].model_dump()
+    if made_with is not None and made_with != wanted:
+        raise CorruptCacheError(
+            f"{cache.folder}: made with other parameters than proposals.sources.{source} has now; "
+            "run the stage propose again"
+        )
+    return cache

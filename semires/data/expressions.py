@@ -16,8 +16,8 @@ import numpy as np
 
 from semires.data.scenes import PART_NAMES, Scene, SceneObject
 
-MARGIN = 0.08  # of the scene's side: closer centres are not compared
-KIND_WEIGHTS = {"attribute": 0.6, "location": 0.28, "relation": 0.07, "ordinal": 0.05}
+MARGIN = 0.15  # of the scene's side: closer centres are not compared
+KIND_WEIGHTS = {"attribute": 0.7, "location": 0.2, "relation": 0.06, "ordinal": 0.04}
 ORDINALS = ("first", "second", "third", "fourth")
 
 # Where "left" puts an object first: the key sorts ascending.
@@ -28,10 +28,10 @@ DIRECTIONS: dict[str, Callable[[SceneObject], float]] = {
     "bottom": lambda o: -o.y,
 }
 SUPERLATIVES = {
-    "left": ("left {}", "{} on the left", "leftmost {}"),
-    "right": ("right {}", "{} on the right", "rightmost {}"),
-    "top": ("top {}", "{} at the top", "upper {}"),
-    "bottom": ("bottom {}", "{} at the bottom", "lower {}"),
+    "left": ("left {}", "{} on the left"),
+    "right": ("right {}", "{} on the right"),
+    "top": ("top {}", "{} at the top"),
+    "bottom": ("bottom {}", "{} at the bottom"),
 }
 RELATIONS = {
     "left": "{} left of the {}",
@@ -98,7 +98,7 @@ def expressions(scene: Scene, index: int) -> dict[str, list[str]]:
     for phrase in _phrases(item):
         group = [o for o in scene.objects if phrase.matches(o)]
         if len(group) == 1:
-            if phrase.shape or phrase.size:
+            if phrase.shape or phrase.colour:
                 found["attribute"].append(phrase.text)
             continue
         found["location"] += _locations(phrase, item, group, margin)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from semires import layout
 from semires.config import Params
+from semires.data.pictures import open_picture
 from semires.data.refer import Faults, read_refer
+from semires.errors import DataError
 from semires.files import atomic_folder, write_json, write_parquet
 
 JPEG_END = b"\xff\xd9"
@@ -139,16 +140,13 @@ def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:
     for name, height, width in tqdm(rows, total=len(images), desc="images", disable=None):
         path = folder / name
         try:
-            with Image.open(path) as file:
-                size, kind = (file.height, file.width), file.format
+            with open_picture(path) as picture:
+                size, kind = (picture.height, picture.width), picture.format
             with open(path, "rb") as file:
                 file.seek(-min(64, path.stat().st_size), 2)
                 ends = JPEG_END in file.read()
-        except FileNotFoundError:
-            faults.add("missing image", path)
-            continue
-        except (OSError, ValueError, Image.DecompressionBombError):
-            faults.add("not an image", path)
+        except (DataError, OSError, ValueError):
+            faults.add("not an image" if path.is_file() else "missing image", path)
             continue
         if kind == "JPEG" and not ends:
             faults.add("truncated JPEG", path)

@@ -154,6 +154,8 @@ def _text(value: Any) -> str:
         return value.decode("latin-1")
     if not isinstance(value, str):  # str() of a container that shares its parts may never end
         raise ValueError(f"text is due, not a {type(value).__name__}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("text is due, not half of a surrogate pair")
     return value
 
 
@@ -165,7 +167,7 @@ def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame
     rows = []
     for image_id, split in zip(first["image_id"], first["split"], strict=True):
         entry = images[image_id]
-        name = str(entry["file_name"])
+        name = _text(entry["file_name"])
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             faults.add("file name leaves the images' folder", repr(name))
         rows.append((image_id, name, whole(entry["height"]), whole(entry["width"]), split))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-THINGS = ("circle", "square", "triangle", "star", "cross", "diamond")
+THINGS = ("circle", "square", "triangle", "star", "cross")
 FIGURES = ("house", "mushroom", "person", "boat")
 PART_NAMES = {"house": "roof", "mushroom": "stem", "person": "head", "boat": "sail"}
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -27,8 +27,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 60, 175),
     "orange": (235, 132, 35),
 }
-SIZES = {"small": (9.5, 11.5), "large": (15.0, 18.5)}  # radius in pixels of a 96-pixel scene
-COUNTS, COUNT_SHARES = (3, 4, 5), (0.4, 0.4, 0.2)  # objects a scene
+# A figure's second part: other names than the objects', so that "red" never means a red roof.
+PART_COLOURS: dict[str, tuple[int, int, int]] = {
+    "white": (240, 240, 236),
+    "black": (30, 30, 34),
+    "brown": (112, 72, 42),
+}
+PAINTS = COLOURS | PART_COLOURS
+SIZES = {"small": (11.5, 13.5), "large": (18.0, 22.0)}  # radius in pixels of a 96-pixel scene
+COUNTS, COUNT_SHARES = (3, 4, 5), (0.7, 0.2, 0.1)  # objects a scene
 SUPERSAMPLING = 4
 MIN_VISIBLE = 0.6
 
@@ -108,8 +115,7 @@ OUTLINES: dict[str, tuple[Points, ...]] = {
             (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
         ],
     ),
-    "diamond": ([(0, -1.05), (0.68, 0), (0, 1.05), (-0.68, 0)],),
-    "house": (
+"house": (
         [(-0.75, -0.1), (0.75, -0.1), (0.75, 0.95), (-0.75, 0.95)],
         [(-1, -0.1), (0, -1), (1, -0.1)],
     ),
@@ -163,7 +169,6 @@ def _place(
         apart = all(math.hypot(x - o.x, y - o.y) >= 0.8 * (radius + o.radius) for o in earlier)
         if inside and apart:
             figure = shape in FIGURES
-            others = [c for c in COLOURS if c != colour]
             return SceneObject(
                 shape=shape,
                 colour=colour,
@@ -172,7 +177,7 @@ def _place(
                 y=float(y),
                 radius=radius,
                 angle=float(rng.uniform(-8, 8) if figure else rng.uniform(-15, 15)),
-                part_colour=str(rng.choice(others)) if figure else None,
+                part_colour=str(rng.choice(list(PART_COLOURS))) if figure else None,
                 texture=str(rng.choice(["plain", "plain", "stripes", "speckle"])),
             )
     return None
@@ -187,9 +192,9 @@ def _draw_kind(
     if earlier:
         other = earlier[int(rng.integers(len(earlier)))]
         chance = rng.random()
-        if chance < 0.35:
+        if chance < 0.3:
             shape = other.shape
-        elif chance < 0.5:
+        elif chance < 0.45:
             colour = other.colour
     return shape, colour
 
@@ -246,7 +251,7 @@ def render(scene: Scene) -> Rendering:
         names = [item.colour] if item.part_colour is None else [item.colour, item.part_colour]
         shade = _shading(rng, item, scene.size_px)
         for name, cover in zip(names, parts, strict=True):
-            tint = np.array(COLOURS[name], dtype=np.float32) + rng.normal(0, 7, 3)
+            tint = np.array(PAINTS[name], dtype=np.float32) + rng.normal(0, 7, 3)
             alpha = cover[..., None]
             image = image * (1 - alpha) + alpha * tint * shade[..., None]
     image += rng.normal(0, 5, image.shape)

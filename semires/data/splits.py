@@ -74,6 +74,7 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
             "n_refs_labelled": int(train.isin(chosen).sum()),
             "labelled_images": chosen,
         },
+        seal=True,
     )
     print(f"{dataset} {name} %: {len(chosen)} of {len(unique)} train images are labelled")
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from semires.config import Bert, Data, Model, Params
+from semires.config import Data, Model, Params
 from semires.data.dataset import ExpressionDataset, ImageStore, Tables
 from semires.errors import SemiresError, WeightsError
 from semires.evaluation.evaluate import evaluate, summarise
@@ -47,12 +47,17 @@ def open_checkpoint(path: str | Path, params: Params) -> Trained:
         raise WeightsError(
             f"{path}: no run folder (it has no run.json) and no published .pth checkpoint"
         )
-    sections: dict[str, Any] = read_json(record)["params"]
-    settings = Model.model_validate(sections["model"])
-    tokenizer = Tokenizer.from_config(Bert.model_validate(sections["model"]["bert"]))
+    try:
+        sections: dict[str, Any] = read_json(record)["params"]
+        settings = Model.model_validate(sections["model"])
+        data = Data.model_validate(sections["data"])
+    except (LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{record}: no record of a training ({reason})") from error
+    tokenizer = Tokenizer.from_config(settings.bert)
     model = build_model(settings, tokenizer, pretrained=False)
     load_weights(model, folder / "model.safetensors")
-    return Trained(model.eval(), tokenizer, Data.model_validate(sections["data"]))
+    return Trained(model.eval(), tokenizer, data)
 
 
 def evaluate_checkpoint(

@@ -13,12 +13,12 @@ from PIL import Image
 
 from semires.config import Params
 from semires.data.augment import normalise
+from semires.data.pictures import read_picture
 from semires.errors import DataError
 from semires.evaluation.checkpoint import Trained, open_checkpoint
 from semires.files import atomic_path
 
 OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
-MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,6 @@ class Prediction:
 
     mask: NDArray[np.bool_]
     confidence: float
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Any picture file as uint8 RGB (H,W,3), turned as its EXIF says.
-
-    Raises:
-        DataError: missing, damaged, no picture, or larger than 100 megapixels.
-    """
-    from PIL import ImageOps
-
-    try:
-        with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {file.width}x{file.height} pixels are more than 100 million"
-                )
-            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
 @torch.inference_mode()
@@ -103,7 +84,7 @@ def predict(
             for i, (name, text) in enumerate(_read_table(Path(expressions)))
         ]
     for path, text, target in jobs:
-        picture = read_image(path)
+        picture = read_picture(path, upright=True)
         prediction = segment(trained, picture, text)
         _save(overlay(picture, prediction.mask), target)
         _save(prediction.mask.astype(np.uint8) * 255, target.with_name(f"{target.stem}-mask.png"))
@@ -121,6 +102,8 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
         pairs = [(row["image"], row["expression"]) for row in rows]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: no CSV with columns image,expression ({error})") from error
+    if any(value is None for pair in pairs for value in pair):
+        raise DataError(f"{path}: a line has fewer columns than its header")
     for name, _ in pairs:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{path}: {name!r} leaves the folder of images")

@@ -11,6 +11,7 @@ import argparse
 import math
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def read_checkpoint(path: str | Path) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch verifies no checksum
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not hold")
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

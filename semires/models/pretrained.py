@@ -182,7 +182,7 @@ def parameter_groups(
     No decay on the backbone's norm layers and position tables. Of BERT the first
     ``bert_layers_trained`` layers train; later ones are frozen, and its embeddings too where they
     are pretrained (random ones, frozen, would never learn a word). Swin learns at ``swin_lr_scale``
-    times the learning rate.
+    times the learning rate, but for its absolute positions: "left" is learned here.
 
     Returns:
         Groups with ``weight_decay`` and ``lr_scale``, in the order of the model's parameters.
@@ -196,7 +196,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = 0.0 if _undecayed(name) else weight_decay
-            scale = swin_lr_scale if name.startswith("swin.") else 1.0
+            slow = name.startswith("swin.") and "position_embeddings" not in name
+            scale = swin_lr_scale if slow else 1.0
             groups.setdefault((decay, scale), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}

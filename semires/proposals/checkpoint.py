@@ -63,7 +63,7 @@ def prepare_checkpoint(params: Params) -> None:
             files.write_bytes(folder / TINY_FILE, path.read_bytes())
         size = path.stat().st_size
         record = {"model": settings.model, "sha256": sha256, "size": size, "path": described}
-        files.write_json(folder / "sam.json", record)
+        files.write_json(folder / "sam.json", record, seal=True)
         _load(settings.model, folder / TINY_FILE if settings.model == "tiny" else path)
     print(f"sam: {settings.model}, {size / 2**20:.1f} MiB, SHA-256 {sha256[:12]}")
 

@@ -72,6 +72,8 @@ def propose(params: Params, dataset: str, source: str) -> None:
     if _is_published(job):
         print(f"propose: {what} are there already, whole and from the same inputs")
         return
+    if rank == 0 and layout.proposals(dataset, source).exists():
+        print(f"propose: {what} are damaged or of other inputs: they are made anew")
     with files.lock(job.work / f"rank{rank}.lock", what), _interruptible():
         todo = [s for s in job.shards[rank::world] if not _is_finished(job, s, mend=True)]
         _make(job, todo, total=sum(len(s.tasks) for s in job.shards[rank::world]), rank=rank)
@@ -183,7 +185,7 @@ def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
         "sha256": sha256,
         "n_proposals": sum(row.n for row in rows),
     }
-    files.write_json(_record_path(job, shard), record)
+    files.write_json(_record_path(job, shard), record, seal=True)
 
 
 def _is_published(job: Job) -> bool:
@@ -244,9 +246,9 @@ def _publish(job: Job) -> None:
         for record in records:
             with files.atomic_path(folder / record["file"]) as path:
                 shutil.copyfile(job.work / record["file"], path)
-        files.write_json(folder / "manifest.json", manifest)
+        files.write_json(folder / "manifest.json", manifest, seal=True)
         quality = _quality(job, ProposalCache(folder))
-        files.write_json(folder / "quality.json", quality)
+        files.write_json(folder / "quality.json", quality, seal=True)
     _say(job, n_images, manifest["proposals_per_image"], quality)
 
 

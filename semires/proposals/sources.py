@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from semires import layout
 from semires.config import FelzenszwalbSource, SegmentAnythingSource, TransformersSource
+from semires.data.pictures import read_picture
 from semires.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,13 +116,4 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         DataError: it is missing, damaged, too small or too large.
     """
-    try:
-        with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise DataError(f"{path}: {file.width}x{file.height} is over {MAX_PIXELS} pixels")
-            pixels = np.asarray(file.convert("RGB"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
-    return as_rgb(pixels, str(path))
+    return as_rgb(read_picture(path, MAX_PIXELS), str(path))

@@ -30,7 +30,8 @@ class TableRow(Section):
     """One row: which runs fill it and where the paper's values of it are.
 
     ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` keeps the share of
-    references with the smallest masks. ``paper`` is a path in paper.json, with ``{dataset}`` and
+    references with the smallest masks; ``shuffled`` takes the evaluation with every expression
+    given to another reference. ``paper`` is a path in paper.json, with ``{dataset}`` and
     ``{fraction}`` filled in, or one path per fraction; a path without ``{dataset}`` is RefCOCO's.
     ``needs`` says what the project lacks to fill the row at all.
     """
@@ -40,6 +41,7 @@ class TableRow(Section):
     fraction: Percent | None = None
     source: Name | None = None
     smallest: Annotated[float, Field(gt=0, le=1)] | None = None
+    shuffled: bool = False
     marks: list[bool] = Field(default_factory=list)
     paper: str | dict[str, str] | None = None
     needs: str | None = None
@@ -49,8 +51,8 @@ class TableDefinition(Section):
     """A table: one section per data set and fraction, one row per method, one column per split.
 
     ``from_study``: rows whose method is not in ``study.methods`` are left out and methods of the
-    study without a row are appended, so a new method has its row. ``pairs``: which rows are
-    compared by paired bootstrap.
+    study without a row are appended, so a new method has its row. ``splits``: which columns, None
+    for all. ``pairs``: whether rows are compared by paired bootstrap.
     """
 
     kind: Literal["table"]
@@ -60,6 +62,7 @@ class TableDefinition(Section):
     fractions: Fractions = "study"
     from_study: bool = False
     marks: list[str] = Field(default_factory=list)
+    splits: list[Name] | None = None
     pairs: bool = True
     rows: list[TableRow] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)

@@ -42,7 +42,8 @@ def panel_figure(panels: dict[str, Any], max_rows: int = 12) -> Figure:
     titles = ["image", *(title for title, _, _ in masks)]
     for row in range(count):
         top = height - foot - row * row_height
-        figure.text(gap / width, (top - 0.04) / height, _head(panels, row), fontsize=8, va="top")
+        head_at = (gap / width, (top - 0.04) / height)
+        figure.text(*head_at, _head(panels, row), fontsize=8, va="top", parse_math=False)
         for column in range(columns):
             left, bottom = gap + column * (side + gap), top - row_height
             box = (left / width, bottom / height, side / width, side * ratio / height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from semires import layout
@@ -16,26 +17,39 @@ def update_readme(path: Path = Path("README.md")) -> None:
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     table = (layout.REPORTS / "main.md").read_text(encoding="utf-8").strip()
+    listening = (layout.REPORTS / "listening.md").read_text(encoding="utf-8").strip()
     figure = "![What refinement does](reports/qualitative.png)"
-    block = "\n\n".join((BEGIN, table, figure, _times() + END))
+    block = "\n\n".join((BEGIN, table, listening, figure, _times() + END))
     write_text(path, before + block + after)
 
 
 def _times() -> str:
-    """Mean seconds of the trainings by method, with machine, date and commit, from run records."""
+    """Seconds of each kind of stage as DVC last ran it, with machine, date and commit."""
     records = [read_json(p) for p in sorted(layout.RUNS.glob("*/*/*/*/run.json"))]
-    if not records:
+    if not records or not layout.STAGE_TIMES.is_file():
         return ""
-    seconds: dict[str, list[float]] = {}
-    for record in records:
-        seconds.setdefault(record["cell"]["label"], []).append(record["duration_s"])
-    parts = [f"{name} {sum(s) / len(s):.0f}" for name, s in seconds.items()]
+    lines = layout.STAGE_TIMES.read_text(encoding="utf-8").splitlines()
+    latest = {row["stage"]: float(row["seconds"]) for row in map(json.loads, lines)}
+    kinds: dict[str, list[float]] = {}
+    for stage, seconds in latest.items():
+        kinds.setdefault(stage.partition("@")[0], []).append(seconds)
+    rows = [
+        f"| {kind} | {len(s)} | {sum(s) / len(s):.1f} | {sum(s):.0f} |" for kind, s in kinds.items()
+    ]
     last = max(records, key=lambda r: r["finished"])
     where = last["environment"]
-    return (
-        f"Seconds a run, mean: {', '.join(parts)}. {len(records)} runs, the last one finished "
-        f"{last['finished'][:10]} on {where['device']} with {where['threads']} threads, "
-        f"torch {where['torch']}, commit {str(where['git_commit'])[:10]}; made by `make repro`.\n"
+    return "\n".join(
+        (
+            "| stage | runs | seconds a run | seconds |",
+            "| --- | ---: | ---: | ---: |",
+            *rows,
+            f"| all | {len(latest)} | | {sum(latest.values()):.0f} |",
+            "",
+            f"Each stage as `dvc repro` last ran it, up to {last['finished'][:10]}, on "
+            f"{where['device']} with {where['threads']} threads, torch {where['torch']}, "
+            f"commit {str(where['git_commit'])[:10]}.",
+            "",
+        )
     )
 
 

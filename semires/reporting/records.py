@@ -17,7 +17,7 @@ import numpy as np
 from semires import layout
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
-from semires.files import read_json, read_parquet
+from semires.files import read_json, read_parquet, sha256_file
 from semires.layout import Cell, fraction_name
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: per split the metrics in percent, and `pseudo`."""
-        path = self.folder / "metrics.json"
+        path = self._whole("metrics.json")
         values = read_json(path)
         if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
             raise CorruptCacheError(f"{path}: no metrics by split; make the run again")
@@ -51,19 +51,14 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row per expression, without the expressions' text."""
-        path = self.folder / "predictions.parquet"
-        table = read_parquet(path, columns=_PREDICTION_COLUMNS)
-        missing = sorted(set(_PREDICTION_COLUMNS) - set(table.columns))
-        if missing:
-            raise CorruptCacheError(f"{path}: lacks the columns {', '.join(missing)}")
-        return table
+        return read_parquet(self._whole("predictions.parquet"), columns=_PREDICTION_COLUMNS)
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """history.csv, one row per evaluation."""
         import pandas as pd
 
-        path = self.folder / "history.csv"
+        path = self._whole("history.csv")
         try:
             return pd.read_csv(path)
         except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -72,20 +67,34 @@ class Run:
     @cached_property
     def corrections(self) -> pd.DataFrame | None:
         """corrections.parquet, or None where the run has none (burn-in, control)."""
-        path = self.folder / "corrections.parquet"
+        path = self._whole("corrections.parquet")
         return read_parquet(path) if path.is_file() else None
 
     @cached_property
     def panels(self) -> dict[str, NDArray[Any]] | None:
         """panels.npz as arrays, or None where the run has none."""
-        path = self.folder / "panels.npz"
+        path = self._whole("panels.npz")
         if not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except Exception as error:  # zipfile, zlib and numpy each have errors of their own
             raise CorruptCacheError(f"{path}: damaged panels ({error})") from error
+
+    def _whole(self, name: str) -> Path:
+        """A file of the run, which must be the bytes that run.json says.
+
+        Raises:
+            CorruptCacheError: it is not.
+        """
+        path, stated = self.folder / name, self.record.get("files", {}).get(name)
+        if stated is not None and not (path.is_file() and sha256_file(path) == stated):
+            raise CorruptCacheError(
+                f"{path}: missing or damaged: its SHA-256 is not the one in run.json; run "
+                "`dvc checkout`, or make the run again"
+            )
+        return path
 
     def sums(self, split: str, smallest: float | None = None) -> ImageSums | None:
         """Per-image sums of a split, or None if the run has no such split.
@@ -179,7 +188,9 @@ def load_records(
 def _read_run(path: Path, default_source: str | None) -> Run:
     record = read_json(path)
     try:
-        values = record["cell"]
+        values, files = record["cell"], record.get("files", {})
+        if not isinstance(files, dict):
+            raise TypeError("files")
         source = values.get("source")
         method = str(values["method"])
         if source and source != default_source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from semires import layout
+from semires import layout, tracking
 from semires.config import Params
 from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.layout import fraction_name
@@ -134,6 +134,8 @@ def print_summary(params: Params) -> None:
     console.print(f"{layout.REPORTS}/index.html, {layout.REPORTS}/main.md")
     console.print(f"Runs with their checkpoints: {layout.RUNS}/D/F/M/seedS/")
     console.print("MLflow store: mlflow.db (look at it with `make ui`)")
+    if waiting := tracking.pending():
+        console.print(f"{waiting} runs wait for the store in .work/tracking: `semires track sync`")
 
 
 def build_main(params: Params, records: Records) -> Table:

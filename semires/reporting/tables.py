@@ -120,7 +120,7 @@ class TableBuilder:
             split
             for dataset in self.params.study.datasets
             for split in self.params.datasets[dataset].splits
-            if split != "train"
+            if split != "train" and split in (definition.splits or [split])
         )
         table = Table(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
@@ -175,7 +175,7 @@ class TableBuilder:
         if row.needs is None:
             runs = self.records.find(dataset, fraction, cell.label)
             for split in self.params.datasets[dataset].splits:
-                sums = _sums(runs, split, row.smallest)
+                sums = _sums(runs, split, row)
                 if sums:
                     values[split] = self._value(sums)
         name = paper_name(self.params, dataset)
@@ -231,13 +231,14 @@ class TableBuilder:
             runs = self.records.find(section.dataset, fraction, label)
             by_seed.append({run.cell.seed: run for run in runs})
         seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-        one = _sums([by_seed[0][s] for s in seeds], split, first.smallest)
-        two = _sums([by_seed[1][s] for s in seeds], split, second.smallest)
+        one = _sums([by_seed[0][s] for s in seeds], split, first)
+        two = _sums([by_seed[1][s] for s in seeds], split, second)
         return (one, two) if len(one) == len(two) else ([], [])
 
 
-def _sums(runs: list[Run], split: str, smallest: float | None) -> list[ImageSums]:
-    found = (run.sums(split, smallest) for run in runs)
+def _sums(runs: list[Run], split: str, row: TableRow) -> list[ImageSums]:
+    name = f"{split}_shuffled" if row.shuffled else split
+    found = (run.sums(name, row.smallest) for run in runs)
     return [sums for sums in found if sums is not None]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ class Store:
             if self.artifacts is not None and not (root / "mlflow.db").exists():
                 _create(root / "mlflow.db", self.artifacts)
             self.client: Any = MlflowClient(tracking_uri=self.uri)
+            _flush_seldom(self.client)
             self.client.search_experiments(max_results=1)  # makes and migrates a new database
 
     def experiment(self, name: str) -> str:
@@ -105,6 +107,7 @@ class Store:
             self.client.update_run(progress["run_id"], status="RUNNING")
             batch = [RunTag(k, v) for k, v in tags.items()]
             self.client.log_batch(progress["run_id"], tags=batch)
+            progress["trials"] = self._trials_of(experiment, progress["run_id"])
             return
         run = self.client.create_run(experiment, event["time_ms"], tags, event["name"])
         progress.update(run_id=run.info.run_id, step=-1)
@@ -126,14 +129,26 @@ class Store:
         elif path.is_file():
             self.client.log_artifact(progress["run_id"], str(path))
 
+    def _trials_of(self, experiment: str, run_id: str) -> list[str]:
+        """Names of a study's trials that are whole; the one that a killed sender was at goes."""
+        nested = self.runs(experiment, f"tags.`mlflow.parentRunId` = '{run_id}'")
+        for run in nested:
+            if run.info.status != "FINISHED":
+                self.client.delete_run(run.info.run_id)
+        return [run.info.run_name for run in nested if run.info.status == "FINISHED"]
+
     def _trial(self, event: Event, progress: dict[str, Any]) -> None:
         from mlflow.entities import Metric, Param
 
-        when = event["time_ms"]
-        tags = {"mlflow.parentRunId": progress["run_id"], "stage": "trial"}
-        run = self.client.create_run(
-            progress["experiment"], when, tags, f"trial-{event['number']:04d}"
-        )
+        when, name = event["time_ms"], f"trial-{event['number']:04d}"
+        if name in progress.get("trials", ()):
+            return
+        tags = {
+            "mlflow.parentRunId": progress["run_id"],
+            "stage": "trial",
+            "state": event["state"],
+        }
+        run = self.client.create_run(progress["experiment"], when, tags, name)
         self.client.log_batch(
             run.info.run_id,
             metrics=[Metric(k, v, when, 0) for k, v in event["values"].items()],
@@ -158,13 +173,38 @@ def _creation_lock(root: Path) -> Iterator[None]:
 
 
 def _create(path: Path, artifacts: str) -> None:
-    """Make an empty database elsewhere and put it in place whole: its migrations take seconds."""
+    """Make an empty database elsewhere and put it in place whole: its migrations take seconds.
+
+    Its write-ahead log lets the UI read while a sender writes, and spares most flushes to disk.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     temporary = path.parent / ".work" / f"{path.name}.{uuid.uuid4().hex[:8]}"
     store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)
     store.engine.dispose()
+    with contextlib.closing(sqlite3.connect(temporary)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    for left in ("-wal", "-shm"):  # of a database that someone removed: not this one's
+        path.with_name(path.name + left).unlink(missing_ok=True)
     os.replace(temporary, path)
+
+
+def _flush_seldom(client: Any) -> None:
+    """Where the store is an sqlite file, leave it to checkpoints to wait for the disk.
+
+    A run takes half a dozen commits. A killed process loses none of them; a power failure may lose
+    the last ones, which `semires track sync` brings back.
+    """
+    engine = getattr(client._tracking_client.store, "engine", None)
+    if engine is None or engine.dialect.name != "sqlite":
+        return
+    import sqlalchemy.event
+
+    def relax(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(engine, "connect", relax)
+    engine.dispose()  # connections made before the listener
 
 
 def _panels(path: Path) -> Iterator[tuple[str, Any]]:

@@ -41,6 +41,7 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
     model = task.build_model()
     trained = task.trainable(model)
     labelled = task.dataset(task.labelled, sentences=params.data.sentences, seed=cell.seed)
+    task.check_batch(settings.batch_size, len(labelled), "burn_in.batch_size")
     val = task.evaluation_sets(["val"])["val"]
     group, accumulate = task.group, params.runtime.accumulate
     global_batch = settings.batch_size * accumulate * group.world
@@ -50,7 +51,7 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
         stream = Stream(labelled, settings.batch_size, last, first, group.rank, group.world)
         return stream_loader(labelled, stream, params.runtime.workers)
 
-    with tracking.track_run(cell, params, task.sections, stage="burn_in") as run:
+    with task.lock(), tracking.track_run(cell, params, task.sections, stage="burn_in") as run:
         loop = Loop(
             task,
             settings,

@@ -61,6 +61,7 @@ class Loop:
         self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
         self._samples = 0
         self._micro = 0
+        self._batch: Any = None
         self._waited_s = 0.0
         self._resume()
 
@@ -92,7 +93,7 @@ class Loop:
             disable=None if self.task.group.leads else True,
         )
         with bar:
-            while self.step < self.total:
+            while self.step < self.total and not self._out_of_patience():
                 self._set_lr()
                 self._set_training()
                 for micro in range(self.accumulate):
@@ -100,6 +101,7 @@ class Loop:
                     asked = time.monotonic()
                     batch = next(batches)
                     self._waited_s += time.monotonic() - asked
+                    self._batch = batch
                     yield batch
                 self.step += 1
                 bar.update()
@@ -107,12 +109,12 @@ class Loop:
                     self._evaluate(started)
                     bar.set_postfix(val_oIoU=f"{self.history[-1]['val/oIoU']:.2f}")
                     started = time.monotonic()
-                    if self._out_of_patience():
-                        return
                 self._poll_stop()
                 if time.monotonic() - saved > self.task.params.runtime.checkpoint_every_s:
                     self.save()
                     saved = time.monotonic()
+        self.save()  # the last evaluations may take long, and are all that is left to do
+        process.stop_at_once()
 
     def optimise(self, loss: torch.Tensor) -> bool:
         """Backpropagate; on the last micro-batch of a step, step the optimizer and say so.
@@ -123,8 +125,9 @@ class Loop:
         if not torch.isfinite(loss):
             self.save()
             raise NonFiniteLossError(
-                f"{self.task.cell.name}: the loss is {loss.item()} at step {self.step}; "
-                f"the state is in {self.task.work}; lower the learning rate or look at the batch"
+                f"{self.task.cell.name}: the loss is {loss.item()} at step {self.step}, of a batch "
+                f"of the references {', '.join(map(str, ref_ids(self._batch)))}; the state before "
+                f"it is in {self.task.work}; lower the learning rate or look at them"
             )
         self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
         if self._micro < self.accumulate - 1:
@@ -227,6 +230,11 @@ class Loop:
     def _resume(self) -> None:
         state = load_state(self._path)
         if state is None:
+            if self.task.group.leads and (others := self.task.other_states()):
+                print(
+                    f"{self.task.cell.name}: starts anew: {others[0]} was made with other "
+                    "parameters, data or weights, and is left there"
+                )
             return
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -243,6 +251,12 @@ class Loop:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
         return self.evaluated
+
+
+def ref_ids(batch: Any) -> list[int]:
+    """The references of a batch, or of several side by side, in order."""
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    return sorted({ref for part in parts if part is not None for ref in part["ref_id"]})
 
 
 def means(sums: dict[str, float], steps: int) -> dict[str, float]:

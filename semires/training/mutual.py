@@ -7,7 +7,9 @@ strong views in one batch; the teacher follows the student as a moving average (
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -88,10 +90,12 @@ def train_mutual(
     teacher = make_teacher(student)
     trained = task.trainable(student)
     labelled, unlabelled = _parts(task, method)
+    task.check_batch(settings.labelled_batch, len(labelled), "mutual.labelled_batch")
     refiner, weights = make_refiner(params, method), params.loss.class_weights
     keep = ConfidenceFilter(method.keep).to(task.group.device)
 
-    with tracking.track_run(cell, params, task.sections, stage="mutual") as run:
+    alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
+    with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:
         steps = _total_steps(task, len(labelled), len(unlabelled))
         modules = {"model": student, "teacher": teacher, "filter": keep}
         loop = _teacher_loop(task, steps, modules, on_evaluation or run.log_metrics)
@@ -121,6 +125,7 @@ def train_mutual(
             if loop.optimise(loss):
                 update_ema(teacher, student, settings.ema)
         if on_evaluation is not None:
+            shutil.rmtree(task.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
         best = loop.load_best()
         pseudo, write_more = measure_corrections(task, refiner, best)

@@ -5,7 +5,9 @@ Everything that tables, figures and MLflow show of a run is read from here.
 
 from __future__ import annotations
 
+import errno
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,15 +26,18 @@ from semires.data.dataset import ExpressionDataset
 from semires.evaluation.evaluate import evaluate, summarise
 from semires.files import (
     atomic_folder,
+    atomic_path,
     fingerprint,
     sha256_file,
     sha256_tree,
     write_json,
     write_parquet,
+    write_text,
 )
 from semires.process import peak_rss_mb
 from semires.training.task import Task
 
+SHUFFLED = "_shuffled"
 HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
@@ -71,11 +76,17 @@ def write_run(
 ) -> dict[str, dict[str, float]]:
     """Evaluate ``model`` on every evaluation split and write ``runs/D/F/M/seedS``.
 
+    ``val_shuffled`` is val with every expression given to another reference: what a model reaches
+    that does not listen.
+
     Returns:
         The content of ``metrics.json``: metrics by split, percent.
     """
     splits = [s for s in task.params.datasets[task.cell.dataset].splits if s != "train"]
-    tables = {s: evaluate_split(task, model, d) for s, d in task.evaluation_sets(splits).items()}
+    sets = task.evaluation_sets(splits)
+    if "val" in sets and len(sets["val"].refs) > 1:
+        sets[f"val{SHUFFLED}"] = sets["val"].shuffled()
+    tables = {split: evaluate_split(task, model, dataset) for split, dataset in sets.items()}
     metrics = {split: summarise(table) for split, table in tables.items()}
     if pseudo is not None:
         metrics["pseudo"] = pseudo
@@ -88,7 +99,9 @@ def write_run(
             write_parquet(folder / "predictions.parquet", predictions)
             if write_more is not None:
                 write_more(folder)
-            write_json(folder / "run.json", _record(task, model, metrics, best_step, started))
+            record = _record(task, model, metrics, best_step, started)
+            digests = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+            write_json(folder / "run.json", {**record, "files": digests}, seal=True)
         shutil.rmtree(task.work, ignore_errors=True)
     task.group.barrier()
     return metrics
@@ -96,10 +109,17 @@ def write_run(
 
 def save_model(model: nn.Module, path: Path) -> None:
     """Weights as safetensors, with their SHA-256 beside them."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_model as save
 
-    save(model, str(path))
-    path.with_name(path.name + ".sha256").write_text(sha256_file(path) + "\n")
+    size = sum(v.numel() * v.element_size() for v in model.state_dict().values())
+    with atomic_path(path, size) as temporary:
+        try:
+            save(model, str(temporary))
+        except SafetensorError as error:  # it has no errno of its own
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+    write_text(path.with_name(path.name + ".sha256"), sha256_file(path) + "\n")
 
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:

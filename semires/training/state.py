@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from semires.files import sha256_bytes, write_bytes
+from semires.files import explain_os_error, sha256_bytes, write_bytes
 
 DIGEST_BYTES = 64
 
@@ -24,9 +24,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        os.replace(path, previous(path))
+    with explain_os_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            os.replace(path, previous(path))
     write_bytes(path, sha256_bytes(data).encode() + data)
 
 

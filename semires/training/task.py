@@ -19,7 +19,8 @@ from torch import nn
 from semires import layout
 from semires.config import Params
 from semires.data.dataset import ExpressionDataset, ImageStore, Tables
-from semires.files import fingerprint, read_json, sha256_file
+from semires.errors import ConfigError
+from semires.files import fingerprint, lock, read_json, sha256_file
 from semires.layout import Cell
 from semires.models import build_model
 from semires.models.pretrained import parameter_groups
@@ -78,6 +79,34 @@ class Task:
         """Where the state of the unfinished run is kept."""
         identity = [self.fingerprints, self.cell.__dict__, self.extra, STATE_FORMAT]
         return layout.work("-".join(self.cell.folder.parts), fingerprint(identity))
+
+    def other_states(self) -> list[Path]:
+        """States of this cell's unfinished runs that were made from something else."""
+        name = "-".join(self.cell.folder.parts)
+        return sorted(p.parent for p in self.work.parent.glob(f"{name}-*/last.pt"))
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the one group of processes that makes this run; others are refused.
+
+        Raises:
+            BusyError: on entry, another process makes the same run.
+        """
+        if not self.group.leads:
+            return contextlib.nullcontext()
+        place = self.work.parent / "locks" / f"{self.work.name}.lock"
+        return lock(place, f"the run {self.cell.folder}")
+
+    def check_batch(self, size: int, labelled: int, key: str) -> None:
+        """Refuse a batch that holds each labelled sample more than once.
+
+        Raises:
+            ConfigError: it is larger, over all processes, than ``labelled`` expressions.
+        """
+        if size * self.group.world > labelled:
+            raise ConfigError(
+                f"{key}: a batch of {size * self.group.world} is more than the {labelled} labelled "
+                f"expressions of {self.cell.dataset} at {self.cell.fraction:g} %"
+            )
 
     def dataset(self, refs: pd.DataFrame, **options: Any) -> ExpressionDataset:
         """Samples of ``refs`` at the model's image size."""

@@ -8,6 +8,7 @@ reference, and equals refining the pixels to the last digit (tests/tuning/test_o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -317,13 +318,17 @@ def with_values(params: Params, cell: Cell, values: Mapping[str, float]) -> Para
 def training_objective(trial: optuna.Trial, params: Params, cell: Cell) -> float:
     """Best val oIoU (percent) of a short mutual learning; each evaluation goes to the pruner.
 
+    Nothing of it stays on disk, unless it is stopped: the trial is then queued again and goes on.
+
     Raises:
         optuna.TrialPruned: the pruner gave up on the trial, or its loss diverged.
+        Interrupted: a signal arrived.
     """
     import optuna
 
     from semires.errors import NonFiniteLossError
-    from semires.training.mutual import train_mutual
+    from semires.training.mutual import SECTIONS, train_mutual
+    from semires.training.task import Task
 
     def on_evaluation(metrics: dict[str, float], step: int) -> None:
         trial.report(metrics["val/oIoU"], step)
@@ -331,7 +336,11 @@ def training_objective(trial: optuna.Trial, params: Params, cell: Cell) -> float
             raise optuna.TrialPruned
 
     changed = with_values(params, cell, suggest(trial, space(params, cell)))
+    work = Task(changed, cell, SECTIONS).work
     try:
-        return train_mutual(changed, cell, on_evaluation)["val"]["oIoU"]
-    except NonFiniteLossError as error:
+        value = train_mutual(changed, cell, on_evaluation)["val"]["oIoU"]
+    except (optuna.TrialPruned, NonFiniteLossError) as error:
+        shutil.rmtree(work, ignore_errors=True)
         raise optuna.TrialPruned(str(error)) from error
+    shutil.rmtree(work, ignore_errors=True)
+    return value

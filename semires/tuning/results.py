@@ -135,13 +135,27 @@ def publish(result: Result) -> None:
         result.trial_table.to_csv(temporary / "trials.csv", index=False)
         write_json(temporary / "summary.json", result.summary)
         plots.draw(result, temporary)
-    write_text(tuned_file(result.cell), best_yaml(result, thresholds_only=True))
-    tracking.log_study(result.cell, result.params, result.trial_table, folder)
+    seeds = result.params.study.tune_seeds
+    if not seeds or result.cell.seed in seeds:
+        write_text(tuned_file(result.cell), best_yaml(result, thresholds_only=True))
+    else:
+        print(f"{tuned_file(result.cell)}: left as it is, study.tune_seeds says seed {seeds[0]}")
+    tracking.log_study(result.cell, without_password(result.params), result.trial_table, folder)
     print(text_table(result))
 
 
+def without_password(params: Params) -> Params:
+    """Parameters to show to others: the storage's URL holds no password."""
+    storage = params.tune.storage and hidden(params.tune.storage)
+    return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
+
+
 def tuned_file(cell: Cell) -> Path:
-    """Where methods with ``thresholds: tuned`` find them (in git)."""
+    """Where methods with ``thresholds: tuned`` find them (in git), whatever their own seed.
+
+    One search speaks for a method, so its seed is not in the name: ``study.tune_seeds`` holds one
+    seed at most, and `semires tune` with another one does not write here.
+    """
     fraction = layout.fraction_name(cell.fraction)
     return layout.TUNED / f"{cell.dataset}-{fraction}-{cell.label}.yaml"
 
@@ -193,5 +207,6 @@ def text_table(result: Result) -> str:
         + tabulate(rows, headers=head, disable_numparse=True)
         + f"\nbest minus paper, held out: {told['value']:+.2f} "
         f"[{told['low']:+.2f}, {told['high']:+.2f}]"
+        f"\nlook at it with `optuna-dashboard {hidden(result.storage)}` (docs/tuning.md)"
     )
     return text

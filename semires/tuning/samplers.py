@@ -7,7 +7,6 @@ place, so that one process, two processes or a resumed one draw from the same se
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,9 @@ class PlacedSampler(BaseSampler):  # type: ignore[misc]
         axes: the space.
         first: the points of the first trials.
         parallel: trials are long and several processes run some at once.
+
+    Raises:
+        ConfigError: CMA-ES is asked to search one parameter, which it cannot.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class PlacedSampler(BaseSampler):  # type: ignore[misc]
         first: Sequence[dict[str, float]] = (),
         parallel: bool = False,
     ) -> None:
-        if kind == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        if kind == "cmaes" and len(axes) < 2:
             raise ConfigError(
-                "tune.sampler: cmaes needs the package cmaes (`pip install cmaes`), or choose tpe"
+                f"tune.sampler: cmaes needs two parameters or more, and {', '.join(axes)} is all "
+                "there is to search; choose tpe"
             )
         self.kind, self.seed, self.axes = kind, seed, axes
         self.first, self.parallel = first, parallel

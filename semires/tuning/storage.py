@@ -188,5 +188,7 @@ def slot(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> int:
     if SLOT in trial.user_attrs:
         return int(trial.user_attrs[SLOT])
     # With the cache that samplers use within a trial: reading the storage is what costs time.
-    earlier = study._get_trials(deepcopy=False, use_cache=True)[: trial.number]
+    # Of all trials: with Hyperband, samplers are given a study that shows one bracket's alone.
+    every = optuna.Study._get_trials(study, deepcopy=False, use_cache=True)
+    earlier = every[: trial.number]
     return int(trial.number) - sum(SLOT in other.user_attrs for other in earlier)

@@ -20,6 +20,7 @@ from semires.layout import Cell
 from semires.training import loop as loop_module
 from semires.training.burn_in import burn_in
 from semires.training.mutual import mutual
+from semires.training.task import Task
 
 BURN_IN = Cell("refscenes", 25, "supervised", 0)
 
@@ -60,10 +61,10 @@ def test_the_run_folder_is_whole(burned: Path):
         "model.safetensors", "model.safetensors.sha256", "run.json", "metrics.json",
         "history.csv", "predictions.parquet",
     }  # fmt: skip
-    assert set(read_json(burned / "metrics.json")) == {"val", "testA", "testB"}
+    assert set(read_json(burned / "metrics.json")) == {"val", "testA", "testB", "val_shuffled"}
     table = pd.read_parquet(burned / "predictions.parquet")
     assert (table["intersection"] <= table["union"]).all()
-    assert set(table["split"]) == {"val", "testA", "testB"}
+    assert set(table["split"]) == {"val", "testA", "testB", "val_shuffled"}
     assert pd.read_csv(burned / "history.csv")["step"].tolist() == [3, 6]
     assert not list(Path(".work").glob("runs-*25-supervised*")), "the state of a finished run stays"
 
@@ -169,6 +170,20 @@ def test_corrections_and_panels_are_written(burned: Path):
         assert panels["truth"].dtype == bool
     pseudo = read_json(folder / "metrics.json")["pseudo"]
     assert pseudo["matched"] + pseudo["unmatched"] == pytest.approx(100)
+
+
+def test_shuffled_expressions_are_anothers(burned: Path):
+    sets = Task(small_params(), BURN_IN, ()).evaluation_sets(["val"])
+    plain, shuffled = sets["val"], sets["val"].shuffled()
+    lent = plain.refs["raw"].map(set)
+    assert len(shuffled) == len(plain)
+    for index, text in enumerate(shuffled.texts):
+        ref = int(plain.ref_of[index])
+        owners = {i for i, texts in enumerate(lent) if text in texts}
+        assert owners - {ref}, text
+    assert (shuffled.input_ids != plain.input_ids).any()
+    evaluated = pd.read_parquet(burned / "predictions.parquet")
+    assert set(evaluated["split"]) == {"val", "testA", "testB", "val_shuffled"}
 
 
 def test_sums_stay_on_the_device_and_are_numbers_in_the_state(

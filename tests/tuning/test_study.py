@@ -1,13 +1,16 @@
 """Studies: the same trials however often a study is stopped, none lost, none run twice."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -15,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from study_worker import AXES, make_search, make_table
 
 from semires.errors import ConfigError, SemiresError
+from semires.tuning import storage
 from semires.tuning import study as studies
 from semires.tuning.objective import Axis, suggest, summarise
 from semires.tuning.samplers import PlacedSampler, grid, scaled
@@ -37,6 +41,12 @@ def run_here(url, totals, sampler="tpe", run=studies.run_batches, table=None):
         run(study, gate, objective, total)
         gate.close()
     return studies.finished(study)
+
+
+def tune_here(url, total):
+    """As the stage does: what a storage does wrong is explained."""
+    with storage.explained(url):
+        run_here(url, [total])
 
 
 def start(url, total, log, *options):
@@ -218,17 +228,30 @@ def test_damaged_storage_is_one_line(tmp_path):
         open_storage(sqlite(tmp_path))
 
 
-def test_missing_cmaes_is_one_line(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install cmaes"):
-        PlacedSampler("cmaes", 0, AXES)
+def test_locked_storage_is_one_line(tmp_path, monkeypatch):
+    url = sqlite(tmp_path)
+    run_here(url, [3])
+    monkeypatch.setattr(storage, "SQLITE_TIMEOUT_S", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SemiresError, match=r"study\.db: locked, .*\(database is locked\)"):
+            tune_here(url, 6)
+    assert len(run_here(url, [6])) == 6
 
 
-def test_cmaes_resumes_with_the_same_trials(tmp_path):
-    pytest.importorskip("cmaes")
-    whole = run_here(sqlite(tmp_path, "a.db"), [30], "cmaes")
-    parts = run_here(sqlite(tmp_path, "b.db"), [7, 30], "cmaes")
+def test_cmaes_of_one_parameter_is_refused():
+    with pytest.raises(ConfigError, match=r"two parameters or more, and threshold_u is all"):
+        PlacedSampler("cmaes", 0, {"threshold_u": AXES["threshold_u"]})
+
+
+def test_cmaes_learns_and_resumes_with_the_same_trials(tmp_path):
+    whole = run_here(sqlite(tmp_path, "a.db"), [48], "cmaes")
+    parts = run_here(sqlite(tmp_path, "b.db"), [7, 48], "cmaes")
     assert points(parts) == points(whole)
+    generations = {t.system_attrs.get("cma:generation") for t in whole}
+    assert len(generations - {None}) > 2, "the sampler never came to CMA-ES"
+    spread = [np.std(points(part), axis=0).mean() for part in (whole[:12], whole[-12:])]
+    assert spread[1] < spread[0], "later generations should gather"
 
 
 def test_urls():

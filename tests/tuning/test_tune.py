@@ -14,6 +14,7 @@ from semires.files import fingerprint, read_json, write_json, write_parquet
 from semires.layout import Cell
 from semires.proposals.partition import Partition
 from semires.tuning.counts import PseudoLabel, count, save, sources
+from semires.tuning.results import without_password
 from semires.tuning.study import tune
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,31 @@ def test_grid_runs_the_papers_values_alone(workspace):
     tune(params, cell)
     trials = pd.read_csv("tune/refscenes/1/cpi-u/seed0/trials.csv")
     assert trials["params_threshold_u"].tolist() == [0.5, 0.6, 0.7]
+
+
+def test_one_search_speaks_for_a_method(workspace, capsys):
+    """Its file has no seed in its name: the seed that the study names writes it, no other one."""
+    tuned = Path("experiments/tuned/refscenes-1-iom.yaml")
+    for seed in (0, 1):
+        cell = Cell("refscenes", 1, "iom", seed)
+        teacher = Cell("refscenes", 1, "supervised", seed).folder / "model.safetensors"
+        teacher.parent.mkdir(parents=True, exist_ok=True)
+        teacher.write_bytes(b"teacher %d" % seed)
+        params = configured(trials=5)
+        assert params.study.tune_seeds == [0]
+        key = fingerprint(sources(params, cell))
+        path = layout.work(f"counts-refscenes-1-sam-seed{seed}", key) / "counts.npz"
+        save(count(*pseudo_labels(seed)), path, key)
+        tune(params, cell)
+        assert "seed 0." in tuned.read_text()
+        assert Path(f"tune/refscenes/1/iom/seed{seed}/best.yaml").is_file()
+    assert f"{tuned}: left as it is, study.tune_seeds says seed 0" in capsys.readouterr().out
+
+
+def test_no_password_leaves_the_parameters():
+    shown = without_password(configured(storage="mysql://me:secret@host/db"))
+    assert shown.tune.storage == "mysql://me:***@host/db"
+    assert without_password(configured()) == configured()
 
 
 def test_bad_input_is_one_line(workspace):

@@ -1,0 +1,78 @@
+"""The one reader of picture files: pixels within bounds, or one line that names the file."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from semires.errors import DataError
+
+MAX_PIXELS = 100_000_000  # a picture of a few bytes may claim any size
+# Those that Pillow decodes by itself: EPS, say, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+
+@contextmanager
+def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """A picture whose header has been read and whose size is bounded; pixels are read when used.
+
+    Raises:
+        DataError: missing, damaged, no picture, or of more than ``max_pixels``; also for what goes
+            wrong while it is open.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large or odd files: the size is checked below
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.width * picture.height > max_pixels:
+                    raise DataError(
+                        f"{path}: {picture.width}x{picture.height} pixels are more than "
+                        f"{max_pixels:,}"
+                    )
+                if picture.format == "PNG":
+                    _verify_png(Path(path).read_bytes())
+                yield picture
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such image") from error
+    except Exception as error:  # a damaged picture can raise nearly anything in a decoder
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def _verify_png(data: bytes) -> None:
+    """The checksums of a PNG's chunks, which Pillow skips for those of pixels."""
+    at = 8  # behind the signature
+    while data[at + 4 : at + 8] != b"IEND":
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError("a checksum does not hold")
+        if end >= len(data):
+            raise ValueError("it is cut off")
+        at = end + 4
+
+
+def read_picture(
+    path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = False
+) -> NDArray[np.uint8]:
+    """A picture file as uint8 RGB (H,W,3).
+
+    Args:
+        path: the file.
+        max_pixels: the most that is read.
+        upright: turn it as its EXIF says. Data sets' masks are of the picture as it is stored.
+
+    Raises:
+        DataError: missing, damaged, no picture, or larger than ``max_pixels``.
+    """
+    with open_picture(path, max_pixels) as picture:
+        turned = ImageOps.exif_transpose(picture) if upright else picture
+        return np.asarray(turned.convert("RGB"))

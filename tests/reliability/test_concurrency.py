@@ -1,0 +1,218 @@
+"""Several processes at the same work, what killed ones leave, and a store that fails in mid-run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TESTS, module_at
+
+from semires import files, layout, tracking
+from semires.errors import SemiresError
+from semires.layout import Cell
+from semires.proposals.cache import ProposalCache
+
+ROOT = TESTS.parent
+
+
+def semires(*words: str, **more: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SEMIRES_TRACKING": "off"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "semires", "--params", "params.json", *words],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+def write_params(**changes: Any) -> None:
+    tree = module_at("training/conftest.py").small_params().model_dump()
+    tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
+    tree["proposals"]["sources"]["felzenszwalb"].update(changes)
+    files.write_json("params.json", tree)
+
+
+def test_two_proposes_at_once(small_study: Path):
+    write_params(sigma=0.8)
+    both = [semires("propose", "--dataset", "refscenes", "--source", "felzenszwalb") for _ in "ab"]
+    said = [each.communicate(timeout=200) for each in both]
+    codes = sorted(each.returncode for each in both)
+    assert codes in ([0, 0], [0, 2]), said
+    for each, (_, error) in zip(both, said, strict=True):
+        lines = [line for line in error.splitlines() if line.startswith("semires: ")]
+        assert "Traceback" not in error
+        assert len(lines) == (each.returncode != 0)
+        assert each.returncode == 0 or "another process is making the proposals" in lines[0]
+    cache = ProposalCache(layout.proposals("refscenes", "felzenszwalb"))
+    assert all(cache[i] for i in cache)
+    write_params()
+    done = semires("propose", "--dataset", "refscenes", "--source", "felzenszwalb")
+    done.communicate(timeout=200)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_saves_and_says_so_in_one_line(small_study: Path, number: signal.Signals):
+    write_params()
+    for path in Path(".work").glob("runs-*seed1-*"):  # of the other signal
+        shutil.rmtree(path)
+    child = semires("burn-in", "--dataset", "refscenes", "--fraction", "25", "--seed", "1")
+    deadline = time.monotonic() + 120
+    while not list(Path(".work").glob("runs-*seed1-*/last.pt")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.005)
+    child.send_signal(number)
+    _, error = child.communicate(timeout=120)
+    lines = [line for line in error.splitlines() if line.startswith("semires: ")]
+    assert "Traceback" not in error
+    if child.returncode != 0:  # it may have been done
+        assert child.returncode == 128 + number
+        assert len(lines) == 1
+        assert "state saved" in lines[0] or "goes on from what was saved" in lines[0]
+    shutil.rmtree(Cell("refscenes", 25, "supervised", 1).folder, ignore_errors=True)
+
+
+HOLDER = """
+import os, sys, time
+from semires import files
+with files.atomic_folder("made") as folder, files.atomic_path("file") as path:
+    (folder / "x").write_text("x"); path.write_text("x")
+    print("ready", flush=True); time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_leaves_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not what a living one is still writing, nor what only looks like it."""
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", HOLDER]
+    for kill in (True, False):
+        child = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        if kill:
+            child.kill()
+            child.wait(30)
+    left = sorted(tmp_path.glob(".*.tmp"))
+    assert len(left) == 4
+    (tmp_path / ".mine.tmp").touch()
+    for path in tmp_path.glob(".*.tmp"):
+        os.utime(path, (1, 1))
+    files.sweep.cache_clear()
+    files.write_text("other", "x")
+    names = {path.name for path in tmp_path.glob(".*.tmp")}
+    child.kill()
+    child.wait(30)
+    assert len(names) == 3
+    assert ".mine.tmp" in names
+
+
+@pytest.mark.tracked
+def test_a_store_that_fails_in_mid_run_gets_the_rest_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    from semires.config import load_params
+    from semires.tracking.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("SEMIRES_TRACKING", "on")
+    Store()
+    params, cell = load_params(ROOT / "experiments/demo.yaml"), Cell("refscenes", 1, "cpi-u", 0)
+    with tracking.track_run(cell, params, ("mutual",), stage="mutual") as run:
+        run.log_metrics({"val/oIoU": 1.0}, 10)
+        deadline = time.monotonic() + 60
+        while not list(Path(".work/tracking").glob("*.sent")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        shutil.move("mlflow.db", "kept.db")
+        Path("mlflow.db").write_bytes(b"no database" * 1000)
+        run.log_metrics({"val/oIoU": 2.0}, 20)
+    assert "the rest is kept beside it" in capsys.readouterr().err
+    assert tracking.pending() == 1
+    for path in Path().glob("mlflow.db*"):
+        path.unlink()
+    shutil.move("kept.db", "mlflow.db")
+    tracking.sync()
+    store = Store()
+    (found,) = [r for e in store.client.search_experiments() for r in store.runs(e.experiment_id)]
+    past = store.client.get_metric_history(found.info.run_id, "val/oIoU")
+    assert [(m.step, m.value) for m in past] == [(10, 1.0), (20, 2.0)]
+    assert tracking.pending() == 0
+
+
+def leaves(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if isinstance(tree, dict) and tree:
+        return [leaf for k, v in tree.items() for leaf in leaves(v, (*prefix, k))]
+    return [prefix]
+
+
+UNBOUNDED = {"stability_score_offset", "offset"}  # any finite number is one
+
+
+def test_every_number_of_the_parameters_is_bounded():
+    """NaN, infinities and a negative number, wherever params.yaml has a number."""
+    from semires.config import read_yaml, validate
+
+    demo, tried = read_yaml(ROOT / "experiments/demo.yaml"), 0
+    for leaf in leaves(demo):
+        for bad in (float("nan"), float("inf"), -float("inf"), -1):
+            tree = json.loads(json.dumps(demo))
+            node = tree
+            for key in leaf[:-1]:
+                node = node[key]
+            if isinstance(node[leaf[-1]], bool) or not isinstance(node[leaf[-1]], int | float):
+                continue
+            if leaf[-1] in UNBOUNDED and bad == -1:
+                continue
+            node[leaf[-1]] = bad
+            tried += 1
+            with pytest.raises(SemiresError, match=str(leaf[-1])) as caught:
+                validate(tree)
+            assert "\n" not in str(caught.value)
+    assert tried > 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("sam/checkpoint", "", "sam.checkpoint: '' is no checkpoint of sam.model tiny"),
+        ("sam/model", "vit_h", "is no checkpoint of sam.model vit_h"),
+        ("model/bert/vocabulary", None, "model.bert: give `vocabulary` or `pretrained`"),
+        ("model/fusion_heads", [3, 1, 1, 1], "model.fusion_heads: 3 heads do not divide"),
+        ("study/fractions", [1, 100], "study.fractions: 100 leaves baseline no unlabelled image"),
+        ("scenes/seed", -1, "scenes.seed: "),
+        ("study/seeds", [2**32], "study.seeds.0: "),
+    ],
+)
+def test_parameters_that_contradict_each_other(key: str, value: Any, wanted: str):
+    from semires.config import read_yaml, validate
+
+    tree = read_yaml(ROOT / "experiments/demo.yaml")
+    node = tree
+    for part in key.split("/")[:-1]:
+        node = node[part]
+    node[key.split("/")[-1]] = value
+    with pytest.raises(SemiresError) as caught:
+        validate(tree)
+    assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [("--fraction", "nan"), ("--fraction", "101"), ("--seed", "-1")])
+def test_numbers_of_the_command_line(small_study: Path, words: tuple[str, str]):
+    write_params()
+    given = {"--fraction": "25", **dict([words])}
+    child = semires(
+        "burn-in", "--dataset", "refscenes", *(w for pair in given.items() for w in pair)
+    )
+    _, error = child.communicate(timeout=100)
+    assert child.returncode == 2
+    assert error.startswith(f"semires: {words[0]}: ")
+    assert error.count("\n") == 1

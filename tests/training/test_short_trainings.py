@@ -1,0 +1,135 @@
+"""The threshold search's objective `training`: a short mutual learning per trial, for real."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from conftest import small_params
+
+from semires import process, tracking
+from semires.config import Params
+from semires.errors import Interrupted, NonFiniteLossError
+from semires.layout import Cell
+from semires.training.burn_in import burn_in
+from semires.tuning import study as studies
+from semires.tuning.objective import make_table, summarise
+from semires.tuning.results import tuned_file
+
+CELL = Cell("refscenes", 25, "cpi-u", 0)
+FOLDER = Path("tune/refscenes/25/cpi-u/seed0")
+
+
+class FromThe(optuna.pruners.BasePruner):  # type: ignore[misc]
+    """Prunes every trial from a number on, at its first evaluation."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number >= self.number
+
+
+def searching(storage: str | None = None, **changes: Any) -> Params:
+    values = {"objective": "training", "trials": 4, "steps": 4, "storage": storage, **changes}
+    return small_params(tune=values, evaluation={"bootstrap_samples": 50})
+
+
+@pytest.fixture(scope="module")
+def teacher(small_study: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMIRES_TRACKING", "off")
+        burn_in(small_params(), Cell("refscenes", 25, "supervised", 0))
+    return small_study
+
+
+def states_on_disk() -> list[Path]:
+    return list(Path(".work").glob("runs-*"))
+
+
+def trials() -> pd.DataFrame:
+    return pd.read_csv(FOLDER / "trials.csv")
+
+
+@pytest.mark.tracked
+def test_trials_are_nested_runs_and_leave_nothing(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setitem(studies.PRUNERS, "median", lambda: FromThe(2))
+    studies.tune(searching(f"sqlite:///{tmp_path / 'study.db'}"), CELL)
+    assert trials()["state"].tolist() == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert not states_on_disk(), "the state of a finished or pruned trial stays"
+    assert not CELL.folder.exists(), "a trial is no run of the study"
+    assert "ema" not in tuned_file(CELL).read_text(), "only thresholds are taken over"
+    deadline = time.monotonic() + 60
+    while tracking.pending() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    from semires.tracking.store import Store
+
+    store = Store()
+    runs = [r for e in store.client.search_experiments() for r in store.runs(e.experiment_id)]
+    nested = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    (parent,) = [r for r in runs if r not in nested]
+    assert parent.info.run_name == "tune-cpi-u-25-seed0"
+    assert [r.data.tags["mlflow.parentRunId"] for r in nested] == [parent.info.run_id] * 4
+    assert all(set(r.data.params) >= {"threshold_u", "ema", "pwa_mean"} for r in nested)
+
+
+def test_the_first_trials_are_the_papers_and_the_best_for_the_labels(teacher: Path, tmp_path: Path):
+    params = searching(f"sqlite:///{tmp_path / 'study.db'}", trials=2, pruner="none")
+    studies.tune(params, CELL)
+    found = trials()["params_threshold_u"].tolist()
+    assert found[0] == params.refine["cpi-u"].threshold_u
+    counts = studies.counts_of(params, CELL)
+    seen, _ = studies.halves(counts.image_ids, params.tune.seed)
+    table = make_table(counts, "cpi-u").take(seen)
+    reached = [
+        summarise(table.outcome({"threshold_u": value}), table.labels)["oIoU"]
+        for value in (found[1], *(step / 40 for step in range(41)))
+    ]
+    assert reached[0] == max(reached)
+    given = [name for name in trials() if name.startswith("params_") and "threshold" not in name]
+    assert trials()[given].nunique().eq(1).all(), "the rest of the warm start stays as given"
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_stopped_search_ends_as_the_unbroken_one(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pruner: str
+):
+    studies.tune(searching(f"sqlite:///{tmp_path / 'a.db'}", pruner=pruner), CELL)
+    unbroken = trials()
+    broken = searching(f"sqlite:///{tmp_path / 'b.db'}", pruner=pruner)
+    with monkeypatch.context() as patch:
+        looks = iter(range(1, 10_000))
+        patch.setattr(process, "stop_requested", lambda: 143 if next(looks) == 9 else None)
+        with pytest.raises(Interrupted):
+            studies.tune(broken, CELL)
+    assert states_on_disk(), "the trial that was stopped goes on from its state"
+    studies.tune(broken, CELL)
+    assert not states_on_disk()
+    names = [name for name in unbroken if name.startswith("params_")]
+    pd.testing.assert_frame_equal(trials()[[*names, "value"]], unbroken[[*names, "value"]])
+
+
+def test_a_training_that_diverges_is_a_pruned_trial(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from semires.training import loop
+
+    real, calls = loop.Loop.optimise, iter(range(1, 10_000))
+
+    def optimise(self: Any, loss: Any) -> bool:
+        if next(calls) == 6:  # in the second trial
+            self.save()
+            raise NonFiniteLossError("the loss is nan")
+        return real(self, loss)
+
+    monkeypatch.setattr(loop.Loop, "optimise", optimise)
+    studies.tune(searching(f"sqlite:///{tmp_path / 'study.db'}", trials=3, pruner="none"), CELL)
+    assert trials()["state"].tolist() == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert not states_on_disk()
