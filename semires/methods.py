@@ -1,4 +1,4 @@
-"""A method's own parameters: its overrides, and thresholds that a search found for it.
+"""A method's own: its overrides, the thresholds that a search found for it, its colour.
 
 The stages `mutual` and `tune` run with the parameters that :func:`resolve` returns, so that run
 records, fingerprints and MLflow show what was really used.
@@ -12,6 +12,16 @@ from semires import layout
 from semires.config import Params, read_yaml, validate
 from semires.errors import ConfigError
 from semires.layout import Cell
+
+COLOURS = {  # of a method in figures and in MLflow: Okabe and Ito's, told apart by every eye
+    "supervised": "#000000",
+    "control": "#999999",
+    "baseline": "#E69F00",
+    "iom": "#56B4E9",
+    "cpi": "#009E73",
+    "cpi-u": "#D55E00",
+    "cpi-o": "#CC79A7",
+}
 
 
 def resolve(params: Params, cell: Cell, tuned: bool = True) -> Params:

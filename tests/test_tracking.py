@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from semires.config import Params, load_params
 from semires.errors import Interrupted, SemiresError
 from semires.layout import Cell
 from semires.tracking.journal import Journal, flatten, numbers
+from semires.tracking.links import run_links
 from semires.tracking.runs import start_event, study_events
 from semires.tracking.sender import drain
 from semires.tracking.store import Store
@@ -108,7 +110,7 @@ def test_a_run_arrives_whole(project: Path, params: Params):
         **masks,
     )
     with tracking.track_run(CELL, params, ("mutual", "data"), stage="mutual") as run:
-        run.log_metrics({"val/oIoU": 40.0, "train/loss": float("nan")}, 10)
+        run.log_metrics({"train/lr": 0.1, "val/oIoU": 40.0, "train/loss": float("nan")}, 10)
         run.log_metrics({"val/oIoU": 50.0, "val/prec_0.5": 1.0}, 20)
         run.finish(metrics, CELL.folder)
     found = settled()
@@ -125,10 +127,11 @@ def test_a_run_arrives_whole(project: Path, params: Params):
     assert "train/loss" not in found.data.metrics
     assert found.data.metrics["best/val/prec_0.5"] == 40.0
     assert found.data.metrics["best/pseudo/better"] == 12.5
-    names = {a.path for a in Store().client.list_artifacts(found.info.run_id)}
-    assert names == {"history.csv", "run.json", "panels"}
-    shown = Store().client.list_artifacts(found.info.run_id, "panels")
-    assert [a.path for a in shown] == ["panels/00-best.png", "panels/01-worst.png"]
+    files = {a.path for a in Store().client.list_artifacts(found.info.run_id) if not a.is_dir}
+    assert files == {"history.csv", "run.json", "panel-00-best.png", "panel-01-worst.png"}
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    # What the compare page opens with is the first metric; burn-in and mutual call it the same.
+    assert next(iter(found.data.metrics)) == "val/oIoU"
 
 
 def test_nothing_is_tracked_without_a_log(project: Path, params: Params):
@@ -354,6 +357,22 @@ def test_a_journal_without_its_start_is_dropped(project: Path):
     drain(Store())
     assert tracking.pending() == 0
     assert runs() == []
+
+
+def test_links_find_their_runs_in_this_store(project: Path, monkeypatch: pytest.MonkeyPatch):
+    other = Cell("other", 5.0, "iom", 1)
+    assert run_links([CELL, other])[CELL].split("/")[5] == "2", "as sync will number them"
+    Store().experiment("semires/refscenes")
+    links = run_links([CELL, other])
+    assert set(links) == {CELL}, "no experiment, no link"
+    experiment, _, query = links[CELL].partition("/#/experiments/")[2].partition("/runs?")
+    wanted = parse_qs(query)["searchFilter"][0]
+    write_record(CELL.folder)
+    tracking.sync()
+    (run,) = Store().runs(experiment, wanted)
+    assert run.info.run_name == CELL.name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run_links([CELL]) == {}
 
 
 def test_only_rank_0_tracks(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch):

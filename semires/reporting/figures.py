@@ -15,6 +15,7 @@ import numpy as np
 from semires.config import Params
 from semires.files import read_json
 from semires.layout import fraction_name, split_file
+from semires.methods import COLOURS
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 SECONDS_PER_MASK = 79.1  # paper, appendix A: one mask drawn by hand
 #: method -> colour (Okabe-Ito), marker, dash, name
 STYLES: dict[str, tuple[str, str, str, str]] = {
-    "supervised": ("#000000", "s", ":", "Supervised"),
-    "control": ("#999999", "D", ":", "Supervised, longer"),
-    "baseline": ("#E69F00", "^", "--", "Baseline"),
-    "iom": ("#56B4E9", "v", "-.", "IOM"),
-    "cpi": ("#009E73", "P", "-", "CPI"),
-    "cpi-u": ("#D55E00", "o", "-", "CPI-U"),
-    "cpi-o": ("#CC79A7", "X", "-.", "CPI-O"),
+    "supervised": (COLOURS["supervised"], "s", ":", "Supervised"),
+    "control": (COLOURS["control"], "D", ":", "Supervised, longer"),
+    "baseline": (COLOURS["baseline"], "^", "--", "Baseline"),
+    "iom": (COLOURS["iom"], "v", "-.", "IOM"),
+    "cpi": (COLOURS["cpi"], "P", "-", "CPI"),
+    "cpi-u": (COLOURS["cpi-u"], "o", "-", "CPI-U"),
+    "cpi-o": (COLOURS["cpi-o"], "X", "-.", "CPI-O"),
 }
 _OTHERS = [("#0072B2", "<", "--"), ("#CC79A7", ">", "-."), ("#F0E442", "h", ":")]
 _BETTER, _WORSE, _SAME, _NONE = "#0072B2", "#D55E00", "#999999", "#E5E5E5"
@@ -95,7 +96,7 @@ class FigureMaker:
         if not fractions:
             return {}
         paper = self.paper.at(definition.paper) if definition.paper else None
-        figure, axes = _axes(len(fractions) + (1 if paper else 0), height=2.7)
+        figure, axes = _axes(len(fractions) + (1 if paper else 0), height=2.3)
         handles: dict[str, Any] = {}
         for axis, fraction in zip(axes, fractions, strict=False):
             for method in definition.methods:
@@ -113,7 +114,9 @@ class FigureMaker:
             axis.set_xlabel("step of mutual learning")
         if paper:
             _paper_curves(axes[len(fractions)], paper)
-        axes[0].set_ylabel("val oIoU (%)")
+        for axis in axes:
+            if axis.get_subplotspec().is_first_col():
+                axis.set_ylabel("val oIoU (%)")
         _legend(figure, handles)
         return {"": figure}
 
@@ -247,7 +250,7 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
     return png.getvalue(), svg.getvalue()
 
 
-def _axes(count: int, height: float, width: float = 2.7) -> tuple[Figure, list[Axes]]:
+def _axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     columns = min(count, 3)
@@ -346,7 +349,8 @@ def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, 
         for x, (share, base) in enumerate(zip(shares[:, i], bottom, strict=True)):
             if share >= 6:
                 text = f"{share:.0f}"
-                axis.text(x, base + share / 2, text, ha="center", va="center", color=ink)
+                place = {"ha": "center", "va": "center_baseline", "fontsize": 8}
+                axis.text(x, base + share / 2, text, color=ink, **place)
         bottom = bottom + shares[:, i]
         handles[label] = bars
     totals = {sum(c) for c in counts.values()}

@@ -20,6 +20,7 @@ from semires.reporting.pipeline import pipeline_svg
 from semires.reporting.records import Records
 from semires.reporting.render import to_html
 from semires.reporting.tables import Table
+from semires.tracking.links import run_links
 
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}
@@ -120,14 +121,20 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     }
 
 
-def _html_table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
+def _html_table(
+    head: list[str], rows: list[list[str]], kind: str = "", links: dict[str, str] | None = None
+) -> str:
+    """Rows of text as a table; ``links`` are addresses of the first cells, by their text."""
     if not rows:
         return "<p>– no run yet: <code>dvc repro</code> fills it.</p>"
     titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
     lines = []
     for first, *rest in rows:
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-        lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
+        title = html.escape(first)
+        if links and first in links:
+            title = f'<a href="{html.escape(links[first])}">{title}</a>'
+        lines.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
     attribute = f' class="{kind}"' if kind else ""
     return (
         f'<div class="scroll"><table{attribute}><thead><tr>{titles}</tr></thead>'
@@ -162,6 +169,7 @@ def _proposals(records: Records) -> str:
 
 
 def _runs(records: Records) -> str:
+    links = run_links(run.cell for run in records.all)
     rows = []
     for run in records.all:
         scores = [
@@ -172,14 +180,15 @@ def _runs(records: Records) -> str:
         duration = run.record.get("duration_s")
         rows.append(
             [
+                run.folder.as_posix(),
                 run.cell.name,
-                run.cell.dataset,
                 "; ".join(scores),
                 f"{duration:.0f} s" if isinstance(duration, int | float) else "–",
-                run.folder.as_posix(),
             ]
         )
-    return _html_table(["Run", "Data set", "oIoU (%)", "Time", "Folder"], rows)
+    head = ["Folder (link: MLflow)", "Run", "oIoU (%)", "Time"]
+    addresses = {run.folder.as_posix(): links[run.cell] for run in records.all if run.cell in links}
+    return _html_table(head, rows, links=addresses)
 
 
 def _varying(values: list[dict[str, Any]]) -> str:

@@ -88,9 +88,8 @@ ground truth, before and after refinement, and the shares refined (%).</p>
 {{ proposals | safe }}
 </section>
 <section id="s-runs"><h2>Runs</h2>
-<p>Each run by its name in MLflow: <code>make ui</code>, experiment
-<code>semires/&lt;data set&gt;</code>, run name as below. Its record, weights and predictions are
-in the folder.</p>
+<p>A run's record, weights and predictions are in its folder. The links lead to the run in MLflow
+while <code>make ui</code> runs: curves, parameters, pictures, comparison with others.</p>
 <details><summary>All {{ n_runs }} runs</summary>{{ runs | safe }}</details></section>
 <section id="s-pipeline"><h2>Pipeline</h2>
 <p class="where">From <code>dvc.yaml</code>; small print: what a stage is repeated over.</p>

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ATOMS_HEIGHT = 256  # pixels that a picture of atoms has at least
+
 
 def panel_figure(panels: dict[str, Any], max_rows: int = 12) -> Figure:
     """Rows of samples: image with expression, truth, proposals, pseudo-label twice, prediction.
@@ -87,9 +89,14 @@ def _overlay(image: Any, mask: Any, colour: str) -> Any:
 
 
 def _atom_colours(image: Any, atoms: Any) -> Any:
-    """Every atom in a colour of its own, boundaries white; atom 0 is often the background."""
+    """Every atom in a colour of its own, the largest one (the background) grey, thin white edges.
+
+    Enlarged first, so that edges do not cover atoms of a few pixels.
+    """
     import colorsys
 
+    times = max(1, ATOMS_HEIGHT // len(image))
+    image, atoms = (array.repeat(times, 0).repeat(times, 1) for array in (image, atoms))
     palette = np.array(
         [
             colorsys.hsv_to_rgb((i * 0.61803) % 1, 0.55 + 0.25 * (i % 2), 0.6 + 0.3 * (i % 3) / 2)
@@ -97,6 +104,8 @@ def _atom_colours(image: Any, atoms: Any) -> Any:
         ]
     )
     mixed = 0.35 * image + 0.65 * 255 * palette[atoms]
+    background = atoms == np.bincount(atoms.ravel()).argmax()
+    mixed[background] = (image.mean(axis=2) * 0.6 + 70)[background][:, None]
     edge = np.zeros(atoms.shape, bool)
     edge[:, 1:] |= atoms[:, 1:] != atoms[:, :-1]
     edge[1:] |= atoms[1:] != atoms[:-1]

@@ -21,6 +21,7 @@ from semires.config import Params
 from semires.errors import SemiresError
 from semires.files import fingerprint, read_json, sha256_file
 from semires.layout import Cell, fraction_name
+from semires.methods import COLOURS
 from semires.tracking.journal import Event, Journal, flatten, folder, numbers, try_lock
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def start_event(cell: Cell, values: Mapping[str, Any], stage: str) -> Event:
             "fraction": fraction_name(cell.fraction),
             "method": cell.label,
             "seed": str(cell.seed),
+            **({"mlflow.runColor": COLOURS[cell.method]} if cell.method in COLOURS else {}),
             **origin(),
         },
         "params": {name: str(value)[:MAX_VALUE] for name, value in values.items()},

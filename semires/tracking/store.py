@@ -17,6 +17,14 @@ from typing import Any
 from semires import layout
 from semires.tracking.journal import Event
 
+EXPERIMENT = {  # tags that make the UI open on runs, and say what they are
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Runs are named method-fraction-seed. Sort by `best/val/oIoU`, the "
+    "overall IoU of the best evaluation; select two runs and Compare (docs/compare.md).",
+}
+FIRST = "val/oIoU"  # the UI's compare page opens with a run's first metric
+PANEL_HEIGHT = 128
+
 
 class Store:
     """A tracking store and what is to be written into it. Errors are MLflow's own."""
@@ -45,7 +53,7 @@ class Store:
             with _creation_lock(layout.root().absolute()):
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
-                    return str(self.client.create_experiment(name, self.artifacts))
+                    return str(self.client.create_experiment(name, self.artifacts, EXPERIMENT))
         return str(found.experiment_id)
 
     def runs(self, experiment: str, filter_string: str = "") -> list[Any]:
@@ -75,9 +83,10 @@ class Store:
                 if step is not None and step <= progress.get("step", -1):
                     continue  # a resumed run repeats evaluations after its last saved state
                 progress["step"] = max(progress.get("step", 0), step or 0)
-                at = progress["step"] if step is None else step
+                at = step or 0  # what has no step is one number for a run: the UI draws a bar
                 when = event["time_ms"]
-                metrics += [Metric(k, v, when, at) for k, v in event["values"].items()]
+                values = sorted(event["values"].items(), key=lambda item: item[0] != FIRST)
+                metrics += [Metric(k, v, when, at) for k, v in values]
                 continue
             if kind != "start":
                 self._flush(progress, metrics)
@@ -208,14 +217,32 @@ def _flush_seldom(client: Any) -> None:
 
 
 def _panels(path: Path) -> Iterator[tuple[str, Any]]:
-    """Names and pictures, uint8 (H,5W,3): image, truth, pseudo-label, refined, prediction."""
+    """Names and pictures, uint8 (H,W,3): every sample's image and masks side by side, captioned.
+
+    They lie beside each other, not in a folder: the compare page shows no folders.
+    """
     import numpy as np
 
     with np.load(path, allow_pickle=False) as panels:
         for row, image in enumerate(panels["image"]):
-            strip = [image]
+            strip = {"image": image}
             for name in ("truth", "pseudo", "refined", "prediction"):
                 mask = panels[name][row][..., None]
-                strip.append(np.where(mask, image // 2 + 110, image // 3).astype(np.uint8))
+                strip[name] = np.where(mask, image // 2 + 110, image // 3).astype(np.uint8)
             rule = "".join(c for c in str(panels["rule"][row]) if c.isalnum())
-            yield f"panels/{row:02d}-{rule}.png", np.concatenate(strip, axis=1)
+            yield f"panel-{row:02d}-{rule}.png", _captioned(strip)
+
+
+def _captioned(pictures: dict[str, Any]) -> Any:
+    """Pictures of one size in a row, each enlarged to be seen and under its name."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    parts, font = [], ImageFont.load_default(14)
+    for name, picture in pictures.items():
+        times = max(1, PANEL_HEIGHT // len(picture))
+        large = np.pad(picture.repeat(times, 0).repeat(times, 1), ((20, 0), (0, 4), (0, 0)))
+        drawn = Image.fromarray(large)
+        ImageDraw.Draw(drawn).text((4, 2), name, (255, 255, 255), font)
+        parts.append(np.asarray(drawn))
+    return np.concatenate(parts, axis=1)

@@ -10,7 +10,9 @@ import pytest
 
 from semires.layout import Cell
 from semires.reporting.pipeline import edges_of, pipeline_svg, stages_of
+from semires.reporting.records import load_records
 from semires.reporting.report import print_summary, report
+from semires.tracking.links import UI
 
 TABLES = ["main", *(f"table{n}" for n in range(2, 10))]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -98,14 +100,20 @@ def test_page_is_self_contained_and_complete(made):
 
     found = Collect()
     found.feed(page)
+    linked = []
     assert set(TABLES) <= set(found.ids)
     assert len(found.ids) == len(set(found.ids))
     assert "script" not in found.tags
     for source in found.sources:
         if source.startswith("#"):
             assert source[1:] in found.ids
+        elif source.startswith(UI):
+            linked.append(source)
         elif not source.startswith("data:"):
             assert (made / source).is_file()
+    assert len(linked) == len(load_records(made.parent / "runs").all)
+    name = "attributes.run_name%20%3D%20%27cpi-u-10-seed1%27"
+    assert f"{UI}/#/experiments/1/runs?workflowType=machine_learning&searchFilter={name}" in linked
     assert "prefers-color-scheme" in page
     assert "cpi-u-10-seed1" in page
     assert "mutual.ema" in page
