@@ -45,6 +45,9 @@ class Study:
             copy_any(ROOT / name, folder / name)
         for name in ("experiments/tables", "semires/weights"):
             shutil.copytree(ROOT / name, folder / name)
+        (folder / "semires/data").mkdir()
+        for name in ("scenes", "expressions", "refscenes"):  # what `generate` depends on
+            shutil.copy(ROOT / f"semires/data/{name}.py", folder / "semires/data")
         self.params = copy.deepcopy(read_yaml(ROOT / "experiments/demo.yaml"))
         for section, values in SMALL.items():
             self.params[section].update(values)
