@@ -174,24 +174,30 @@ def _load_state(module: nn.Module, state: State, where: str) -> None:
     module.load_state_dict(state)
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, bert_layers_trained: int, swin_lr_scale: float = 1.0
-) -> list[dict[str, Any]]:
-    """AdamW's parameter groups as published; freezes what the published code leaves untouched.
+def freeze_text(model: nn.Module, bert_layers_trained: int) -> None:
+    """Freeze of BERT what the published code leaves untouched.
 
-    No decay on the backbone's norm layers and position tables. Of BERT the first
-    ``bert_layers_trained`` layers train; later ones are frozen, and its embeddings too where they
-    are pretrained (random ones, frozen, would never learn a word). Swin learns at ``swin_lr_scale``
-    times the learning rate, but for its absolute positions: "left" is learned here.
-
-    Returns:
-        Groups with ``weight_decay`` and ``lr_scale``, in the order of the model's parameters.
+    The first ``bert_layers_trained`` layers train. Later ones do not, nor the embeddings where they
+    are pretrained (random ones, frozen, would never learn a word).
     """
     bert = getattr(model, "bert", None)
     if bert is not None:
         bert.embeddings.requires_grad_(not getattr(model, "text_is_pretrained", True))
         bert.encoder.layer[:bert_layers_trained].requires_grad_(True)
         bert.encoder.layer[bert_layers_trained:].requires_grad_(False)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, swin_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """AdamW's groups of the parameters that train, as published.
+
+    No decay on the backbone's norm layers and position tables. Swin learns at ``swin_lr_scale``
+    times the learning rate, but for its absolute positions: "left" is learned here.
+
+    Returns:
+        Groups with ``weight_decay`` and ``lr_scale``, in the order of the model's parameters.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

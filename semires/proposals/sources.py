@@ -6,6 +6,7 @@ is a class with ``propose`` and one line in `SOURCES`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,12 @@ def build_source(settings: Any, sam_folder: str | Path = layout.SAM) -> Proposal
 
 
 def device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU if there is one: under torchrun, the one of this process's local rank."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def as_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -13,14 +15,21 @@ class ConfidenceFilter(nn.Module):
 
     A label's confidence is the mean over its pixels of the teacher's larger class probability. The
     bar is a quantile of the latest labels' confidences, which are the module's state.
+
+    Args:
+        keep: share in (0, 1].
+        concat: joins a tensor (B,) with those of the other processes, in order of rank, so that all
+            have the same bar and state.
     """
 
     recent: torch.Tensor
     seen: torch.Tensor
 
-    def __init__(self, keep: float) -> None:
+    def __init__(
+        self, keep: float, concat: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+    ) -> None:
         super().__init__()
-        self.keep = keep
+        self.keep, self.concat = keep, concat
         self.register_buffer("recent", torch.zeros(WINDOW))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
@@ -30,8 +39,9 @@ class ConfidenceFilter(nn.Module):
         if self.keep >= 1:
             return torch.ones(len(teacher_logits), dtype=torch.bool, device=teacher_logits.device)
         confidence = teacher_logits.softmax(1).amax(1).mean((1, 2))
-        places = (self.seen + torch.arange(len(confidence), device=confidence.device)) % WINDOW
-        self.recent[places] = confidence
-        self.seen += len(confidence)
+        news = self.concat(confidence)
+        places = (self.seen + torch.arange(len(news), device=news.device)) % WINDOW
+        self.recent[places] = news
+        self.seen += len(news)
         known = self.recent[: min(int(self.seen), WINDOW)]
         return confidence >= torch.quantile(known, 1 - self.keep)

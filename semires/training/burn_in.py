@@ -61,8 +61,8 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
             evaluate=lambda: tracked(summarise(evaluate_split(task, model, val)), "val"),
             log=run.log_metrics,
         )
-        trace = layout.root() / ".work" / f"trace-{cell.name}.json" if profile else None
-        with trace_steps(trace) as stepped:
+        path = layout.root() / ".work" / f"trace-{cell.name}.json"
+        with trace_steps(path if profile and group.leads else None) as stepped:
             for batch in loop.steps(loaders):
                 batch = task.to_device(batch)
                 with task.autocast():

@@ -10,8 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -59,7 +60,6 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"val/oIoU": -1.0, "step": -1, "state": {}}
         self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
-        self._samples = 0
         self._micro = 0
         self._batch: Any = None
         self._waited_s = 0.0
@@ -83,7 +83,7 @@ class Loop:
 
         evaluation_steps = self.evaluation_steps
         first, last = self.step * self.accumulate, self.total * self.accumulate
-        saved = started = time.monotonic()
+        started = self._saved = time.monotonic()
         batches = loaders(first, last)
         bar = tqdm(
             total=self.total,
@@ -102,6 +102,7 @@ class Loop:
                     batch = next(batches)
                     self._waited_s += time.monotonic() - asked
                     self._batch = batch
+                    self._seed()
                     yield batch
                 self.step += 1
                 bar.update()
@@ -109,10 +110,7 @@ class Loop:
                     self._evaluate(started)
                     bar.set_postfix(val_oIoU=f"{self.history[-1]['val/oIoU']:.2f}")
                     started = time.monotonic()
-                self._poll_stop()
-                if time.monotonic() - saved > self.task.params.runtime.checkpoint_every_s:
-                    self.save()
-                    saved = time.monotonic()
+                self._poll()
         self.save()  # the last evaluations may take long, and are all that is left to do
         process.stop_at_once()
 
@@ -122,13 +120,8 @@ class Loop:
         Raises:
             NonFiniteLossError: the loss is NaN or infinite; the state before it was saved.
         """
-        if not torch.isfinite(loss):
-            self.save()
-            raise NonFiniteLossError(
-                f"{self.task.cell.name}: the loss is {loss.item()} at step {self.step}, of a batch "
-                f"of the references {', '.join(map(str, ref_ids(self._batch)))}; the state before "
-                f"it is in {self.task.work}; lower the learning rate or look at them"
-            )
+        if any(self.task.group.any(not torch.isfinite(loss))):
+            self._refuse(float(loss))
         self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
         if self._micro < self.accumulate - 1:
             return False
@@ -141,9 +134,21 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return True
 
-    def record(self, samples: int, **sums: float | torch.Tensor) -> None:
-        """Add a step's sums; their means over steps are logged at the next evaluation."""
-        self._samples += samples
+    def _refuse(self, loss: float) -> NoReturn:
+        self.save()
+        found = self.task.group.gather((loss, ref_ids(self._batch)))
+        bad, refs = next(each for each in found if not math.isfinite(each[0]))
+        raise NonFiniteLossError(
+            f"{self.task.cell.name}: the loss is {bad} at step {self.step}, of a batch of the "
+            f"references {', '.join(map(str, refs))}; the state before it is in {self.task.work}; "
+            "lower the learning rate or look at them"
+        )
+
+    def record(self, **sums: float | torch.Tensor) -> None:
+        """Add a batch's sums; their means over batches are logged at the next evaluation.
+
+        ``samples`` counts what was trained on; every process must record the same names.
+        """
         for name, value in sums.items():
             if name not in self._sums:
                 self._sums[name] = self._sum(0.0)
@@ -153,9 +158,16 @@ class Loop:
         return torch.tensor(value, dtype=torch.float64, device=self.task.group.device)
 
     def _totals(self) -> dict[str, float]:
-        """The sums so far, read from the device at once."""
-        totals = torch.stack([*self._sums.values()]).tolist() if self._sums else []
+        """The sums so far over the group's processes, read from the device at once."""
+        if not self._sums:
+            return {}
+        totals = self.task.group.sum(torch.stack([*self._sums.values()])).tolist()
         return dict(zip(self._sums, totals, strict=True))
+
+    def _seed(self) -> None:
+        """Seed dropout by run, micro-batch and process, so that no random state need be kept."""
+        place = [self.task.cell.seed, self.step, self._micro, self.task.group.rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _set_lr(self) -> None:
         """Polynomial decay to zero over all steps."""
@@ -176,11 +188,13 @@ class Loop:
         seconds = time.monotonic() - started
         metrics = self.evaluate()
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
-        row: dict[str, float] = {"step": self.step, **means(self._totals(), since), **metrics}
+        totals, batches = self._totals(), since * self.accumulate * self.task.group.world
+        samples = totals.pop("samples", 0.0)
+        row: dict[str, float] = {"step": self.step, **means(totals, batches), **metrics}
         row["train/lr"] = self._lr()
-        row["time/samples_per_s"] = self._samples / max(seconds, 1e-9)
+        row["time/samples_per_s"] = samples / max(seconds, 1e-9)
         row["time/data_wait"] = self._waited_s / max(seconds, 1e-9)
-        self._sums, self._samples, self._waited_s = {}, 0, 0.0
+        self._sums, self._waited_s = {}, 0.0
         self.history.append(row)
         self.log({k: v for k, v in row.items() if k != "step"}, self.step)
         if row["val/oIoU"] > self.best["val/oIoU"]:
@@ -194,10 +208,15 @@ class Loop:
         since_best = sum(row["step"] > self.best["step"] for row in self.history)
         return bool(since_best >= patience)
 
-    def _poll_stop(self) -> None:
+    def _poll(self) -> None:
+        """Save if it is time or if a signal arrived, in any process; in the latter case leave."""
         code = process.stop_requested()
-        if self.task.group.any(code is not None):
+        late = time.monotonic() - self._saved > self.task.params.runtime.checkpoint_every_s
+        stop, due = self.task.group.any(code is not None, late)
+        if stop or due:
             self.save()
+            self._saved = time.monotonic()
+        if stop:
             raise Interrupted(
                 f"{self.task.cell.name}: stopped at step {self.step} of {self.total}, state saved; "
                 "run the same command to go on",
@@ -209,7 +228,8 @@ class Loop:
         return self.task.work / "last.pt"
 
     def save(self) -> None:
-        """Keep everything that the rest of the run depends on (rank 0 writes)."""
+        """Keep everything that the rest of the run depends on: all call this, rank 0 writes."""
+        totals = self._totals()
         if not self.task.group.leads:
             return
         save_state(
@@ -219,11 +239,9 @@ class Loop:
                 "modules": {name: module.state_dict() for name, module in self.modules.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "torch_rng": torch.get_rng_state(),
                 "history": self.history,
                 "best": self.best,
-                "sums": self._totals(),
-                "samples": self._samples,
+                "sums": totals,
             },
         )
 
@@ -240,10 +258,9 @@ class Loop:
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["torch_rng"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
-        self._sums = {name: self._sum(value) for name, value in state["sums"].items()}
-        self._samples = state["samples"]
+        mine = 1 if self.task.group.leads else 0  # they are the group's
+        self._sums = {name: self._sum(mine * value) for name, value in state["sums"].items()}
         if self.task.group.leads:
             print(f"{self.task.cell.name}: going on from step {self.step} of {self.total}")
 
@@ -259,9 +276,9 @@ def ref_ids(batch: Any) -> list[int]:
     return sorted({ref for part in parts if part is not None for ref in part["ref_id"]})
 
 
-def means(sums: dict[str, float], steps: int) -> dict[str, float]:
-    """Means over steps; pseudo-label sums become percentages (see ``mutual.py``)."""
-    row = {f"train/{k}": v / max(steps, 1) for k, v in sums.items() if not k.startswith("pseudo")}
+def means(sums: dict[str, float], batches: int) -> dict[str, float]:
+    """Means over batches; pseudo-label sums become percentages (see ``mutual.py``)."""
+    row = {f"train/{k}": v / max(batches, 1) for k, v in sums.items() if not k.startswith("pseudo")}
     for name in ("raw", "refined"):
         union = sums.get(f"pseudo_{name}_union", 0.0)
         if union > 0:

@@ -92,7 +92,7 @@ def train_mutual(
     labelled, unlabelled = _parts(task, method)
     task.check_batch(settings.labelled_batch, len(labelled), "mutual.labelled_batch")
     refiner, weights = make_refiner(params, method), params.loss.class_weights
-    keep = ConfidenceFilter(method.keep).to(task.group.device)
+    keep = ConfidenceFilter(method.keep, task.group.concat).to(task.group.device)
 
     alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
     with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:

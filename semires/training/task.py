@@ -23,11 +23,11 @@ from semires.errors import ConfigError
 from semires.files import fingerprint, lock, read_json, sha256_file
 from semires.layout import Cell
 from semires.models import build_model
-from semires.models.pretrained import parameter_groups
+from semires.models.pretrained import freeze_text, parameter_groups
 from semires.models.text import Tokenizer
-from semires.training.dist import Group, join_group
+from semires.dist import Group, join_group
 
-STATE_FORMAT = 1  # raised when the content of a training state changes its meaning
+STATE_FORMAT = 2  # raised when the content of a training state changes its meaning
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -77,7 +77,8 @@ class Task:
     @property
     def work(self) -> Path:
         """Where the state of the unfinished run is kept."""
-        identity = [self.fingerprints, self.cell.__dict__, self.extra, STATE_FORMAT]
+        batches = self.group.world * self.params.runtime.accumulate  # a step's: they say what it is
+        identity = [self.fingerprints, self.cell.__dict__, self.extra, batches, STATE_FORMAT]
         return layout.work("-".join(self.cell.folder.parts), fingerprint(identity))
 
     def other_states(self) -> list[Path]:
@@ -131,7 +132,8 @@ class Task:
         return model.to(self.group.device)
 
     def trainable(self, model: nn.Module) -> nn.Module:
-        """The module whose forward is trained: compiled and wrapped for the group as asked."""
+        """The module whose forward is trained: frozen, compiled and wrapped as asked."""
+        freeze_text(model, self.params.optimizer.bert_layers_trained)
         if self.params.runtime.compile:
             model.compile()
         return self.group.wrap(model)
@@ -139,9 +141,7 @@ class Task:
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """AdamW over the model's parameter groups (paper section 4.2)."""
         settings = self.params.optimizer
-        groups = parameter_groups(
-            model, settings.weight_decay, settings.bert_layers_trained, settings.swin_lr_scale
-        )
+        groups = parameter_groups(model, settings.weight_decay, settings.swin_lr_scale)
         return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from semires.errors import ConfigError, WeightsError
 from semires.models import LAVT, build_model
 from semires.models import swin as swin_ops
 from semires.models.fusion import PWAM, additive_mask, instance_norm
-from semires.models.pretrained import parameter_groups
+from semires.models.pretrained import freeze_text, parameter_groups
 from semires.models.text import Tokenizer
 
 
@@ -110,7 +110,8 @@ def test_gradient_checkpointing_changes_no_gradient(lavt, inputs):
 def test_every_trained_parameter_gets_a_gradient(lavt, inputs):
     """DDP waits for ever for a parameter that takes no part."""
     lavt.train()
-    groups = parameter_groups(lavt, 0.01, 10)
+    freeze_text(lavt, 1)
+    groups = parameter_groups(lavt, 0.01)
     lavt(*inputs).square().mean().backward()
     assert all(p.grad is not None for group in groups for p in group["params"])
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in lavt.parameters())
@@ -118,7 +119,8 @@ def test_every_trained_parameter_gets_a_gradient(lavt, inputs):
 
 def test_parameter_groups_follow_the_published_rule(lavt):
     lavt.text_is_pretrained = True
-    decayed, undecayed = parameter_groups(lavt, 0.01, 1)
+    freeze_text(lavt, 1)
+    decayed, undecayed = parameter_groups(lavt, 0.01)
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.01, 0.0)
     names = {id(p): n for n, p in lavt.named_parameters()}
     without = {names[id(p)] for p in undecayed["params"]}
@@ -135,7 +137,7 @@ def test_parameter_groups_follow_the_published_rule(lavt):
 
 
 def test_random_text_embeddings_train(lavt):
-    parameter_groups(lavt, 0.01, 10)
+    freeze_text(lavt, 10)
     assert all(p.requires_grad for p in lavt.bert.parameters())
 
 

@@ -1,0 +1,145 @@
+"""Which of several processes this is: PyTorch DDP under torchrun, or a single process.
+
+Everything else asks a :class:`Group`; with one process every operation is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's rank among ``world`` processes, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, the only one that writes."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Synchronise gradients and batch statistics over the group.
+
+        DDP waits for a gradient of every parameter that requires one now: freeze others first.
+        """
+        if self.world == 1:
+            return model
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        else:
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.__class__ = GroupBatchNorm  # the same parameters, buffers and names
+        # All buffers are equal already: the same weights, and statistics of all processes.
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False
+        )
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor, of the same shape everywhere and on the group's device."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def concat(self, values: torch.Tensor) -> torch.Tensor:
+        """Every process's tensor, of the same shape everywhere, one behind the other."""
+        if self.world == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in order of rank, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether any process raises it."""
+        if self.world == 1:
+            return list(flags)
+        return [count > 0 for count in self.sum(torch.tensor(flags, device=self.device) * 1)]
+
+    def share(self, items: Iterable[T]) -> list[T]:
+        """Every ``world``-th item, starting with this rank's."""
+        return list(items)[self.rank :: self.world]
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def join_group() -> Group:
+    """Read torchrun's environment and join its process group (nccl on GPUs, gloo on CPUs)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Group(rank, world, device)
+
+
+class GroupBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the samples of all processes, for CPUs: torch's own one wants GPUs.
+
+    Every process must bring as many samples as the others.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B,C,H,W) to the same shape and dtype; statistics are float32."""
+        if not self.training:
+            return super().forward(x)
+        mean = _GroupMean.apply(x.float().mean((0, 2, 3)))
+        centred = x.float() - mean[:, None, None]
+        variance = _GroupMean.apply(centred.square().mean((0, 2, 3)))
+        self._track(mean.detach(), variance.detach(), x[:, 0].numel() * dist.get_world_size())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        """Move the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+
+
+class _GroupMean(torch.autograd.Function):
+    """Mean over the processes, whose gradient comes from the losses of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient / dist.get_world_size()
