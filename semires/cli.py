@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -203,6 +204,8 @@ def _evaluate(arguments: Arguments) -> None:
 
     checkpoint, dataset, split = arguments.checkpoint, arguments.dataset, arguments.split
     metrics, table = evaluate_checkpoint(params, checkpoint, dataset, split)
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(f"{checkpoint} on {dataset} {split}, {len(table)} expressions, percent:")
     print("\n".join(f"  {name:6} {value:6.2f}" for name, value in metrics.items()))
 

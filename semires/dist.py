@@ -6,7 +6,7 @@ Everything else asks a :class:`Group`; with one process every operation is the i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,9 +78,13 @@ class Group:
             return list(flags)
         return [count > 0 for count in self.sum(torch.tensor(flags, device=self.device) * 1)]
 
-    def share(self, items: Iterable[T]) -> list[T]:
-        """Every ``world``-th item, starting with this rank's."""
-        return list(items)[self.rank :: self.world]
+    def share(self, items: Sequence[T], batch: int) -> list[T]:
+        """This rank's part of the items: whole batches, every ``world``-th of them.
+
+        Cut into batches again they are those of a single process, which leaves rounding alone.
+        """
+        firsts = range(self.rank * batch, len(items), self.world * batch)
+        return [item for first in firsts for item in items[first : first + batch]]
 
     def barrier(self) -> None:
         """Wait for every process."""
@@ -111,12 +115,13 @@ class GroupBatchNorm(nn.BatchNorm2d):
         """(B,C,H,W) to the same shape and dtype; statistics are float32."""
         if not self.training:
             return super().forward(x)
-        mean = _GroupMean.apply(x.float().mean((0, 2, 3)))
+        mean: torch.Tensor = _GroupMean.apply(x.float().mean((0, 2, 3)))
         centred = x.float() - mean[:, None, None]
-        variance = _GroupMean.apply(centred.square().mean((0, 2, 3)))
+        variance: torch.Tensor = _GroupMean.apply(centred.square().mean((0, 2, 3)))
         self._track(mean.detach(), variance.detach(), x[:, 0].numel() * dist.get_world_size())
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        out: torch.Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
 
     def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
         """Move the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
@@ -139,7 +144,7 @@ class _GroupMean(torch.autograd.Function):
         return x / dist.get_world_size()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient / dist.get_world_size()

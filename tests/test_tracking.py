@@ -361,7 +361,9 @@ def test_a_journal_without_its_start_is_dropped(project: Path):
 
 def test_links_find_their_runs_in_this_store(project: Path, monkeypatch: pytest.MonkeyPatch):
     other = Cell("other", 5.0, "iom", 1)
+    database = (project / "mlflow.db").rename(project / "away.db")
     assert run_links([CELL, other])[CELL].split("/")[5] == "2", "as sync will number them"
+    database.rename(project / "mlflow.db")
     Store().experiment("semires/refscenes")
     links = run_links([CELL, other])
     assert set(links) == {CELL}, "no experiment, no link"

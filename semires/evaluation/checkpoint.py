@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from semires.config import Data, Model, Params
 from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
-from semires.evaluation.evaluate import evaluate, summarise
+from semires.evaluation.evaluate import evaluate_shared, summarise
 from semires.files import read_json
 from semires.models import build_model, load_official_lavt
 from semires.models.pretrained import load_weights
@@ -65,6 +65,8 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Metrics (percent) and predictions of a checkpoint on one split of a prepared data set.
 
+    Under torchrun the processes share out the expressions.
+
     Raises:
         SemiresError: the data set has no such split.
     """
@@ -79,6 +81,7 @@ def evaluate_checkpoint(
     samples = ExpressionDataset(
         refs, tables, images, trained.tokenizer, trained.data.max_tokens, text="raw"
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = evaluate(trained.model.to(device), samples, params.evaluation.batch_size, device)
+    group = join_group()
+    model = trained.model.to(group.device)
+    table = evaluate_shared(group, model, samples, params.evaluation.batch_size)
     return summarise(table), table.assign(split=split)

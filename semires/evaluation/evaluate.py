@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from semires.data.dataset import ExpressionDataset, collate
+from semires.dist import Group
 from semires.evaluation.metrics import segmentation_metrics
 
 
@@ -131,6 +132,24 @@ def evaluate(
             "predicted_area": numbers[:, 3],
         }
     )
+
+
+def evaluate_shared(
+    group: Group,
+    model: nn.Module,
+    dataset: ExpressionDataset,
+    batch_size: int,
+    workers: int = 0,
+) -> pd.DataFrame:
+    """:func:`evaluate` by all processes of a group together; each gets the whole table.
+
+    Rows are ordered by ``ref_id`` and ``sentence``, the same whatever the number of processes.
+    """
+    order = np.argsort(dataset.image_ids, kind="stable").tolist()
+    mine = group.share(order, batch_size)
+    part = evaluate(model, dataset, batch_size, group.device, mine, workers)
+    table = pd.concat(group.gather(part))
+    return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)
 
 
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:

@@ -6,6 +6,7 @@ their hidden ground truth. Logged and shown, never trained on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ def measure_corrections(
     chosen = sample_refs(dataset, task.params.evaluation.correction_refs, task.cell.seed)
     teacher = task.build_model(pretrained=False)
     load_weights(teacher, task.burn_in_folder / "model.safetensors")
-    table = _correct(task, teacher, refiner, dataset, task.group.share(chosen))
-    table = pd.concat(task.group.gather(table)).sort_values("sample").reset_index(drop=True)
+    mine = task.group.share(chosen, task.params.evaluation.batch_size)
+    parts = task.group.gather(_correct(task, teacher, refiner, dataset, mine))
+    table = pd.concat(itertools.chain(*parts)).sort_values("sample").reset_index(drop=True)
     panels = _panels(task, teacher, final, refiner, dataset, choose_panels(table, task.cell.seed))
 
     def write(folder: Path) -> None:
@@ -107,8 +109,8 @@ def _correct(
     refiner: PseudoLabelRefiner,
     dataset: ExpressionDataset,
     indices: list[int],
-) -> pd.DataFrame:
-    """Pixel counts of the label before and after refinement, one row a reference."""
+) -> list[pd.DataFrame]:
+    """Pixel counts of the label before and after refinement by batch, one row a reference."""
     parts = []
     size, device = task.params.evaluation.batch_size, task.group.device
     for batch, logits in predict_masks(teacher, dataset, size, device, indices):
@@ -126,7 +128,7 @@ def _correct(
             columns[f"intersection_{name}"] = (label & truth).sum((1, 2)).cpu().numpy()
             columns[f"union_{name}"] = (label | truth).sum((1, 2)).cpu().numpy()
         parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return parts
 
 
 def choose_panels(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:

@@ -62,7 +62,7 @@ class Loop:
         self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
         self._micro = 0
         self._batch: Any = None
-        self._waited_s = 0.0
+        self._waited_s = self._saved = 0.0
         self._resume()
 
     @property

@@ -25,7 +25,7 @@ from semires.layout import Cell
 from semires.methods import resolve
 from semires.models.pretrained import load_weights
 from semires.process import configure_torch
-from semires.refine import PseudoLabelRefiner
+from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
 from semires.training.corrections import measure_corrections, overlap_sums
 from semires.training.ema import make_teacher, update_ema
@@ -87,17 +87,14 @@ def train_mutual(
     settings, method = params.mutual, params.refine[cell.method]
     student = task.build_model(pretrained=False)
     load_weights(student, task.burn_in_folder / "model.safetensors")
-    teacher = make_teacher(student)
-    trained = task.trainable(student)
+    teacher, trained = make_teacher(student), task.trainable(student)
     labelled, unlabelled = _parts(task, method)
-    task.check_batch(settings.labelled_batch, len(labelled), "mutual.labelled_batch")
     refiner, weights = make_refiner(params, method), params.loss.class_weights
     keep = ConfidenceFilter(method.keep, task.group.concat).to(task.group.device)
-
     alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
     with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:
-        steps = _total_steps(task, len(labelled), len(unlabelled))
         modules = {"model": student, "teacher": teacher, "filter": keep}
+        steps = _total_steps(task, len(labelled), len(unlabelled))
         loop = _teacher_loop(task, steps, modules, on_evaluation or run.log_metrics)
         for sure, unsure in loop.steps(lambda a, b: _pairs(task, labelled, unlabelled, a, b)):
             # 1. The teacher labels the weak view; proposals refine its labels.
@@ -105,7 +102,7 @@ def train_mutual(
             if unsure is not None:
                 teacher_logits = _teach(task, teacher, unsure)
                 targets = refiner(teacher_logits, unsure["partition"])
-                loop.record(0, **overlap_sums(teacher_logits, targets, unsure["mask"]))
+                loop.record(**overlap_sums(teacher_logits, targets, unsure["mask"]))
             # 2. The student sees labelled images and strong views in one batch.
             logits = _study(task, trained, sure, unsure)
             # 3. Loss, Eq. 4.
@@ -113,27 +110,42 @@ def train_mutual(
             loss_sup = supervised_loss(logits[:count], sure["mask"], weights)
             loss = settings.supervised_loss_scale * loss_sup
             if targets is not None:
-                strong = logits[count:]
-                if keep.keep < 1:
-                    kept = keep(teacher_logits)
-                    strong, targets = strong[kept], targets.select(kept)
+                strong, targets = _kept(keep, teacher_logits, logits[count:], targets)
                 loss_unsup = unsupervised_loss(strong, targets, weights)
                 loss = loss + settings.lambda_unsup * loss_unsup
-                loop.record(0, loss_unsup=loss_unsup.detach())
-            loop.record(len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
+                loop.record(loss_unsup=loss_unsup.detach())
+            loop.record(samples=len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
             # 4. The teacher follows the student, Eq. 5.
             if loop.optimise(loss):
                 update_ema(teacher, student, settings.ema)
         if on_evaluation is not None:
             shutil.rmtree(task.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
-        best = loop.load_best()
-        pseudo, write_more = measure_corrections(task, refiner, best)
-        metrics = write_run(
-            task, best, loop.history, loop.best["step"], started, pseudo, write_more
-        )
+        metrics = _finish(task, loop, refiner, started)
         run.finish(metrics, cell.folder)
     return metrics
+
+
+def _finish(
+    task: Task, loop: Loop, refiner: PseudoLabelRefiner, started: float
+) -> dict[str, dict[str, float]]:
+    """Count what refinement corrects, and write the run's folder; its metrics."""
+    best, step = loop.load_best(), loop.best["step"]
+    pseudo, write_more = measure_corrections(task, refiner, best)
+    return write_run(task, best, loop.history, step, started, pseudo, write_more)
+
+
+def _kept(
+    keep: ConfidenceFilter,
+    teacher_logits: torch.Tensor,
+    strong: torch.Tensor,
+    targets: RefinedLabels,
+) -> tuple[torch.Tensor, RefinedLabels]:
+    """The samples that confidence filtering keeps; without it nothing is copied or waited for."""
+    if keep.keep >= 1:
+        return strong, targets
+    kept = keep(teacher_logits)
+    return strong[kept], targets.select(kept)
 
 
 def _teacher_loop(
@@ -181,6 +193,7 @@ def _parts(task: Task, method: Method) -> tuple[ExpressionDataset, ExpressionDat
         strong=method.strong,
         proposals=open_proposals(params, task.cell),
     )
+    task.check_batch(params.mutual.labelled_batch, len(labelled), "mutual.labelled_batch")
     return labelled, unlabelled
 
 

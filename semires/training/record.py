@@ -17,13 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
 from semires.config import Params
 from semires.data.dataset import ExpressionDataset
-from semires.evaluation.evaluate import evaluate, summarise
+from semires.evaluation.evaluate import evaluate_shared, summarise
 from semires.files import (
     atomic_folder,
     atomic_path,
@@ -42,22 +41,10 @@ HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
 def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
-    """Predictions over a split, its images shared out over the group's processes."""
-    images = dataset.image_ids
-    mine = np.isin(images, task.group.share(dict.fromkeys(images.tolist())))
-    share = np.flatnonzero(mine).tolist()
-    settings = task.params.evaluation
+    """Predictions over a split, shared out over the group's processes."""
+    settings, runtime = task.params.evaluation, task.params.runtime
     with task.autocast():
-        part = evaluate(
-            model,
-            dataset,
-            settings.batch_size,
-            task.group.device,
-            share,
-            task.params.runtime.workers,
-        )
-    table = pd.concat(task.group.gather(part))
-    return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)
+        return evaluate_shared(task.group, model, dataset, settings.batch_size, runtime.workers)
 
 
 def tracked(metrics: dict[str, float], prefix: str) -> dict[str, float]:
@@ -165,6 +152,7 @@ def environment(params: Params, device: str, world: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "processes": world,
+        "accumulate": params.runtime.accumulate,
         "precision": params.runtime.precision,
         "git_commit": git_commit(),
     }

@@ -19,13 +19,13 @@ from torch import nn
 from semires import layout
 from semires.config import Params
 from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.dist import Group, join_group
 from semires.errors import ConfigError
 from semires.files import fingerprint, lock, read_json, sha256_file
 from semires.layout import Cell
 from semires.models import build_model
 from semires.models.pretrained import freeze_text, parameter_groups
 from semires.models.text import Tokenizer
-from semires.dist import Group, join_group
 
 STATE_FORMAT = 2  # raised when the content of a training state changes its meaning
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
