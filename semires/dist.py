@@ -112,11 +112,12 @@ class GroupBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B,C,H,W) to the same shape and dtype; statistics are float32."""
+        """(B,C,H,W) to the same shape and dtype; statistics are at least float32."""
         if not self.training:
             return super().forward(x)
-        mean: torch.Tensor = _GroupMean.apply(x.float().mean((0, 2, 3)))
-        centred = x.float() - mean[:, None, None]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean: torch.Tensor = _GroupMean.apply(wide.mean((0, 2, 3)))
+        centred = wide - mean[:, None, None]
         variance: torch.Tensor = _GroupMean.apply(centred.square().mean((0, 2, 3)))
         self._track(mean.detach(), variance.detach(), x[:, 0].numel() * dist.get_world_size())
         scale = self.weight * (variance + self.eps).rsqrt()

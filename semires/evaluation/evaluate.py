@@ -148,7 +148,8 @@ def evaluate_shared(
     order = np.argsort(dataset.image_ids, kind="stable").tolist()
     mine = group.share(order, batch_size)
     part = evaluate(model, dataset, batch_size, group.device, mine, workers)
-    table = pd.concat(group.gather(part))
+    parts = [each for each in group.gather(part) if len(each)]  # empty columns have no type
+    table = pd.concat(parts or [part])
     return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)
 
 

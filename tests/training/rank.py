@@ -1,0 +1,118 @@
+"""One of several processes of a training; test_distributed.py starts it under torchrun.
+
+    rank.py train METHOD [STOP]    STOP: rank 1 gets a signal at its STOP-th look
+    rank.py gradients METHOD FILE  one backward pass; rank 0 saves what DDP made of it
+    rank.py evaluate FILE          predictions of the burn-in's weights; rank 0 saves them
+
+With DOUBLE in the environment everything is float64, where rounding hides nothing: AdamW divides
+gradients by their size, so that of a gradient of zero it makes steps of rounding errors.
+Any other rank than 0 that opens a file of the study for writing ends with an error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semires import process
+from semires.config import load_params
+from semires.data import augment, dataset
+from semires.errors import SemiresError
+from semires.files import write_parquet
+from semires.layout import Cell
+from semires.training.burn_in import SECTIONS, burn_in
+from semires.training.loop import Loop
+from semires.training.mutual import mutual
+from semires.training.task import Task
+
+RANK = int(os.environ["RANK"])
+
+
+def watch_writes() -> None:
+    """End this process as soon as it writes, makes, moves or removes something in the study."""
+    study = Path.cwd()
+    changes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
+
+    def check(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event in changes
+        if event == "open":
+            _, mode, flags = arguments
+            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or bool(
+                set(mode or "") & set("wax+")
+            )
+        if writes and isinstance(arguments[0], str | os.PathLike):
+            path = Path(os.path.abspath(arguments[0]))
+            if study in path.parents:
+                print(f"rank {RANK} writes: {event} {path}", file=sys.stderr, flush=True)
+                os._exit(99)
+
+    sys.addaudithook(check)
+
+
+def stop_at(look: int) -> None:
+    """A signal seems to arrive in rank 1 before its ``look``-th look."""
+    looks = iter(range(1, 10_000))
+    if RANK == 1:
+        process.stop_requested = lambda: 143 if next(looks) == look else None
+
+
+def save_gradients(file: str) -> None:
+    """Instead of the first optimizer step, save gradients and loss, and end."""
+
+    def optimise(loop: Loop, loss: torch.Tensor) -> bool:
+        loss.backward()
+        model = loop.modules["model"]
+        found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        loss = loop.task.group.sum(loss.detach()) / loop.task.group.world
+        if RANK == 0:
+            torch.save({"gradients": found, "loss": loss}, file)
+        loop.task.group.barrier()
+        sys.exit(0)
+
+    Loop.optimise = optimise  # type: ignore[method-assign]
+
+
+def evaluate(task: Task, file: str) -> None:
+    """Predictions of the burn-in's weights on testA, by all processes together."""
+    from semires.models.pretrained import load_weights
+    from semires.training.record import evaluate_split
+
+    model = task.build_model(pretrained=False)
+    load_weights(model, task.burn_in_folder / "model.safetensors")
+    table = evaluate_split(task, model, task.evaluation_sets(["testA"])["testA"])
+    if task.group.leads:
+        write_parquet(file, table)
+
+
+def use_double() -> None:
+    """Weights and pixels of this process are float64 from now on."""
+    torch.set_default_dtype(torch.float64)
+    dataset.normalise = lambda image: augment.normalise(image).double()
+
+
+def main(what: str, *rest: str) -> None:
+    params = load_params("params.json")
+    if what == "evaluate":
+        return evaluate(Task(params, Cell("refscenes", 25, "supervised", 0), SECTIONS), rest[0])
+    cell = Cell("refscenes", 25, rest[0], 0)
+    if what == "gradients":
+        save_gradients(rest[1])
+    elif len(rest) > 1:
+        stop_at(int(rest[1]))
+    burn_in(params, cell) if cell.method == "supervised" else mutual(params, cell)
+
+
+if __name__ == "__main__":
+    if RANK != 0:
+        watch_writes()
+    if "DOUBLE" in os.environ:
+        use_double()
+    try:
+        main(*sys.argv[1:])
+    except SemiresError as error:
+        print(f"semires: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

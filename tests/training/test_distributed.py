@@ -1,0 +1,218 @@
+"""Two processes on CPUs (gloo) under torchrun against one: the same training, written once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import small_params
+from safetensors.torch import load_file
+
+from semires.config import Params, validate
+from semires.data import augment, dataset
+from semires.data.dataset import Stream, collate
+from semires.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
+from semires.layout import Cell
+from semires.models.pretrained import freeze_text, load_weights
+from semires.training.burn_in import burn_in
+from semires.training.losses import supervised_loss, unsupervised_loss
+from semires.training.mutual import SECTIONS, _parts, make_refiner, mutual
+from semires.training.record import evaluate_split
+from semires.training.task import Task
+
+ROOT = Path(__file__).parents[2]
+BURN_IN = Cell("refscenes", 25, "supervised", 0)
+SAME = {"model.safetensors", "metrics.json", "predictions.parquet", "corrections.parquet"}
+THRESHOLD = 0.4  # of IOM: one of the first three pseudo-labels of rank 0 matches, two of rank 1
+RANK = str(Path(__file__).with_name("rank.py"))
+
+
+def params_of(**changes: Any) -> Params:
+    """A small study whose BERT has a frozen layer: DDP must not wait for its gradient."""
+    tree = small_params(**changes).model_dump()
+    tree["model"]["bert"]["num_layers"] = 2
+    tree["optimizer"]["bert_layers_trained"] = 1
+    return validate(tree)
+
+
+def together(*words: str, params: Params, code: int = 0, module: bool = False) -> str:
+    """Run rank.py (or semires itself) in two processes; what they say on standard error."""
+    tree = params.model_dump()
+    tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
+    write_json("params.json", tree)
+    program = ["-m", "semires", "--params", "params.json"] if module else [RANK]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         *program, *words],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode != 0) == (code != 0), done.stderr[-4000:]
+    assert code == 0 or f"exitcode  : {code}" in done.stderr, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def burned(small_study: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMIRES_TRACKING", "off")
+        burn_in(params_of(), BURN_IN)
+    shutil.copytree(BURN_IN.folder, "kept")
+    return small_study
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Float64 in this process and in those that :func:`together` starts (see rank.py)."""
+    monkeypatch.setenv("DOUBLE", "1")
+    monkeypatch.setattr(dataset, "normalise", lambda image: augment.normalise(image).double())
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def start(burned: Path) -> Path:
+    """The burn-in's folder as the fixture made it, whatever a test before did to it."""
+    shutil.rmtree(BURN_IN.folder, ignore_errors=True)
+    shutil.copytree("kept", BURN_IN.folder)
+    return BURN_IN.folder
+
+
+def history(folder: Path) -> pd.DataFrame:
+    table = pd.read_csv(folder / "history.csv")
+    return table.drop(columns=[name for name in table if name.startswith("time/")])
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of two tensors of the same name; zeros may be rounding."""
+    assert one.keys() == other.keys()
+    return max(
+        float((value - other[name]).double().norm() / value.double().norm().clamp(1e-4))
+        for name, value in one.items()
+    )
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("evaluations", [5, 1])
+def test_burn_in_by_two_is_burn_in_with_twice_the_batch(start: Path, evaluations: int):
+    """Losses of every step; with one evaluation the kept weights are those after five steps."""
+    length = {"steps": 5, "evaluations": evaluations}
+    burn_in(params_of(burn_in={"batch_size": 4, **length}), BURN_IN)
+    alone, weights = history(start), load_file(start / "model.safetensors")
+    together("train", "supervised", params=params_of(burn_in={"batch_size": 2, **length}))
+    assert read_json(start / "run.json")["environment"]["processes"] == 2
+    pd.testing.assert_frame_equal(history(start), alone, rtol=1e-6)
+    assert distance(weights, load_file(start / "model.safetensors")) < 1e-9
+
+
+@pytest.mark.usefixtures("double")
+def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(start: Path):
+    """Batch statistics are those of all samples; matched and unmatched mix within a process."""
+    params = params_of(refine={"mixed": {"strategy": "iom", "threshold": THRESHOLD, "pwa": True}})
+    which = Cell("refscenes", 25, "mixed", 0)
+    together("gradients", "mixed", "gradients.pt", params=params)
+    found = torch.load("gradients.pt", weights_only=True)
+
+    task = Task(params, which, SECTIONS)
+    model = task.build_model(pretrained=False)
+    freeze_text(model, 1)
+    load_weights(model, start / "model.safetensors")
+    labelled, unlabelled = _parts(task, params.refine["mixed"])
+    halves = [
+        [collate([part[i] for i in next(iter(Stream(part, 3, 1, 0, rank, 2)))]) for part in parts]
+        for parts in [(labelled, unlabelled)]
+        for rank in range(2)
+    ]
+    refiner, targets = make_refiner(params, params.refine["mixed"]), []
+    for _, unsure in halves:
+        with torch.no_grad():
+            logits = model.eval()(unsure["image"], unsure["input_ids"], unsure["attention_mask"])
+        targets.append(refiner(logits.float(), unsure["partition"]))
+    pixels = torch.cat([p for sure, unsure in halves for p in (sure["image"], unsure["strong"])])
+    text = [
+        torch.cat([part[key] for half in halves for part in half])
+        for key in ("input_ids", "attention_mask")
+    ]
+    logits = model.train()(pixels, *text).float()
+    losses = [
+        supervised_loss(logits[at : at + 3], halves[half][0]["mask"])
+        + unsupervised_loss(logits[at + 3 : at + 6], targets[half])
+        for half, at in enumerate((0, 6))
+    ]
+    loss = (losses[0] + losses[1]) / 2
+    loss.backward()
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+    assert len({int(t.matched.sum()) for t in targets}) == 2, "halves of the same mixture"
+    assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
+    assert distance(wanted, found["gradients"]) < 1e-5
+
+
+def test_a_run_by_two_goes_on_as_the_unbroken_one(start: Path):
+    """Dropout, moving average and the filter's window come back; a signal reaches one of them."""
+    method = {"strategy": "iom", "threshold": THRESHOLD, "pwa": True, "keep": 0.6}
+    params = params_of(refine={"sure": method}, model={"fusion_dropout": 0.2})
+    folder = Cell("refscenes", 25, "sure", 0).folder
+    together("train", "sure", params=params)
+    unbroken = {p.name: sha256_file(p) for p in folder.iterdir() if p.name in SAME}
+    wanted = history(folder)
+    shutil.rmtree(folder)
+    said = together("train", "sure", "4", params=params, code=143)
+    assert "stopped at step 4 of 6, state saved" in said
+    assert not folder.exists()
+
+    said = together("train", "sure", params=params)
+    assert "going on from step 4 of 6" in said
+    assert {p.name: sha256_file(p) for p in folder.iterdir() if p.name in SAME} == unbroken
+    assert set(unbroken) == SAME
+    pd.testing.assert_frame_equal(history(folder), wanted)
+
+
+def test_a_state_is_continued_only_by_as_many_samples_a_step(
+    start: Path, capsys: pytest.CaptureFixture[str]
+):
+    cell = Cell("refscenes", 25, "baseline", 0)
+    said = together("train", "baseline", "4", params=params_of(), code=143)
+    assert "state saved" in said
+    mutual(params_of(), cell)
+    assert "starts anew" in capsys.readouterr().out
+    mutual(params_of(runtime={"accumulate": 2}), cell)
+    assert "going on from step 4 of 6" in capsys.readouterr().out
+
+
+def test_predictions_are_the_same_bytes(start: Path):
+    """Small batches of shared images, and a split that leaves one process without any."""
+    for size in (2, 64):
+        params = params_of(evaluation={"batch_size": size})
+        task = Task(params, BURN_IN, SECTIONS)
+        model = task.build_model(pretrained=False)
+        load_weights(model, start / "model.safetensors")
+        table = evaluate_split(task, model, task.evaluation_sets(["testA"])["testA"])
+        write_parquet("alone.parquet", table)
+        together("evaluate", "both.parquet", params=params)
+        assert sha256_file("both.parquet") == sha256_file("alone.parquet")
+
+
+def test_the_command_evaluates_and_proposes_by_two(start: Path):
+    words = ("--dataset", "refscenes", "--checkpoint", str(start), "--split", "testB")
+    lines = together("evaluate", *words, params=params_of(), module=True)
+    metrics = read_json(start / "metrics.json")["testB"]
+    assert lines.count("27 expressions, percent") == 1, "one process speaks"
+    assert f"oIoU   {metrics['oIoU']:6.2f}" in lines
+
+    folder = Path("proposals/refscenes/felzenszwalb")
+    alone = sha256_tree(folder)
+    folder.rename("put aside")
+    params = params_of()
+    words = ("--dataset", "refscenes", "--source", "felzenszwalb")
+    together("propose", *words, params=params, module=True)
+    assert sha256_tree(folder) == alone
