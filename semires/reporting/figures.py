@@ -351,9 +351,7 @@ def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, 
             if share >= 6:
                 text = f"{share:.0f}"
                 height = base + share / 2
-                axis.text(
-                    x, height, text, color=ink, ha="center", va="center_baseline", fontsize=8
-                )
+                axis.text(x, height, text, color=ink, ha="center", va="center_baseline", fontsize=8)
         bottom = bottom + shares[:, i]
         handles[label] = bars
     totals = {sum(c) for c in counts.values()}
