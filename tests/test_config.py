@@ -107,7 +107,7 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("proposals/source", "sum", "proposals.source: 'sum' is not a key of"),
         ("model/swin/num_heads", [3, 2, 2, 2], "model.swin.num_heads: 3 heads do not divide"),
         ("model/bert/num_heads", 5, "model.bert.num_heads: 5 do not divide"),
-        ("data/image_size", 12, "data.image_size: 12 is less than 8 patches"),
+        ("model/swin/patch_size", 16, "data.image_size: 64 is less than 8 patches"),
         ("refine/supervised", {"strategy": "none", "pwa": False}, "refine.supervised: "),
         ("refine/a+b", {"strategy": "none", "pwa": False}, "refine.a+b: "),
         ("scenes", None, "scenes: "),
@@ -170,7 +170,7 @@ def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, dat
 def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "experiments/demo.yaml").read_text().replace("lr: 0.001", "lr: 1e-3"))
-    assert load_params(path).mutual.lr == 0.001
+    assert load_params(path).burn_in.lr == 0.001
 
 
 def test_a_fraction_is_spelled_as_its_folder(tmp_path: Path):

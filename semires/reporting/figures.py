@@ -115,7 +115,8 @@ class FigureMaker:
         if paper:
             _paper_curves(axes[len(fractions)], paper)
         for axis in axes:
-            if axis.get_subplotspec().is_first_col():
+            place = axis.get_subplotspec()
+            if place is not None and place.is_first_col():
                 axis.set_ylabel("val oIoU (%)")
         _legend(figure, handles)
         return {"": figure}
@@ -349,8 +350,8 @@ def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, 
         for x, (share, base) in enumerate(zip(shares[:, i], bottom, strict=True)):
             if share >= 6:
                 text = f"{share:.0f}"
-                place = {"ha": "center", "va": "center_baseline", "fontsize": 8}
-                axis.text(x, base + share / 2, text, color=ink, **place)
+                height = base + share / 2
+                axis.text(x, height, text, color=ink, ha="center", va="center_baseline", fontsize=8)
         bottom = bottom + shares[:, i]
         handles[label] = bars
     totals = {sum(c) for c in counts.values()}

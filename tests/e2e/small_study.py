@@ -43,11 +43,10 @@ class Study:
         for name in (".dvc/config", ".dvc/plots"):
             (folder / ".dvc").mkdir(exist_ok=True)
             copy_any(ROOT / name, folder / name)
-        for name in ("experiments/tables", "semires/weights"):
-            shutil.copytree(ROOT / name, folder / name)
-        (folder / "semires/data").mkdir()
-        for name in ("scenes", "expressions", "refscenes"):  # what `generate` depends on
-            shutil.copy(ROOT / f"semires/data/{name}.py", folder / "semires/data")
+        for name in ("experiments/tables", "semires"):
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         self.params = copy.deepcopy(read_yaml(ROOT / "experiments/demo.yaml"))
         for section, values in SMALL.items():
             self.params[section].update(values)

