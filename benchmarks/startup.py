@@ -19,8 +19,8 @@ import common
 
 from semires.files import read_json
 
-sys.path.insert(0, str(common.ROOT / "tests/e2e"))
-from small_study import Study
+sys.path.insert(0, str(common.ROOT / "tests"))
+from helpers.dvc_study import Study
 
 MODULES = {"supervised": "semires.training.burn_in", "mutual": "semires.training.mutual"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import pickle
 import subprocess
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
+from helpers.refer_fixture import write_refer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,15 +20,6 @@ from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS, compare, compar
 from semires.data.refer import read_refer
 from semires.errors import DataError
 from semires.files import read_json, read_parquet
-
-ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location(
-    "refer_fixture", Path(__file__).with_name("refer_fixture.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-refer_fixture = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(refer_fixture)
 
 STAGES = """
 import sys
@@ -49,7 +41,7 @@ print(next(int(line.split()[1]) // 1024 for line in status if line.startswith("V
 
 
 def test_a_tenth_of_the_full_size(tmp_path: Path):
-    refer_fixture.write_refer(tmp_path, images=2_000, objects=5_000, expressions=14_200)
+    write_refer(tmp_path, images=2_000, objects=5_000, expressions=14_200)
     done = subprocess.run(
         [sys.executable, "-c", STAGES, str(ROOT / "experiments/demo.yaml")],
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
@@ -103,7 +95,7 @@ VALUES = st.sampled_from(
 )
 @given(st.data())
 def test_a_wrong_value_anywhere_is_one_line(tmp_path: Path, data: st.DataObject):
-    refer_fixture.write_refer(tmp_path, images=2, objects=2, expressions=2)
+    write_refer(tmp_path, images=2, objects=2, expressions=2)
     folder = tmp_path / "refcoco"
     refs = pickle.loads((folder / "refs(unc).p").read_bytes())  # of our own making
     content = json.loads((folder / "instances.json").read_text())
@@ -122,7 +114,7 @@ def test_a_wrong_value_anywhere_is_one_line(tmp_path: Path, data: st.DataObject)
 
 
 def test_text_that_would_never_end_is_refused(tmp_path: Path):
-    refer_fixture.write_refer(tmp_path, images=2, objects=2, expressions=2)
+    write_refer(tmp_path, images=2, objects=2, expressions=2)
     path = tmp_path / "refcoco/refs(unc).p"
     refs = pickle.loads(path.read_bytes())
     shared: Any = []

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, module_at
+from helpers import ROOT
+from helpers.small_study import small_params
 
 from semires import files, layout, tracking
 from semires.errors import SemiresError
 from semires.layout import Cell
 from semires.proposals.cache import ProposalCache
-
-ROOT = TESTS.parent
 
 
 def semires(*words: str, **more: Any) -> subprocess.Popen[str]:
@@ -32,7 +31,7 @@ def semires(*words: str, **more: Any) -> subprocess.Popen[str]:
 
 
 def write_params(**changes: Any) -> None:
-    tree = module_at("training/conftest.py").small_params().model_dump()
+    tree = small_params().model_dump()
     tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
     tree["proposals"]["sources"]["felzenszwalb"].update(changes)
     files.write_json("params.json", tree)

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TESTS, module_at
-from damage import WAYS, damaged
+from helpers import ROOT, TESTS, study_worker
+from helpers.damage import WAYS, damaged
+from helpers.small_study import small_params
 from PIL import Image
 
 from semires import files, layout
@@ -40,7 +41,6 @@ from semires.training.state import load_state, save_state
 
 CELL = Cell("refscenes", 25, "supervised", 0)
 RUN = str(CELL.folder)
-ROOT = TESTS.parent
 
 
 def cache() -> Any:
@@ -163,7 +163,7 @@ def test_a_cache_is_made_again(artefacts: Path, capsys: Any):
     """Of the 120 ways, all are noticed by `propose`; in three of them it is let do its work."""
     from semires.proposals.propose import _is_published, _plan, propose
 
-    params = module_at("training/conftest.py").small_params()
+    params = small_params()
     folder = layout.proposals("refscenes", "felzenszwalb")
     job, whole = _plan(params, "refscenes", "felzenszwalb"), files.sha256_tree(folder)
     for number, (way, bad) in enumerate(damaged((folder / "shard-00000.parquet").read_bytes(), "")):
@@ -247,20 +247,19 @@ def test_published_weights_are_the_same_or_refused(tmp_path: Path):
 
 def run_study(path: Path) -> int:
     """Four trials, or as many as are missing; how many there are."""
-    worker = module_at("tuning/study_worker.py")
-    search, table = worker.make_search(f"sqlite:///{path}", 4), worker.make_table(10, 4)
+    search, table = study_worker.make_search(f"sqlite:///{path}", 4), study_worker.make_table(10, 4)
 
     def objective(trial: Any) -> float:
-        outcome = table.outcome(worker.suggest(trial, worker.AXES))
-        return float(worker.summarise(outcome, table.labels)["oIoU"])
+        outcome = table.outcome(study_worker.suggest(trial, study_worker.AXES))
+        return float(study_worker.summarise(outcome, table.labels)["oIoU"])
 
     files.verify_sqlite(path)  # as `semires tune` does first
-    with worker.studies.explained(search.url):
-        study = worker.studies.open_study(search)
-        gate = worker.open_gate(search.url, search.name)
+    with study_worker.studies.explained(search.url):
+        study = study_worker.studies.open_study(search)
+        gate = study_worker.open_gate(search.url, search.name)
         try:
-            worker.studies.run_batches(study, gate, objective, search.total)
-            return len(worker.studies.finished(study))
+            study_worker.studies.run_batches(study, gate, objective, search.total)
+            return len(study_worker.studies.finished(study))
         finally:
             gate.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import module_at
+from helpers.small_study import small_params
 from PIL import Image
 
 from semires import files, layout
@@ -32,7 +32,7 @@ SUPERVISED = Cell("refscenes", 10, "supervised", 0)
 
 
 def small(**changes: Any) -> Any:
-    return module_at("training/conftest.py").small_params(**changes)
+    return small_params(**changes)
 
 
 def limits(splits: list[str]) -> None:

@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, module_at
+from helpers import HELPERS, ROOT
+from helpers.small_study import small_params
 
 from semires import files
 
-HERE = Path(__file__).parent
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
@@ -29,14 +29,14 @@ def may_mount() -> bool:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(TESTS.parent), "SEMIRES_TRACKING": "off"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "SEMIRES_TRACKING": "off"}
 
 
 @pytest.mark.parametrize("mode", ["full", "read-only", "limited"])
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, mode: str):
     if mode != "limited" and not may_mount():
         pytest.skip("no mount namespaces here; `limited` does the same with a bound on files")
-    line = [sys.executable, str(HERE / "small_disk.py"), str(tmp_path), mode]
+    line = [sys.executable, str(HELPERS / "small_disk.py"), str(tmp_path), mode]
     done = subprocess.run(
         line if mode == "limited" else [*NAMESPACE, *line],
         capture_output=True, text=True, env=environment(), check=False,
@@ -70,13 +70,13 @@ def test_a_stage_on_a_full_disk_is_one_line(small_study: Path, tmp_path: Path, s
     """The study on a disk that it fills: what the stage had made before is still there."""
     if not may_mount():
         pytest.skip("no mount namespaces here")
-    tree = module_at("training/conftest.py").small_params(mutual={"lr": 0.002}).model_dump()
+    tree = small_params(mutual={"lr": 0.002}).model_dump()
     tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
     tree["proposals"]["sources"]["felzenszwalb"]["sigma"] = 0.7 if stage == "propose" else 0.6
     files.write_json(tmp_path / "params.json", tree)
     (tmp_path / "disk").mkdir()
     command = [sys.executable, "-m", "semires", "--params", str(tmp_path / "params.json")]
-    helper = [sys.executable, str(HERE / "on_full_disk.py"), str(small_study)]
+    helper = [sys.executable, str(HELPERS / "on_full_disk.py"), str(small_study)]
     done = subprocess.run(
         [*NAMESPACE, *helper, str(tmp_path / "disk"), *command, *STAGES[stage].split()],
         capture_output=True, text=True, env=environment(), check=False,

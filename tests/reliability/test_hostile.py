@@ -23,7 +23,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TESTS, module_at
+from helpers import ROOT
+from helpers.refer_fixture import write_refer
+from helpers.small_study import small_params
 from PIL import Image
 
 from semires.config import load_params
@@ -33,7 +35,6 @@ from semires.data.unpickle import read_plain_pickle
 from semires.errors import ConfigError, DataError, WeightsError
 from semires.models.official import read_checkpoint
 
-ROOT = TESTS.parent
 PICKLES = 1500
 
 
@@ -245,7 +246,7 @@ PATHS = [
 @pytest.mark.parametrize("name", PATHS)
 def test_file_names_stay_in_the_data_folder(tmp_path: Path, name: str):
     """Refused by the reader, or a name below the folder, where there is no such file."""
-    module_at("data/refer_fixture.py").write_refer(tmp_path, 3, 3, 3)
+    write_refer(tmp_path, 3, 3, 3)
     path = tmp_path / "refcoco/instances.json"
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = name
@@ -314,7 +315,7 @@ def test_expressions_are_data_everywhere(
     from semires.training.mutual import mutual
 
     monkeypatch.setenv("SEMIRES_TRACKING", "off")
-    params = module_at("training/conftest.py").small_params()
+    params = small_params()
     hostile_study(params)
     before = {p for p in small_study.rglob("*") if ".work" not in p.parts}
     cell = Cell("refscenes", 25, "cpi-u", 0)
@@ -354,7 +355,7 @@ def test_expressions_are_data_everywhere(
 
 def test_what_no_text_can_be_is_refused(tmp_path: Path):
     """Half a surrogate pair (which no file can hold), numbers, nothing, only blanks."""
-    module_at("data/refer_fixture.py").write_refer(tmp_path, 3, 3, 3)
+    write_refer(tmp_path, 3, 3, 3)
     path = tmp_path / "refcoco/refs(unc).p"
     refs = pickle.loads(path.read_bytes())
     for bad in ("\ud800", "x\udfff", 3, None, [], "", "  ", b"\xff\xfe"):

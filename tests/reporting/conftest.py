@@ -1,42 +1,26 @@
 """A workspace with fake runs of a small study, shared by the report's tests (read-only)."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, fake_runs
 
 from semires.config import read_yaml, validate
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def load_fake_runs():
-    path = Path(__file__).with_name("fake_runs.py")
-    spec = importlib.util.spec_from_file_location("fake_runs", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fake():
-    return load_fake_runs()
 
 
 @pytest.fixture(scope="session")
 def small_params():
-    values = read_yaml(REPOSITORY / "experiments/demo.yaml")
+    values = read_yaml(ROOT / "experiments/demo.yaml")
     values["study"] |= {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
     values["evaluation"]["bootstrap_samples"] = 200
     return validate(values)
 
 
 @pytest.fixture(scope="session")
-def made_workspace(tmp_path_factory, fake, small_params):
+def made_workspace(tmp_path_factory, small_params):
     root = tmp_path_factory.mktemp("workspace")
-    fake.write_study(root, small_params, seeds=(0, 1))
-    shutil.copytree(REPOSITORY / "experiments/tables", root / "experiments/tables")
+    fake_runs.write_study(root, small_params, seeds=(0, 1))
+    shutil.copytree(ROOT / "experiments/tables", root / "experiments/tables")
     return root
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import fake_runs
 
 from semires.config import validate
 from semires.errors import CorruptCacheError
@@ -113,8 +114,8 @@ def test_a_share_too_small_for_one_reference_keeps_one():
     assert smallest_objects(table, 0.05)["ref_id"].tolist() == [9]
 
 
-def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params, fake):
-    fake.write_run(Cell("refscenes", 1, "cpi-u", 0, "felzenszwalb"))
+def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params):
+    fake_runs.write_run(Cell("refscenes", 1, "cpi-u", 0, "felzenszwalb"))
     table, _ = build(small_params, "table8")
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["SemiRES, Felzenszwalb"].method == "cpi-u+felzenszwalb"
@@ -122,21 +123,21 @@ def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params, fa
     assert rows["SemiRES, SAM"].values["val"].seeds == 2
 
 
-def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params, fake):
+def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):
     values = small_params.model_dump()
     values["refine"]["mine"] = values["refine"]["cpi-u"]
     values["study"]["methods"] = ["mine"]
-    fake.write_run(Cell("refscenes", 1, "mine", 0))
+    fake_runs.write_run(Cell("refscenes", 1, "mine", 0))
     table, _ = build(validate(values), "main")
     assert [row.label for row in table.sections[0].rows] == ["Supervised", "mine"]
     assert table.sections[0].rows[1].values["val"].seeds == 1
 
 
-def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params, fake):
+def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params):
     values = small_params.model_dump()
     values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
     values["study"] |= {"datasets": ["coco"], "fractions": [1.0]}
-    fake.write_run(Cell("coco", 1, "baseline", 0))
+    fake_runs.write_run(Cell("coco", 1, "baseline", 0))
     table, _ = build(validate(values), "main")
     assert table.comparable
     assert not any("not comparable" in note for note in table.notes)
@@ -160,13 +161,13 @@ def test_a_damaged_record_is_named(own_workspace, small_params, name, damage):
         build(small_params, "main")
 
 
-def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params, fake):
+def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params):
     for seed in (0, 1):
         folder = Cell("refscenes", 1, "baseline", seed).folder
         rows = pd.read_parquet(folder / "predictions.parquet")
         rows = rows[rows["sentence"] == 0]
         rows.to_parquet(folder / "predictions.parquet")
-        metrics = fake.metrics_of(rows)
+        metrics = fake_runs.metrics_of(rows)
         (folder / "metrics.json").write_text(json.dumps(metrics))
     _, pairs = build(small_params, "main")
     assert [row.label for row in pairs.sections[0].rows] == ["SemiRES (CPI-U) − Supervised"]

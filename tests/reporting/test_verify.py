@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from helpers import fake_runs
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.layout import Cell
@@ -66,12 +67,12 @@ def test_unchanged_outputs_are_equal(committed, small_params, capsys):
 
 
 def test_a_worse_run_is_outside_and_the_working_tree_does_not_hide_it(
-    committed, small_params, fake, capsys
+    committed, small_params, capsys
 ):
     for seed in (0, 1):
         cell = Cell("refscenes", 10, "cpi-u", seed)
         shutil.rmtree(cell.folder)
-        fake.write_run(cell, gain=-25)
+        fake_runs.write_run(cell, gain=-25)
     tables = build_tables(small_params, load_records(default_source="sam"))
     write_tables(tables, committed / "reports")  # as `dvc repro` does before anyone verifies
     assert verify(small_params) == 1

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import small_params
+from helpers import HELPERS, ROOT
+from helpers.small_study import small_params
 from safetensors.torch import load_file
 
 from semires.config import Params, validate
@@ -28,11 +29,10 @@ from semires.training.mutual import SECTIONS, _parts, make_refiner, mutual
 from semires.training.record import evaluate_split
 from semires.training.task import Task
 
-ROOT = Path(__file__).parents[2]
 BURN_IN = Cell("refscenes", 25, "supervised", 0)
 SAME = {"model.safetensors", "metrics.json", "predictions.parquet", "corrections.parquet"}
 THRESHOLD = 0.4  # of IOM: one of the first three pseudo-labels of rank 0 matches, two of rank 1
-RANK = str(Path(__file__).with_name("rank.py"))
+RANK = str(HELPERS / "rank.py")
 
 
 def params_of(**changes: Any) -> Params:

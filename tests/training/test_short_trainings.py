@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
-from conftest import small_params
+from helpers.small_study import small_params
 
 from semires import process, tracking
 from semires.config import Params

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import small_params
+from helpers.small_study import small_params
 from safetensors.torch import load_file
 
 from semires import process

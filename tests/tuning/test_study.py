@@ -15,7 +15,8 @@ import optuna
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from study_worker import AXES, make_search, make_table
+from helpers import HELPERS
+from helpers.study_worker import AXES, make_search, make_table
 
 from semires.errors import ConfigError, SemiresError
 from semires.tuning import storage
@@ -24,7 +25,7 @@ from semires.tuning.objective import Axis, suggest, summarise
 from semires.tuning.samplers import PlacedSampler, grid, scaled
 from semires.tuning.storage import default_url, hidden, open_gate, open_storage, sqlite_path
 
-WORKER = Path(__file__).with_name("study_worker.py")
+WORKER = HELPERS / "study_worker.py"
 
 
 def run_here(url, totals, sampler="tpe", run=studies.run_batches, table=None):
