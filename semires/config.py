@@ -228,7 +228,7 @@ class Optimizer(Section):
 
 
 class _Schedule(Section):
-    """How long: ``epochs`` or ``steps``, exactly one of them; ``evaluations`` on val on the way."""
+    """How long: ``epochs`` or ``steps``, the shorter if both; ``evaluations`` on val on the way."""
 
     lr: PositiveFloat
     epochs: Positive | None
@@ -237,9 +237,9 @@ class _Schedule(Section):
     supervised_loss_scale: PositiveFloat
 
     @model_validator(mode="after")
-    def _one_length(self) -> _Schedule:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of `epochs` and `steps`, null for the other")
+    def _some_length(self) -> _Schedule:
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give `epochs` or `steps` or both, the shorter of which counts")
         return self
 
 

@@ -85,7 +85,7 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
     [
         ("mutual/ema", 1.5, "mutual.ema: "),
         ("mutual/ema", "0.9", "mutual.ema: "),
-        ("mutual/epochs", 3, "mutual: give exactly one of `epochs` and `steps`"),
+        ("mutual/steps", None, "mutual: give `epochs` or `steps` or both"),
         ("proposals/sources/sam/kind", "sm", "proposals.sources.sam: needs a `kind` of "),
         ("refine/iom/threshold", 1.2, "refine.iom.threshold: "),
         ("refine/cpi/threshold_o", None, "strategy cpi takes threshold_o, threshold_u"),

@@ -289,8 +289,11 @@ def means(sums: dict[str, float], batches: int) -> dict[str, float]:
 
 
 def total_steps(schedule: BurnIn | Mutual, samples: int, batch: int) -> int:
-    """Optimizer steps in all: as given, or passes over ``samples`` in batches of ``batch``."""
-    if schedule.steps is not None:
-        return schedule.steps
-    assert schedule.epochs is not None
-    return schedule.epochs * max(1, math.ceil(samples / batch))
+    """Optimizer steps in all: as given or as many passes over ``samples``, the fewer of the two.
+
+    An epoch takes ``ceil(samples / batch)`` steps.
+    """
+    lengths = [schedule.steps] if schedule.steps else []
+    if schedule.epochs:
+        lengths.append(schedule.epochs * max(1, math.ceil(samples / batch)))
+    return min(lengths)

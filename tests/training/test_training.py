@@ -19,6 +19,7 @@ from semires.files import read_json, sha256_file
 from semires.layout import Cell
 from semires.training import loop as loop_module
 from semires.training.burn_in import burn_in
+from semires.training.loop import total_steps
 from semires.training.mutual import mutual
 from semires.training.task import Task
 
@@ -210,3 +211,11 @@ def test_sums_stay_on_the_device_and_are_numbers_in_the_state(
     again = pd.read_csv(cell("iom-60").folder / "history.csv")
     timed = [name for name in unbroken if name.startswith("time/")]
     pd.testing.assert_frame_equal(again.drop(columns=timed), unbroken.drop(columns=timed))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "wanted"), [(3, None, 15), (None, 9, 9), (3, 9, 9), (1, 9, 5)]
+)
+def test_the_shorter_of_epochs_and_steps_counts(epochs: Any, steps: Any, wanted: int):
+    schedule = small_params(burn_in={"epochs": epochs, "steps": steps}).burn_in
+    assert total_steps(schedule, samples=33, batch=8) == wanted
