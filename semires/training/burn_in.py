@@ -10,13 +10,12 @@ import time
 from semires import layout, tracking
 from semires.config import Params
 from semires.data.dataset import Stream, stream_loader
-from semires.evaluation.evaluate import summarise
 from semires.layout import Cell
 from semires.process import configure_torch
 from semires.training.loop import Loop, total_steps
 from semires.training.losses import supervised_loss
 from semires.training.profile import trace_steps
-from semires.training.record import evaluate_split, tracked, write_run
+from semires.training.record import evaluate_split, write_run
 from semires.training.task import Task
 
 SECTIONS = ("data", "model", "loss", "optimizer", "burn_in", "evaluation")
@@ -58,7 +57,7 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
             steps,
             modules={"model": model},
             evaluated=model,
-            evaluate=lambda: tracked(summarise(evaluate_split(task, model, val)), "val"),
+            evaluate=lambda: evaluate_split(task, model, val),
             log=run.log_metrics,
         )
         path = layout.root() / ".work" / f"trace-{cell.name}.json"
@@ -72,5 +71,5 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
                 found = loss.detach()
                 loop.record(samples=len(logits), loss=found, loss_sup=found)
                 stepped()
-        metrics = write_run(task, loop.load_best(), loop.history, loop.best["step"], started)
+        metrics = write_run(task, loop, started)
         run.finish(metrics, cell.folder)

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from semires import process
 from semires.config import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
+from semires.evaluation.evaluate import summarise
 from semires.training.state import load_state, save_state
 from semires.training.task import Task
 
 Batch = dict[str, Any]
-Evaluate = Callable[[], dict[str, float]]
 
 
 class Loop:
@@ -35,7 +36,7 @@ class Loop:
         steps: number of optimizer steps in all.
         modules: everything with a state, by name; the optimizer works on ``modules['model']``.
         evaluated: the module whose weights are kept at the best val oIoU.
-        evaluate: returns the metrics of one evaluation, ``val/oIoU`` among them.
+        evaluate: returns the predictions of ``evaluated`` on val.
         log: called with a dict of metrics and the step.
     """
 
@@ -46,7 +47,7 @@ class Loop:
         steps: int,
         modules: dict[str, nn.Module],
         evaluated: nn.Module,
-        evaluate: Evaluate,
+        evaluate: Callable[[], pd.DataFrame],
         log: Callable[[dict[str, float], int], None],
     ) -> None:
         self.task, self.schedule, self.total = task, schedule, steps
@@ -59,6 +60,7 @@ class Loop:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"val/oIoU": -1.0, "step": -1, "state": {}}
+        self.best_val: pd.DataFrame | None = None  # its predictions, unless made before a resume
         self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
         self._micro = 0
         self._batch: Any = None
@@ -186,7 +188,8 @@ class Loop:
 
     def _evaluate(self, started: float) -> None:
         seconds = time.monotonic() - started
-        metrics = self.evaluate()
+        table = self.evaluate()
+        metrics = tracked(summarise(table), "val")
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
         totals, batches = self._totals(), since * self.accumulate * self.task.group.world
         samples = totals.pop("samples", 0.0)
@@ -200,6 +203,7 @@ class Loop:
         if row["val/oIoU"] > self.best["val/oIoU"]:
             state = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
             self.best = {"val/oIoU": row["val/oIoU"], "step": self.step, "state": state}
+            self.best_val = table
 
     def _out_of_patience(self) -> bool:
         patience = getattr(self.schedule, "patience", None)
@@ -274,6 +278,11 @@ def ref_ids(batch: Any) -> list[int]:
     """The references of a batch, or of several side by side, in order."""
     parts = batch if isinstance(batch, tuple) else (batch,)
     return sorted({ref for part in parts if part is not None for ref in part["ref_id"]})
+
+
+def tracked(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Names as MLflow takes them: ``P@0.5`` becomes ``val/prec_0.5``."""
+    return {f"{prefix}/{name.replace('P@', 'prec_')}": value for name, value in metrics.items()}
 
 
 def means(sums: dict[str, float], batches: int) -> dict[str, float]:

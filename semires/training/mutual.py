@@ -20,7 +20,6 @@ from torch import nn
 from semires import tracking
 from semires.config import Method, Params
 from semires.data.dataset import ExpressionDataset, Stream, open_proposals, stream_loader
-from semires.evaluation.evaluate import summarise
 from semires.layout import Cell
 from semires.methods import resolve
 from semires.models.pretrained import load_weights
@@ -31,7 +30,7 @@ from semires.training.corrections import measure_corrections, overlap_sums
 from semires.training.ema import make_teacher, update_ema
 from semires.training.loop import Loop, total_steps
 from semires.training.losses import supervised_loss, unsupervised_loss
-from semires.training.record import evaluate_split, tracked, write_run
+from semires.training.record import evaluate_split, write_run
 from semires.training.task import Task
 
 Batch = dict[str, Any]
@@ -130,9 +129,8 @@ def _finish(
     task: Task, loop: Loop, refiner: PseudoLabelRefiner, started: float
 ) -> dict[str, dict[str, float]]:
     """Count what refinement corrects, and write the run's folder; its metrics."""
-    best, step = loop.load_best(), loop.best["step"]
-    pseudo, write_more = measure_corrections(task, refiner, best)
-    return write_run(task, best, loop.history, step, started, pseudo, write_more)
+    pseudo, write_more = measure_corrections(task, refiner, loop.load_best())
+    return write_run(task, loop, started, pseudo, write_more)
 
 
 def _kept(
@@ -156,11 +154,10 @@ def _teacher_loop(
 ) -> Loop:
     """A loop that evaluates the teacher on val and keeps its best weights."""
     teacher, val = modules["teacher"], task.evaluation_sets(["val"])["val"]
-
-    def evaluate() -> dict[str, float]:
-        return tracked(summarise(evaluate_split(task, teacher, val)), "val")
-
-    return Loop(task, task.params.mutual, steps, modules, teacher, evaluate, log)
+    return Loop(
+        task, task.params.mutual, steps, modules, teacher,
+        evaluate=lambda: evaluate_split(task, teacher, val), log=log,
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from semires.files import (
     write_text,
 )
 from semires.process import peak_rss_mb
+from semires.training.loop import Loop
 from semires.training.task import Task
 
 SHUFFLED = "_shuffled"
@@ -47,21 +48,14 @@ def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> 
         return evaluate_shared(task.group, model, dataset, settings.batch_size, runtime.workers)
 
 
-def tracked(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Names as MLflow takes them: ``P@0.5`` becomes ``val/prec_0.5``."""
-    return {f"{prefix}/{name.replace('P@', 'prec_')}": value for name, value in metrics.items()}
-
-
 def write_run(
     task: Task,
-    model: nn.Module,
-    history: list[dict[str, float]],
-    best_step: int,
+    loop: Loop,
     started: float,
     pseudo: dict[str, float] | None = None,
     write_more: Callable[[Path], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Evaluate ``model`` on every evaluation split and write ``runs/D/F/M/seedS``.
+    """Evaluate the loop's best weights on every split and write ``runs/D/F/M/seedS``.
 
     ``val_shuffled`` is val with every expression given to another reference: what a model reaches
     that does not listen.
@@ -73,7 +67,12 @@ def write_run(
     sets = task.evaluation_sets(splits)
     if "val" in sets and len(sets["val"].refs) > 1:
         sets[f"val{SHUFFLED}"] = sets["val"].shuffled()
-    tables = {split: evaluate_split(task, model, dataset) for split, dataset in sets.items()}
+    model = loop.load_best()
+    known = {"val": loop.best_val}
+    tables = {}
+    for split, dataset in sets.items():
+        table = known.get(split)
+        tables[split] = evaluate_split(task, model, dataset) if table is None else table
     metrics = {split: summarise(table) for split, table in tables.items()}
     if pseudo is not None:
         metrics["pseudo"] = pseudo
@@ -82,11 +81,11 @@ def write_run(
         with atomic_folder(task.cell.folder) as folder:
             save_model(model, folder / "model.safetensors")
             write_json(folder / "metrics.json", metrics)
-            write_history(history, folder / "history.csv")
+            write_history(loop.history, folder / "history.csv")
             write_parquet(folder / "predictions.parquet", predictions)
             if write_more is not None:
                 write_more(folder)
-            record = _record(task, model, metrics, best_step, started)
+            record = _record(task, model, metrics, loop.best["step"], started)
             digests = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
             write_json(folder / "run.json", {**record, "files": digests}, seal=True)
         shutil.rmtree(task.work, ignore_errors=True)
