@@ -6,8 +6,8 @@ the object and of its part are to be found, on the background the predicted IoU 
 From scratch the decoder would long be blind to its point; two things end that: its
 token-to-image attention starts out looking at the point's own place, and an auxiliary head (not
 kept) teaches the encoder which pixels belong together.
-Command: python experiments/pretrain/tiny_sam.py --minutes 25
-Cost: 25 minutes of one core. Writes semires/weights/tiny_sam.safetensors and .json.
+Command: python experiments/pretrain/tiny_sam.py --minutes 33
+Cost: 33 minutes of one core. Writes semires/weights/tiny_sam.safetensors and .json.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ def facts(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--minutes", type=float, default=33.0)
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--images", type=int, default=16, help="images a step")
     parser.add_argument("--points", type=int, default=4, help="points an image")
