@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PORT ?= 5000
+LANES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -26,8 +27,12 @@ repro: .venv/.ready  ## the study of params.yaml, then its main table
 	-semires track sync
 	semires summary
 
-study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; hours, goes on where it was
+# A lane takes one burn-in and all that starts from it; DVC keeps lanes apart.
+study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; goes on where it was
 	semires use experiments/study.yaml
+	dvc repro --glob 'propose@*' 'split*'
+	dvc stage list --name-only | sed -nE 's/^burn_in.*@(.*)-([0-9]+)$$/\1 \2/p' \
+	  | xargs -P $(LANES) -n 2 sh -c 'dvc --wait-for-lock repro --glob "*@$$0-*$$1" || exit 255'
 	dvc repro
 	semires use experiments/demo.yaml
 	-semires track sync
