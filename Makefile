@@ -32,7 +32,7 @@ study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; goes 
 	semires use experiments/study.yaml
 	dvc repro --glob 'propose@*' 'split*'
 	dvc stage list --name-only | sed -nE 's/^burn_in.*@(.*)-([0-9]+)$$/\1 \2/p' \
-	  | xargs -P $(LANES) -n 2 sh -c 'dvc --wait-for-lock repro --glob "*@$$0-*$$1" || exit 255'
+	  | xargs -P $(LANES) -n 2 sh -c 'dvc --wait-for-lock repro -s --glob "*@$$0-*$$1" || exit 255'
 	dvc repro
 	semires use experiments/demo.yaml
 	-semires track sync

@@ -144,13 +144,9 @@ def _mutual(arguments: Arguments) -> None:
 
 def _tune(arguments: Arguments) -> None:
     params, cell = _method_cell(arguments)
-    from semires.files import verify_sqlite
     from semires.methods import resolve
-    from semires.tuning.storage import default_url, sqlite_path
     from semires.tuning.study import tune
 
-    if path := sqlite_path(params.tune.storage or default_url()):
-        verify_sqlite(path)
     tune(resolve(params, cell, tuned=False), cell)
 
 

@@ -66,13 +66,14 @@ def stage_process() -> None:
 
 
 def note_duration() -> None:
-    """Under DVC, append this stage's name and seconds to ``.work/stages.jsonl``, for README."""
+    """Under DVC, append this stage's name, seconds and memory to ``.work/stages.jsonl``."""
     if "DVC_STAGE" in os.environ:
         from semires import layout
 
         line = {
             "stage": os.environ["DVC_STAGE"],
             "seconds": round(time.monotonic() - _state.started, 2),
+            "peak_rss_mb": round(peak_rss_mb(), 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         layout.STAGE_TIMES.parent.mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,7 @@ def write_record(folder: Path, started: str = "2026-11-23T00:00:00+00:00") -> di
         "params": {"mutual": {"lr": 0.001}, "refine": {"strategy": "cpi-u"}},
         "metrics": metrics,
         "fingerprints": {"split": "abc"},
+        "peak_rss_mb": 640.0,
         "environment": {"git_commit": "0123"},
         "started": started,
         "finished": "2026-11-23T00:01:00+00:00",
@@ -127,6 +128,7 @@ def test_a_run_arrives_whole(project: Path, params: Params):
     assert "train/loss" not in found.data.metrics
     assert found.data.metrics["best/val/prec_0.5"] == 40.0
     assert found.data.metrics["best/pseudo/better"] == 12.5
+    assert found.data.metrics["system/peak_rss_mb"] == 640.0
     files = {a.path for a in Store().client.list_artifacts(found.info.run_id) if not a.is_dir}
     assert files == {"history.csv", "run.json", "panel-00-best.png", "panel-01-worst.png"}
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"

@@ -214,10 +214,11 @@ def here() -> str:
 def record_events(metrics: Mapping[str, Any], run_folder: Path) -> Iterator[Event]:
     """A finished run's metrics of its best evaluation, the record's digest, and its files."""
     values = {f"best/{n.replace('.', '/', 1)}": v for n, v in flatten(metrics).items()}
-    yield {"event": "metrics", "step": None, "values": numbers(values)}
     record = run_folder / "run.json"
-    if record.is_file():
-        found = read_json(record)
+    found = read_json(record) if record.is_file() else {}
+    values["system/peak_rss_mb"] = found.get("peak_rss_mb")
+    yield {"event": "metrics", "step": None, "values": numbers(values)}
+    if found:
         tags = {"semires.record": sha256_file(record), "run_folder": str(run_folder)}
         prints = found.get("fingerprints", {})
         tags.update({f"fingerprint.{name}": str(value) for name, value in prints.items()})

@@ -64,6 +64,7 @@ class Loop:
         self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
         self._micro = 0
         self._batch: Any = None
+        self._earlier_samples = 0.0  # since the last evaluation, before a resume
         self._waited_s = self._saved = 0.0
         self._resume()
 
@@ -192,12 +193,12 @@ class Loop:
         metrics = tracked(summarise(table), "val")
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
         totals, batches = self._totals(), since * self.accumulate * self.task.group.world
-        samples = totals.pop("samples", 0.0)
+        samples = totals.pop("samples", 0.0) - self._earlier_samples
         row: dict[str, float] = {"step": self.step, **means(totals, batches), **metrics}
         row["train/lr"] = self._lr()
         row["time/samples_per_s"] = samples / max(seconds, 1e-9)
         row["time/data_wait"] = self._waited_s / max(seconds, 1e-9)
-        self._sums, self._waited_s = {}, 0.0
+        self._sums, self._waited_s, self._earlier_samples = {}, 0.0, 0.0
         self.history.append(row)
         self.log({k: v for k, v in row.items() if k != "step"}, self.step)
         if row["val/oIoU"] > self.best["val/oIoU"]:
@@ -263,6 +264,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
+        self._earlier_samples = state["sums"].get("samples", 0.0)
         mine = 1 if self.task.group.leads else 0  # they are the group's
         self._sums = {name: self._sum(mine * value) for name, value in state["sums"].items()}
         if self.task.group.leads:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from semires import layout
 from semires.errors import BusyError, SemiresError
+from semires.files import verify_sqlite
 
 HEARTBEAT_S = 10
 GRACE_S = 60
@@ -126,12 +127,14 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
     Raises:
         SemiresError: it cannot be opened (:func:`explained`).
+        CorruptCacheError: an sqlite file is damaged.
         BusyError: another process has been creating it for a minute.
     """
     path = sqlite_path(url)
     with explained(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if path is not None:
+            verify_sqlite(path)
             return _open_sqlite(url, path)
         if url.startswith("redis"):
             return optuna.storages.get_storage(url)

@@ -253,7 +253,6 @@ def run_study(path: Path) -> int:
         outcome = table.outcome(study_worker.suggest(trial, study_worker.AXES))
         return float(study_worker.summarise(outcome, table.labels)["oIoU"])
 
-    files.verify_sqlite(path)  # as `semires tune` does first
     with study_worker.studies.explained(search.url):
         study = study_worker.studies.open_study(search)
         gate = study_worker.open_gate(search.url, search.name)
