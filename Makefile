@@ -52,7 +52,7 @@ ui: .venv/.ready  ## MLflow on 127.0.0.1
 bench: .venv/.ready  ## every claim of speed, into reports/benchmarks.md
 	python benchmarks/run_all.py
 
-readme: .venv/.ready  ## copy the last results into README.md
+readme: .venv/.ready  ## copy the last results and seconds into README.md
 	python -m semires.reporting.readme
 
 soak: .venv/.ready  ## 200 kills of every kind of stage

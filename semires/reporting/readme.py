@@ -1,57 +1,86 @@
-"""The results block of README.md, copied from reports/ and run records; nothing in it is typed."""
+"""README.md's two blocks: results from reports/ and run records, seconds from the stages' notes.
+
+`python -m semires.reporting.readme results` (or `times`) renews one, without a word both. Nothing
+between the marks is typed.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from semires import layout
 from semires.files import read_json, write_text
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
-
-def update_readme(path: Path = Path("README.md")) -> None:
-    """Replace what stands between the two marks by the last run's main table and times."""
+def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None:
+    """Replace what stands between the marks of each block (`results`, `times`)."""
     text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    table = (layout.REPORTS / "main.md").read_text(encoding="utf-8").strip()
-    listening = (layout.REPORTS / "listening.md").read_text(encoding="utf-8").strip()
-    figure = "![What refinement does](reports/qualitative.png)"
-    block = "\n\n".join((BEGIN, table, listening, figure, _times() + END))
-    write_text(path, before + block + after)
+    for block in blocks:
+        begin, end = f"<!-- {block} -->", f"<!-- /{block} -->"
+        before, rest = text.split(begin)
+        made = {"results": _results, "times": _times}[block]()
+        text = "\n\n".join((before + begin, made, end + rest.split(end)[1]))
+    write_text(path, text)
+
+
+def _results() -> str:
+    """Main table, listening table, one figure, and what they were made with."""
+    parts = [
+        (layout.REPORTS / f"{name}.md").read_text(encoding="utf-8").strip()
+        for name in ("main", "listening")
+    ]
+    parts.append("![What refinement does](reports/qualitative.png)")
+    records = [read_json(p) for p in sorted(layout.RUNS.glob("*/*/*/*/run.json"))]
+    hours = sum(record["duration_s"] for record in records) / 3600
+    parts.append(
+        f"Made from {len(records)} runs of {hours:.1f} hours in all (two side by side take half), "
+        f"{_made_with(records)}."
+    )
+    return "\n\n".join(parts)
+
+
+def _made_with(records: list[dict[str, Any]]) -> str:
+    """Machine, threads, versions, commits and dates of runs."""
+    places = [record["environment"] for record in records]
+
+    def values(name: str) -> str:
+        return ", ".join(sorted({str(place[name])[:12] for place in places}))
+
+    dates = sorted(record["finished"][:10] for record in records)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"on {values('device')} with {values('threads')} threads, torch {values('torch')}, "
+        f"commit {values('git_commit')}, {when}"
+    )
 
 
 def _times() -> str:
-    """Seconds of each kind of stage as DVC last ran it, with machine, date and commit."""
-    records = [read_json(p) for p in sorted(layout.RUNS.glob("*/*/*/*/run.json"))]
-    if not records or not layout.STAGE_TIMES.is_file():
-        return ""
+    """Seconds of each kind of stage as DVC last ran it."""
     lines = layout.STAGE_TIMES.read_text(encoding="utf-8").splitlines()
-    latest = {row["stage"]: float(row["seconds"]) for row in map(json.loads, lines)}
+    latest = {row["stage"]: row for row in map(json.loads, lines)}
     kinds: dict[str, list[float]] = {}
-    for stage, seconds in latest.items():
-        kinds.setdefault(stage.partition("@")[0], []).append(seconds)
+    for stage, row in latest.items():
+        kinds.setdefault(stage.partition("@")[0], []).append(float(row["seconds"]))
     rows = [
         f"| {kind} | {len(s)} | {sum(s) / len(s):.1f} | {sum(s):.0f} |" for kind, s in kinds.items()
     ]
-    last = max(records, key=lambda r: r["finished"])
-    where = last["environment"]
+    total = sum(sum(seconds) for seconds in kinds.values())
+    records = [read_json(p) for p in sorted(layout.RUNS.glob("*/*/*/*/run.json"))]
     return "\n".join(
         (
             "| stage | runs | seconds a run | seconds |",
             "| --- | ---: | ---: | ---: |",
             *rows,
-            f"| all | {len(latest)} | | {sum(latest.values()):.0f} |",
+            f"| all | {len(latest)} | | {total:.0f} |",
             "",
-            f"Each stage as `dvc repro` last ran it, up to {last['finished'][:10]}, on "
-            f"{where['device']} with {where['threads']} threads, torch {where['torch']}, "
-            f"commit {str(where['git_commit'])[:10]}.",
-            "",
+            f"Each stage as `dvc repro` last ran it, {_made_with(records)}.",
         )
     )
 
 
 if __name__ == "__main__":
-    update_readme()
+    update_readme(sys.argv[1:] or ["results", "times"])
