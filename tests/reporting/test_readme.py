@@ -5,7 +5,15 @@ import json
 from semires import layout
 from semires.reporting.readme import update_readme
 
-TEXT = "top\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- times -->\n<!-- /times -->\nend\n"
+TEXT = """top
+<!-- results -->
+old
+<!-- /results -->
+between
+<!-- times -->
+<!-- /times -->
+end
+"""
 
 
 def test_blocks_are_renewed_and_the_rest_stays(own_workspace):
