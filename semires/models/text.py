@@ -57,15 +57,18 @@ class Tokenizer:
 
         [CLS] and [SEP] count as tokens. An empty expression is [CLS] [SEP].
         """
-        ids = torch.zeros(len(texts), max_tokens, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(self._tokenize(texts)):
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # many are equal
+        ids = torch.zeros(len(rows), max_tokens, dtype=torch.int64)
+        mask, cut = torch.zeros_like(ids), torch.zeros(len(rows), dtype=torch.int64)
+        for row, tokens in enumerate(self._tokenize(list(rows))):
             if len(tokens) > max_tokens:
-                self.truncated += 1
+                cut[row] = 1
                 tokens = [*tokens[: max_tokens - 1], tokens[-1]]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-        return ids, mask
+        places = torch.tensor([rows[text] for text in texts], dtype=torch.int64)
+        self.truncated += int(cut[places].sum())
+        return ids[places], mask[places]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:

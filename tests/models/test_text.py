@@ -44,8 +44,9 @@ def test_padding_and_specials(tokenizer):
 
 def test_truncation_keeps_both_ends_and_is_counted():
     tokenizer = Tokenizer(SHIPPED)
-    ids, mask = tokenizer.encode(["red " * 30, "red", "blue " * 19], 20)
-    assert tokenizer.truncated == 2
+    ids, mask = tokenizer.encode(["red " * 30, "red", "blue " * 19, "red " * 30], 20)
+    assert tokenizer.truncated == 3, "each expression counts, equal ones too"
+    assert ids[3].tolist() == ids[0].tolist()
     assert ids[0, 0] == CLS
     assert ids[0, -1] == SEP
     assert mask[0].sum() == 20
