@@ -51,7 +51,8 @@ class TableDefinition(Section):
     """A table: one section per data set and fraction, one row per method, one column per split.
 
     ``from_study``: rows whose method is not in ``study.methods`` are left out and methods of the
-    study without a row are appended, so a new method has its row. ``splits``: which columns, None
+    study without a row are appended, so a new method has its row. ``in_paper`` is false for a
+    table of our own, whose ``where`` says what it is. ``splits``: which columns, None
     for all. ``pairs``: whether rows are compared by paired bootstrap.
     """
 
@@ -59,6 +60,7 @@ class TableDefinition(Section):
     title: str
     claim: str
     where: str
+    in_paper: bool = True
     fractions: Fractions = "study"
     from_study: bool = False
     marks: list[str] = Field(default_factory=list)

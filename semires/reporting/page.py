@@ -18,7 +18,7 @@ from semires.reporting.definitions import FigureDefinition, display_name
 from semires.reporting.page_template import TEMPLATE
 from semires.reporting.pipeline import pipeline_svg
 from semires.reporting.records import Records
-from semires.reporting.render import to_html
+from semires.reporting.render import claimed, place, to_html
 from semires.reporting.tables import Table
 from semires.tracking.links import run_links
 
@@ -92,7 +92,8 @@ def _table_entry(table: Table, pairs: Table | None) -> dict[str, Any]:
     return {
         "name": table.name,
         "heading": heading(table.name, table.title),
-        "where": table.where,
+        "where": place(table),
+        "claimed": claimed(table),
         "claim": table.claim,
         "html": to_html(table),
         "pairs": to_html(pairs) if pairs else "",

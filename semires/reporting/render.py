@@ -40,6 +40,16 @@ def letter(index: int) -> str:
     return letter(index // 26 - 1) + chr(97 + index % 26) if index > 25 else chr(97 + index)
 
 
+def claimed(table: Table) -> str:
+    """What stands before a table's claim: whose it is."""
+    return "The paper's claim." if table.in_paper else "Expected."
+
+
+def place(table: Table) -> str:
+    """Where in the paper a table stands, or what it is instead."""
+    return f"In the paper: {table.where}" if table.in_paper else f"Not in the paper: {table.where}"
+
+
 def headers(table: Table) -> list[str]:
     """Column titles."""
     first = "Pair" if table.name.endswith("_differences") else "Method"
@@ -152,9 +162,9 @@ def to_markdown(table: Table) -> str:
     titles = headers(table)
     lines = [f"# {_md(table.title)}", ""]
     if table.claim:
-        lines += [f"**The paper's claim.** {_md(table.claim)}", ""]
+        lines += [f"**{claimed(table)}** {_md(table.claim)}", ""]
     if table.where:
-        lines += [f"In the paper: {_md(table.where)}.", ""]
+        lines += [f"{_md(place(table))}.", ""]
     lines.append(_md_row([_md(title) for title in titles]))
     lines.append(_md_row(["---", *("---:" for _ in titles[1:])]))
     for title, rows in body(table):

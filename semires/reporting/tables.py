@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from semires.config import Params
+from semires.config import Params, Study
 from semires.evaluation.bootstrap import ImageSums, confidence_interval, paired_difference
 from semires.layout import Cell, fraction_name
 from semires.reporting.definitions import (
@@ -76,6 +77,7 @@ class Table:
     notes: list[str]
     footnotes: list[str]
     metric: str = "oIoU"
+    in_paper: bool = True
 
     @property
     def has_paper(self) -> bool:
@@ -125,7 +127,7 @@ class TableBuilder:
         table = Table(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=splits, marks=definition.marks, sections=sections, notes=[],
-            footnotes=missing.footnotes(),
+            footnotes=missing.footnotes(), in_paper=definition.in_paper,
         )  # fmt: skip
         table.notes.extend([*definition.notes, *_standard_notes(table, self.samples)])
         return table
@@ -254,10 +256,8 @@ class _Missing:
         """Note an empty row; returns the position of its footnote."""
         if needs is not None:
             reason = f"no run: needs {needs}."
-        elif self._in_study(cell):
-            reason = "study"
         else:
-            reason = "burn-in" if cell.method == "supervised" else "mutual"
+            reason = "study" if self._in_study(cell) else "beyond"
         if reason not in self._reasons:
             self._reasons.append(reason)
         self._cells.setdefault(reason, []).append(cell)
@@ -268,26 +268,60 @@ class _Missing:
         return [self._text(reason) for reason in self._reasons]
 
     def _in_study(self, cell: Cell) -> bool:
-        study = self._params.study
-        known = cell.method == "supervised" or cell.label in study.methods
-        return known and cell.fraction in study.fractions
+        """Whether some stage of the study as it is makes the cell."""
+        return not _additions([cell], self._params.study)
 
     def _text(self, reason: str) -> str:
         if reason == "study":
             return "no run yet: `dvc repro` fills it."
-        if reason not in ("burn-in", "mutual"):
-            return reason
-        return f"no run: `{fill_command(self._cells[reason])}` fills it."
+        if reason == "beyond":
+            command = fill_command(self._cells[reason], self._params.study)
+            return f"no run: `{command}` fills it."
+        return reason
 
 
-def fill_command(cells: list[Cell]) -> str:
-    """The command that makes the runs of some cells outside the study's grid, and the report."""
-    fractions = ",".join(_unique(fraction_name(cell.fraction) for cell in cells))
-    methods = ",".join(_unique(c.label for c in cells if c.method != "supervised"))
-    command = f"dvc exp run -S 'study.fractions=[{fractions}]'"
-    if methods:
-        return f"{command} -S 'study.methods=[{methods}]'"
-    return f"{command} burn_in && dvc repro report"
+def fill_command(cells: list[Cell], study: Study) -> str:
+    """The command that adds the runs of some cells to the study, which keeps what it has."""
+    settings = []
+    for key, values in _additions(cells, study).items():
+        texts = (fraction_name(v) if isinstance(v, float) else str(v) for v in values)
+        settings.append(f"-S 'study.{key}=[{','.join(texts)}]'")
+    return " ".join(["dvc exp run", *settings])
+
+
+def _additions(cells: list[Cell], study: Study) -> dict[str, list[Any]]:
+    """The lists of the study that must grow to hold the cells, by key, as they must become."""
+    lists: dict[str, list[Any]] = {key: list(v) for key, v in study if isinstance(v, list)}
+
+    def need(key: str, value: Any, *others: str) -> None:
+        if not any(value in lists[name] for name in (key, *others)):
+            lists[key].append(value)
+
+    for cell in cells:
+        need("supervised_fractions", cell.fraction, "fractions")
+        if cell.source is not None:
+            need("sources", cell.source)
+            need("other_sources", cell.source)
+            need("source_methods", cell.method)
+            need("ablation_fractions", cell.fraction)
+        elif cell.method != "supervised" and not _made(cell, lists):
+            own = cell.method not in study.methods
+            need("ablations" if own else "more_methods", cell.method)
+            need("ablation_fractions" if own else "more_fractions", cell.fraction)
+    return {key: all_ for key, all_ in lists.items() if all_ != getattr(study, key)}
+
+
+def _made(cell: Cell, lists: dict[str, list[Any]]) -> bool:
+    """Whether a stage of mutual learning has the cell's fraction and method."""
+    return any(
+        cell.fraction in lists[fractions] and cell.method in lists[methods]
+        for fractions, methods in (
+            ("fractions", "methods"),
+            ("ablation_fractions", "ablations"),
+            ("more_fractions", "more_methods"),
+            ("tune_fractions", "tuned_methods"),
+        )
+    )
 
 
 def _unique(values: object) -> list[str]:

@@ -1,10 +1,12 @@
 """Cells against numbers computed apart from the code, footnotes, seeds, small objects."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers import fake_runs
 
 from semires.config import validate
@@ -77,9 +79,24 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["CPI-U"].footnote is None
     assert rows["IOM"].values == {}
-    assert "'study.methods=[iom,cpi-o,cpi]'" in table.footnotes[rows["IOM"].footnote]
+    assert "'study.ablations=[iom,cpi-o,cpi]'" in table.footnotes[rows["IOM"].footnote]
     table, _ = build(small_params, "table7")
     assert any("second RES model" in note for note in table.footnotes)
+
+
+@pytest.mark.parametrize("name", [f"table{n}" for n in range(2, 10)])
+def test_a_footnotes_command_is_valid_and_makes_the_cells_part_of_the_study(
+    workspace, small_params, name
+):
+    table, _ = build(small_params, name)
+    values = small_params.model_dump()
+    for note in table.footnotes:
+        for key, items in re.findall(r"-S 'study\.(\w+)=\[(.*?)\]'", note):
+            old = values["study"][key]
+            values["study"][key] = yaml.safe_load(f"[{items}]")
+            assert values["study"][key][: len(old)] == old
+    table, _ = build(validate(values), name)
+    assert all("`dvc repro`" in n or "needs" in n for n in table.footnotes)
 
 
 def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_params):
