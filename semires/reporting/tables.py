@@ -129,7 +129,8 @@ class TableBuilder:
             splits=splits, marks=definition.marks, sections=sections, notes=[],
             footnotes=missing.footnotes(), in_paper=definition.in_paper,
         )  # fmt: skip
-        table.notes.extend([*definition.notes, *_standard_notes(table, self.samples)])
+        own = [row.note for row in self._rows(definition) if row.note is not None]
+        table.notes.extend([*definition.notes, *own, *_standard_notes(table, self.samples)])
         return table
 
     def differences(self, table: Table, definition: TableDefinition) -> Table | None:
@@ -148,13 +149,15 @@ class TableBuilder:
                 sections.append(
                     Section(section.title, section.dataset, section.fraction, False, rows)
                 )
-        if not sections or not definition.pairs:
+        if not sections:
             return None
         notes = [
             "Percentage points of oIoU, on the seeds that both methods have. Brackets: 95 % "
             "confidence interval of the difference by paired bootstrap over images "
             f"({self.samples:,} resamples, the same for both); * marks those that exclude 0."
         ]
+        if any(v.sd is not None for s in sections for row in s.rows for v in row.values.values()):
+            notes.append("Mean ± standard deviation of the seeds' differences.")
         return Table(
             name=f"{table.name}_differences", title=f"{table.title}: paired differences",
             claim="", where="", splits=table.splits, marks=[],
@@ -221,7 +224,10 @@ class TableBuilder:
                 len(pair[0][0].images), pair[0][0].n_expressions,
             )  # fmt: skip
         methods = f"{second.method} - {first.method}"
-        return Row(f"{second.label} − {first.label}", methods, section.fraction, values=values)
+        fraction = section.fraction
+        if first.fraction != second.fraction and first.fraction and second.fraction:
+            fraction = f"{fraction_name(second.fraction)} - {fraction_name(first.fraction)}"
+        return Row(f"{second.label} − {first.label}", methods, fraction, values=values)
 
     def _paired_sums(
         self, first: TableRow, second: TableRow, section: Section, split: str
@@ -343,8 +349,9 @@ def _standard_notes(table: Table, samples: int) -> list[str]:
         notes.append("One seed: the interval does not cover the variation between trainings.")
     if table.has_paper and not table.comparable:
         notes.append(
-            "The paper's values are on RefCOCO with Swin-B, BERT-base and SAM ViT-H: they stand "
-            "here for reference and are not comparable with the values beside them."
+            f"The paper's values ({' / '.join(table.splits)}) are on RefCOCO with Swin-B, "
+            "BERT-base and SAM ViT-H: they stand here for reference and are not comparable "
+            "with the values beside them."
         )
     elif table.comparable and not all(section.comparable for section in table.sections):
         notes.append("The paper's values are comparable on its own data sets only.")
