@@ -1,7 +1,7 @@
 """`reports/curves.csv`: val oIoU by step of every run, for `dvc plots show` and `dvc plots diff`.
 
-Drawn by the template `.dvc/plots/curves.json`: one panel per data set and fraction, one line per
-method, dashed by revision.
+Drawn by the template `.dvc/plots/curves.json`: per data set and fraction a panel for burn-in and
+one for mutual learning, whose steps are not the same; one line per method, dashed by revision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import io
 
 from semires.layout import fraction_name
-from semires.reporting.records import Records
+from semires.reporting.records import Records, Run
 
 COLUMNS = ("panel", "method", "step", "val/oIoU")
 
@@ -18,8 +18,9 @@ COLUMNS = ("panel", "method", "step", "val/oIoU")
 def curves_csv(records: Records) -> str:
     """Long table of COLUMNS; several seeds of a method are averaged by step."""
     points: dict[tuple[str, str, int], list[float]] = {}
-    for run in records.all:
-        panel = f"{run.cell.dataset} {fraction_name(run.cell.fraction)} %"
+    for run in sorted(records.all, key=_place):
+        part = "burn-in" if run.cell.method == "supervised" else "mutual learning"
+        panel = f"{run.cell.dataset} {fraction_name(run.cell.fraction)} %, {part}"
         history = run.history
         if "val/oIoU" not in history:
             continue
@@ -32,3 +33,7 @@ def curves_csv(records: Records) -> str:
     for (panel, method, step), values in points.items():
         writer.writerow([panel, method, step, f"{sum(values) / len(values):.4f}"])
     return buffer.getvalue()
+
+
+def _place(run: Run) -> tuple[str, float, bool]:
+    return run.cell.dataset, run.cell.fraction, run.cell.method != "supervised"

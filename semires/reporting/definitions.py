@@ -33,7 +33,8 @@ class TableRow(Section):
     references with the smallest masks; ``shuffled`` takes the evaluation with every expression
     given to another reference. ``paper`` is a path in paper.json, with ``{dataset}`` and
     ``{fraction}`` filled in, or one path per fraction; a path without ``{dataset}`` is RefCOCO's.
-    ``needs`` says what the project lacks to fill the row at all.
+    ``needs`` says what the project lacks to fill the row at all, ``note`` what its readers must
+    know of it.
     """
 
     label: str
@@ -45,25 +46,27 @@ class TableRow(Section):
     marks: list[bool] = Field(default_factory=list)
     paper: str | dict[str, str] | None = None
     needs: str | None = None
+    note: str | None = None
 
 
 class TableDefinition(Section):
     """A table: one section per data set and fraction, one row per method, one column per split.
 
     ``from_study``: rows whose method is not in ``study.methods`` are left out and methods of the
-    study without a row are appended, so a new method has its row. ``splits``: which columns, None
-    for all. ``pairs``: whether rows are compared by paired bootstrap.
+    study without a row are appended, so a new method has its row. ``in_paper`` is false for a
+    table of our own, whose ``where`` says what it is. ``splits``: which columns, None
+    for all.
     """
 
     kind: Literal["table"]
     title: str
     claim: str
     where: str
+    in_paper: bool = True
     fractions: Fractions = "study"
     from_study: bool = False
     marks: list[str] = Field(default_factory=list)
     splits: list[Name] | None = None
-    pairs: bool = True
     rows: list[TableRow] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)
 

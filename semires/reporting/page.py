@@ -15,15 +15,24 @@ from typing import Any
 
 from semires.config import Params
 from semires.reporting.definitions import FigureDefinition, display_name
+from semires.reporting.figures import style_of
 from semires.reporting.page_template import TEMPLATE
 from semires.reporting.pipeline import pipeline_svg
 from semires.reporting.records import Records
-from semires.reporting.render import to_html
+from semires.reporting.render import claimed, place, to_html
 from semires.reporting.tables import Table
 from semires.tracking.links import run_links
 
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}
+
+
+#: quality.json's measures as a reader takes them.
+_QUALITY = {
+    "best_iou": "mean IoU of the best proposal (%)",
+    "over_half": "objects whose best is over 0.5 (%)",
+    "proposals_per_image": "proposals per image",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,8 @@ def _table_entry(table: Table, pairs: Table | None) -> dict[str, Any]:
     return {
         "name": table.name,
         "heading": heading(table.name, table.title),
-        "where": table.where,
+        "where": place(table),
+        "claimed": claimed(table),
         "claim": table.claim,
         "html": to_html(table),
         "pairs": to_html(pairs) if pairs else "",
@@ -104,7 +114,7 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     definition = figure.definition
     images = [
         (
-            stem.removeprefix(f"{figure.name}-"),
+            style_of(stem.removeprefix(f"{figure.name}-"))[3],
             f"{definition.title} ({stem})",
             f"data:image/png;base64,{base64.b64encode(png).decode()}",
         )
@@ -162,10 +172,20 @@ def _proposals(records: Records) -> str:
     flat = {key: flatten(values) for key, values in records.quality.items()}
     keys = list(dict.fromkeys(k for values in flat.values() for k in values))
     rows = [
-        [f"{dataset}: {source}", *(_short(values.get(key)) for key in keys)]
+        [f"{dataset}: {source}", *(_scaled(key, values.get(key)) for key in keys)]
         for (dataset, source), values in flat.items()
     ]
-    return _html_table(["Source", *keys], rows)
+    heads = [
+        f"{split}: {_QUALITY.get(key, key)}" for split, _, key in (k.partition(".") for k in keys)
+    ]
+    return _html_table(["Source", *heads], rows)
+
+
+def _scaled(key: str, value: Any) -> str:
+    """A measure of proposals with two decimals, shares in percent."""
+    if not isinstance(value, int | float):
+        return _short(value)
+    return f"{value * (100 if _QUALITY.get(key.partition('.')[2], '').endswith('(%)') else 1):.2f}"
 
 
 def _runs(records: Records) -> str:

@@ -30,7 +30,8 @@ tr > :first-child { text-align: left; } th[scope=row] { font-weight: normal; }
 thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
 .section th { background: var(--band); font-weight: 600; }
 td small { display: block; color: var(--soft); font-size: 0.75rem; }
-table.text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.text td, table.text th { text-align: left; }
+table.text td { white-space: normal; overflow-wrap: anywhere; }
 code { font-size: 0.875em; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } figure img { display: block; max-width: 100%; height: auto;
   background: #fff; padding: 0.5rem; border-radius: 6px; margin-bottom: 0.5rem; }
@@ -40,7 +41,8 @@ summary { cursor: pointer; } details { margin: 0.75rem 0; }
 .pipeline .small { font-size: 10.5px; fill: var(--soft); }
 .pipeline .edge { fill: none; stroke: var(--soft); } .pipeline .tip { fill: var(--soft); }
 @media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; }
-  th[scope=row] { white-space: normal; min-width: 7.5rem; } }
+  th[scope=row] { white-space: normal; min-width: 7.5rem; }
+  figure img { max-width: none; width: 40rem; } }
 </style>
 </head>
 <body>
@@ -57,8 +59,8 @@ report</code> from {{ n_runs }} run records on {{ datasets }}. No number here wa
 <main>
 {% for table in tables %}<section id="s-{{ table.name }}">
 <h2>{{ table.heading }}</h2>
-<p class="where">In the paper: {{ table.where }}.</p>
-<p><strong>The paper's claim.</strong> {{ table.claim }}</p>
+<p class="where">{{ table.where }}.</p>
+<p><strong>{{ table.claimed }}</strong> {{ table.claim }}</p>
 {{ table.html | safe }}
 <p class="small">Also as {% for ending in ["md", "csv", "tex"] -%}
 <a href="{{ table.name }}.{{ ending }}">{{ table.name }}.{{ ending }}</a>
@@ -73,7 +75,7 @@ report</code> from {{ n_runs }} run records on {{ datasets }}. No number here wa
 <figure>
 {% for part, alt, uri in figure.images %}
 {%- if figure.images | length > 1 %}<p class="small"><strong>{{ part }}</strong></p>
-{% endif %}<img src="{{ uri }}" alt="{{ alt }}" loading="lazy">
+{% endif %}<div class="scroll"><img src="{{ uri }}" alt="{{ alt }}" loading="lazy"></div>
 {% else %}<p>– no run yet: <code>dvc repro</code> fills it.</p>
 {% endfor %}<figcaption><strong>The paper's claim.</strong> {{ figure.claim }}
 {% for note in figure.notes %} {{ note }}{% endfor %}</figcaption>

@@ -4,37 +4,81 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from semires.config import read_yaml
 
-_BOX_W, _BOX_H, _GAP_X, _GAP_Y = 132, 44, 46, 18
+_BOX_W, _BOX_H, _GAP_X, _GAP_Y = 134, 60, 32, 14
+_PER_LINE = 2  # keys of a matrix on a line of small print
+
+Parts = list[set[str]]  # a path's parts, each with all texts that its templates can give
+_TEMPLATE = re.compile(r"\$\{([^}]*)\}")
 
 
-def stages_of(path: Path = Path("dvc.yaml")) -> dict[str, dict[str, list[str]]]:
-    """Dependencies and outputs of every stage, templates replaced by ``*``; empty without file."""
+def stages_of(path: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
+    """Dependencies, outputs and matrix keys of every stage that runs; empty without the file.
+
+    Templates are filled from the `params.yaml` beside it; a stage over an empty list is left out.
+    """
     if not path.is_file():
         return {}
+    beside = path.with_name("params.yaml")
+    params = read_yaml(beside) if beside.is_file() else {}
     found = {}
     for name, stage in (read_yaml(path).get("stages") or {}).items():
+        choices = _choices(stage, params)
+        if not all(choices.values()):
+            continue
         body = stage.get("do", stage)
+        paths = {key: body.get(key, []) for key in ("deps", "outs", "metrics", "plots")}
+        parts = {key: [_parts(p, choices, params) for p in paths[key]] for key in paths}
         found[str(name)] = {
-            "deps": [_pattern(p) for p in body.get("deps", [])],
-            "outs": [
-                _pattern(p) for key in ("outs", "metrics", "plots") for p in body.get(key, [])
-            ],
+            "deps": parts["deps"],
+            "outs": parts["outs"] + parts["metrics"] + parts["plots"],
             "matrix": [str(key) for key in stage.get("matrix", {})],
         }
     return found
 
 
-def _pattern(entry: Any) -> str:
-    path = next(iter(entry)) if isinstance(entry, dict) else str(entry)
-    return re.sub(r"\$\{[^}]*\}", "*", str(path)).rstrip("/")
+def _choices(stage: dict[str, Any], params: dict[str, Any]) -> dict[str, list[Any]]:
+    """What `key` and `item.KEY` of a stage can be: all values of its matrix or mapping."""
+    if "foreach" in stage:
+        entries = _at(params, stage["foreach"]) or {"*": {}}
+        leaves = {leaf for entry in entries.values() for leaf in entry}
+        items = {f"item.{leaf}": [e.get(leaf, "*") for e in entries.values()] for leaf in leaves}
+        return {"key": list(entries), **items}
+    return {f"item.{key}": _list(_at(params, v)) for key, v in stage.get("matrix", {}).items()}
 
 
-def edges_of(stages: dict[str, dict[str, list[str]]]) -> list[tuple[str, str]]:
+def _at(params: dict[str, Any], value: Any) -> Any:
+    """A value, or what its template names in params.yaml (`*` if nothing)."""
+    if not isinstance(value, str) or not (found := _TEMPLATE.fullmatch(value)):
+        return value
+    node: Any = params
+    for key in found[1].split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return "*" if node is None else node
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _parts(entry: Any, choices: dict[str, list[Any]], params: dict[str, Any]) -> Parts:
+    path = str(next(iter(entry)) if isinstance(entry, dict) else entry)
+    names = _TEMPLATE.findall(path)
+    lists = [choices.get(name) or _list(_at(params, f"${{{name}}}")) for name in names]
+    fixed = _TEMPLATE.split(path)[::2]
+    texts = (
+        "".join(f"{text}{value}" for text, value in zip(fixed, (*chosen, ""), strict=True))
+        for chosen in product(*lists)
+    )
+    return [set(part) for part in zip(*(t.rstrip("/").split("/") for t in texts), strict=False)]
+
+
+def edges_of(stages: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """Pairs (from, to): an output of one lies on a path that the other depends on."""
     return [
         (source, target)
@@ -45,14 +89,27 @@ def edges_of(stages: dict[str, dict[str, list[str]]]) -> list[tuple[str, str]]:
     ]
 
 
-def _overlap(one: str, two: str) -> bool:
-    parts = zip(one.split("/"), two.split("/"), strict=False)
-    return all(_same(a, b) for a, b in parts)
+def _overlap(one: Parts, two: Parts) -> bool:
+    return all(a & b or "*" in a | b for a, b in zip(one, two, strict=False))
 
 
-def _same(one: str, two: str) -> bool:
-    as_regex = [re.escape(p).replace(r"\*", ".*") for p in (one, two)]
-    return bool(re.fullmatch(as_regex[0], two) or re.fullmatch(as_regex[1], one))
+def _direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Without the edges that a longer way implies."""
+    after: dict[str, set[str]] = {}
+    for source, target in edges:
+        after.setdefault(source, set()).add(target)
+
+    def reached(stage: str, seen: set[str]) -> set[str]:
+        for other in after.get(stage, set()) - seen:
+            seen.add(other)
+            reached(other, seen)
+        return seen
+
+    return [
+        (source, target)
+        for source, target in edges
+        if not any(target in reached(other, set()) for other in after[source] - {target})
+    ]
 
 
 def pipeline_svg(path: Path = Path("dvc.yaml")) -> str:
@@ -60,7 +117,7 @@ def pipeline_svg(path: Path = Path("dvc.yaml")) -> str:
     stages = stages_of(path)
     if not stages:
         return ""
-    edges = edges_of(stages)
+    edges = _direct(edges_of(stages))
     places = _places(list(stages), edges)
     width = max(x for x, _ in places.values()) + _BOX_W + 2
     height = max(y for _, y in places.values()) + _BOX_H + 2
@@ -79,14 +136,14 @@ def pipeline_svg(path: Path = Path("dvc.yaml")) -> str:
             'class="edge" marker-end="url(#tip)"/>'
         )
     for name, (x, y) in places.items():
-        middle = x + _BOX_W // 2
-        small = " × ".join(stages[name]["matrix"])
+        middle, keys = x + _BOX_W // 2, stages[name]["matrix"]
+        lines = [keys[i : i + _PER_LINE] for i in range(0, len(keys), _PER_LINE)]
         parts.append(f'<rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="6"/>')
-        offset = 19 if small else 27
-        parts.append(f'<text x="{middle}" y="{y + offset}">{html.escape(name)}</text>')
-        if small:
-            text = html.escape(small)
-            parts.append(f'<text x="{middle}" y="{y + 35}" class="small">{text}</text>')
+        line_y = y + _BOX_H // 2 + 4 - 7 * len(lines)
+        parts.append(f'<text x="{middle}" y="{line_y}">{html.escape(name)}</text>')
+        for i, line in enumerate(lines, start=1):
+            text = html.escape(" × ".join(line) + (" ×" if i < len(lines) else ""))
+            parts.append(f'<text x="{middle}" y="{line_y + 14 * i}" class="small">{text}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -11,6 +11,8 @@ import html
 import io
 import re
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from semires.reporting.tables import Row, Section, Table, Value
 
@@ -18,6 +20,10 @@ CSV_COLUMNS = [
     *("table", "dataset", "fraction", "row", "method", "split", "metric", "value", "ci_low"),
     *("ci_high", "sd", "seeds", "images", "expressions", "paper", "comparable", "missing"),
 ]
+
+
+_TEX_ROWS = 26  # that fit on a page with caption and notes
+_TEX_WIDTH = 62  # letters that fit on a line beside each other, in the larger type
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,16 @@ def signed(value: float) -> str:
 def letter(index: int) -> str:
     """Footnote marks: a, b, ..., z, aa, ..."""
     return letter(index // 26 - 1) + chr(97 + index % 26) if index > 25 else chr(97 + index)
+
+
+def claimed(table: Table) -> str:
+    """What stands before a table's claim: whose it is."""
+    return "The paper's claim." if table.in_paper else "Expected."
+
+
+def place(table: Table) -> str:
+    """Where in the paper a table stands, or what it is instead."""
+    return f"In the paper: {table.where}" if table.in_paper else f"Not in the paper: {table.where}"
 
 
 def headers(table: Table) -> list[str]:
@@ -152,9 +168,9 @@ def to_markdown(table: Table) -> str:
     titles = headers(table)
     lines = [f"# {_md(table.title)}", ""]
     if table.claim:
-        lines += [f"**The paper's claim.** {_md(table.claim)}", ""]
+        lines += [f"**{claimed(table)}** {_md(table.claim)}", ""]
     if table.where:
-        lines += [f"In the paper: {_md(table.where)}.", ""]
+        lines += [f"{_md(place(table))}.", ""]
     lines.append(_md_row([_md(title) for title in titles]))
     lines.append(_md_row(["---", *("---:" for _ in titles[1:])]))
     for title, rows in body(table):
@@ -207,35 +223,63 @@ def tex_escape(text: str) -> str:
 
 
 def to_tex(table: Table) -> str:
-    r"""A booktabs table for `\input`; needs only `\usepackage{booktabs}`."""
+    r"""Booktabs tables for `\input`, as many as pages need; needs only `\usepackage{booktabs}`."""
+    rows = [(title, row) for title, rows in body(table) for row in rows]
+    floats = [rows[i : i + _TEX_ROWS] for i in range(0, len(rows), _TEX_ROWS)]
+    lines = [r"% Made by `semires report` from run records. Needs \usepackage{booktabs}."]
+    for number, part in enumerate(floats, start=1):
+        lines += _tex_float(table, part, f" ({number} of {len(floats)})" if floats[1:] else "")
+    return "\n".join(lines) + "\n"
+
+
+def _tex_float(table: Table, rows: list[tuple[str, list[Text]]], part: str) -> list[str]:
     titles = headers(table)
-    label = table.name.replace("_", "-")
+    narrow = _width(titles, [row for _, row in rows]) > _TEX_WIDTH
+    label = "-".join([table.name.replace("_", "-"), *re.findall(r"^ .(\d+)", part)])
     lines = [
-        r"% Made by `semires report` from run records. Needs \usepackage{booktabs}.",
         r"\begin{table}[t]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{tex_escape(table.title)}. {tex_escape(table.claim)}}}",
+        rf"\centering\{'scriptsize' if narrow else 'footnotesize'}",
+        rf"\setlength{{\tabcolsep}}{{{2 if narrow else 3}pt}}",
+        rf"\caption{{{tex_escape(table.title)}{part}. {tex_escape(table.claim)}}}",
         rf"\label{{tab:{label}}}",
         rf"\begin{{tabular}}{{l{'c' * (len(titles) - 1)}}}",
         r"\toprule",
-        " & ".join(tex_escape(title) for title in titles) + r" \\",
+        " & ".join(_tex_title(title) for title in titles) + r" \\",
     ]
-    for title, rows in body(table):
+    for title, group in groupby(rows, key=itemgetter(0)):
         lines.append(r"\midrule")
         lines.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{\emph{{{tex_escape(title)}}}}} \\")
-        lines += [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in rows]
+        lines += [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for _, row in group]
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
     notes = [_tex_note(note) for note in table.notes]
     notes += [f"$^{{{letter(i)}}}$~{_tex_note(n)}" for i, n in enumerate(table.footnotes)]
     lines.append(r"\parbox{\linewidth}{\scriptsize\raggedright " + " ".join(notes) + "}")
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    return [*lines, r"\end{table}"]
+
+
+def _width(titles: list[str], rows: list[list[Text]]) -> float:
+    """About how many letters wide a table is; small print is two thirds as wide."""
+    heads = [float(len(title.partition(" (")[0])) for title in titles]
+    cells = ([max(len(c.main), len(c.small) / 1.5) for c in row] for row in rows)
+    return float(sum(max(column) for column in zip(heads, *cells, strict=True)))
+
+
+def _tex_title(title: str) -> str:
+    """A column's title; what it says in brackets on a line below, which keeps columns narrow."""
+    first, bracket, rest = title.partition(" (")
+    if not bracket:
+        return tex_escape(title)
+    return rf"\shortstack{{{tex_escape(first)} \\ ({tex_escape(rest)}}}"
 
 
 def _tex_cell(cell: Text) -> str:
     text = tex_escape(cell.main)
     if cell.mark:
         text += f"$^{{{cell.mark}}}$"
-    return text + (rf" {{\tiny {tex_escape(cell.small)}}}" if cell.small else "")
+    if not cell.small:
+        return text
+    small = rf"{{\tiny {tex_escape(cell.small)}}}"
+    return rf"\begin{{tabular}}[t]{{@{{}}c@{{}}}}{text} \\[-2pt] {small}\end{{tabular}}"
 
 
 def _tex_note(text: str) -> str:

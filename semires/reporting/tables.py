@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from semires.config import Params
+from semires.config import Params, Study
 from semires.evaluation.bootstrap import ImageSums, confidence_interval, paired_difference
 from semires.layout import Cell, fraction_name
 from semires.reporting.definitions import (
@@ -76,6 +77,7 @@ class Table:
     notes: list[str]
     footnotes: list[str]
     metric: str = "oIoU"
+    in_paper: bool = True
 
     @property
     def has_paper(self) -> bool:
@@ -125,9 +127,10 @@ class TableBuilder:
         table = Table(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=splits, marks=definition.marks, sections=sections, notes=[],
-            footnotes=missing.footnotes(),
+            footnotes=missing.footnotes(), in_paper=definition.in_paper,
         )  # fmt: skip
-        table.notes.extend([*definition.notes, *_standard_notes(table, self.samples)])
+        own = [row.note for row in self._rows(definition) if row.note is not None]
+        table.notes.extend([*definition.notes, *own, *_standard_notes(table, self.samples)])
         return table
 
     def differences(self, table: Table, definition: TableDefinition) -> Table | None:
@@ -146,13 +149,15 @@ class TableBuilder:
                 sections.append(
                     Section(section.title, section.dataset, section.fraction, False, rows)
                 )
-        if not sections or not definition.pairs:
+        if not sections:
             return None
         notes = [
             "Percentage points of oIoU, on the seeds that both methods have. Brackets: 95 % "
             "confidence interval of the difference by paired bootstrap over images "
             f"({self.samples:,} resamples, the same for both); * marks those that exclude 0."
         ]
+        if any(v.sd is not None for s in sections for row in s.rows for v in row.values.values()):
+            notes.append("Mean ± standard deviation of the seeds' differences.")
         return Table(
             name=f"{table.name}_differences", title=f"{table.title}: paired differences",
             claim="", where="", splits=table.splits, marks=[],
@@ -219,7 +224,10 @@ class TableBuilder:
                 len(pair[0][0].images), pair[0][0].n_expressions,
             )  # fmt: skip
         methods = f"{second.method} - {first.method}"
-        return Row(f"{second.label} − {first.label}", methods, section.fraction, values=values)
+        fraction = section.fraction
+        if first.fraction != second.fraction and first.fraction and second.fraction:
+            fraction = f"{fraction_name(second.fraction)} - {fraction_name(first.fraction)}"
+        return Row(f"{second.label} − {first.label}", methods, fraction, values=values)
 
     def _paired_sums(
         self, first: TableRow, second: TableRow, section: Section, split: str
@@ -254,10 +262,8 @@ class _Missing:
         """Note an empty row; returns the position of its footnote."""
         if needs is not None:
             reason = f"no run: needs {needs}."
-        elif self._in_study(cell):
-            reason = "study"
         else:
-            reason = "burn-in" if cell.method == "supervised" else "mutual"
+            reason = "study" if self._in_study(cell) else "beyond"
         if reason not in self._reasons:
             self._reasons.append(reason)
         self._cells.setdefault(reason, []).append(cell)
@@ -268,26 +274,60 @@ class _Missing:
         return [self._text(reason) for reason in self._reasons]
 
     def _in_study(self, cell: Cell) -> bool:
-        study = self._params.study
-        known = cell.method == "supervised" or cell.label in study.methods
-        return known and cell.fraction in study.fractions
+        """Whether some stage of the study as it is makes the cell."""
+        return not _additions([cell], self._params.study)
 
     def _text(self, reason: str) -> str:
         if reason == "study":
             return "no run yet: `dvc repro` fills it."
-        if reason not in ("burn-in", "mutual"):
-            return reason
-        return f"no run: `{fill_command(self._cells[reason])}` fills it."
+        if reason == "beyond":
+            command = fill_command(self._cells[reason], self._params.study)
+            return f"no run: `{command}` fills it."
+        return reason
 
 
-def fill_command(cells: list[Cell]) -> str:
-    """The command that makes the runs of some cells outside the study's grid, and the report."""
-    fractions = ",".join(_unique(fraction_name(cell.fraction) for cell in cells))
-    methods = ",".join(_unique(c.label for c in cells if c.method != "supervised"))
-    command = f"dvc exp run -S 'study.fractions=[{fractions}]'"
-    if methods:
-        return f"{command} -S 'study.methods=[{methods}]'"
-    return f"{command} burn_in && dvc repro report"
+def fill_command(cells: list[Cell], study: Study) -> str:
+    """The command that adds the runs of some cells to the study, which keeps what it has."""
+    settings = []
+    for key, values in _additions(cells, study).items():
+        texts = (fraction_name(v) if isinstance(v, float) else str(v) for v in values)
+        settings.append(f"-S 'study.{key}=[{','.join(texts)}]'")
+    return " ".join(["dvc exp run", *settings])
+
+
+def _additions(cells: list[Cell], study: Study) -> dict[str, list[Any]]:
+    """The lists of the study that must grow to hold the cells, by key, as they must become."""
+    lists: dict[str, list[Any]] = {key: list(v) for key, v in study if isinstance(v, list)}
+
+    def need(key: str, value: Any, *others: str) -> None:
+        if not any(value in lists[name] for name in (key, *others)):
+            lists[key].append(value)
+
+    for cell in cells:
+        need("supervised_fractions", cell.fraction, "fractions")
+        if cell.source is not None:
+            need("sources", cell.source)
+            need("other_sources", cell.source)
+            need("source_methods", cell.method)
+            need("ablation_fractions", cell.fraction)
+        elif cell.method != "supervised" and not _made(cell, lists):
+            own = cell.method not in study.methods
+            need("ablations" if own else "more_methods", cell.method)
+            need("ablation_fractions" if own else "more_fractions", cell.fraction)
+    return {key: all_ for key, all_ in lists.items() if all_ != getattr(study, key)}
+
+
+def _made(cell: Cell, lists: dict[str, list[Any]]) -> bool:
+    """Whether a stage of mutual learning has the cell's fraction and method."""
+    return any(
+        cell.fraction in lists[fractions] and cell.method in lists[methods]
+        for fractions, methods in (
+            ("fractions", "methods"),
+            ("ablation_fractions", "ablations"),
+            ("more_fractions", "more_methods"),
+            ("tune_fractions", "tuned_methods"),
+        )
+    )
 
 
 def _unique(values: object) -> list[str]:
@@ -309,8 +349,9 @@ def _standard_notes(table: Table, samples: int) -> list[str]:
         notes.append("One seed: the interval does not cover the variation between trainings.")
     if table.has_paper and not table.comparable:
         notes.append(
-            "The paper's values are on RefCOCO with Swin-B, BERT-base and SAM ViT-H: they stand "
-            "here for reference and are not comparable with the values beside them."
+            f"The paper's values ({' / '.join(table.splits)}) are on RefCOCO with Swin-B, "
+            "BERT-base and SAM ViT-H: they stand here for reference and are not comparable "
+            "with the values beside them."
         )
     elif table.comparable and not all(section.comparable for section in table.sections):
         notes.append("The paper's values are comparable on its own data sets only.")

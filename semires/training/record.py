@@ -129,6 +129,7 @@ def _record(
         "best_step": best_step,
         "fingerprints": {**task.fingerprints, "code": code_fingerprint()},
         "environment": environment(task.params, str(task.group.device), task.group.world),
+        "n_refs_labelled": len(task.labelled),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "truncated_expressions": task.tokenizer.truncated,
         "peak_rss_mb": round(peak_rss_mb(), 1),

@@ -6,6 +6,7 @@ import re
 import shutil
 import string
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -136,3 +137,13 @@ def test_tex_compiles_as_it_stands(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "too large" not in done.stdout
+
+
+def test_a_long_table_is_several_in_tex():
+    rows = [Row(f"r{i}", "m", "1", (True, False)) for i in range(60)]
+    long = replace(table(), sections=[Section("S", "d", "1", False, rows)])
+    tex = render.to_tex(long)
+    assert tex.count(r"\begin{table}") == tex.count(r"\emph{S}") == 3
+    assert tex.count(r"\label{tab:t-1-2}") == 1
+    assert all(f"\nr{i} & " in tex for i in range(60))

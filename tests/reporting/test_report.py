@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 import subprocess
+from graphlib import TopologicalSorter
 from html.parser import HTMLParser
 
 import pytest
+from helpers import ROOT
 
 from semires.layout import Cell
 from semires.reporting.pipeline import edges_of, pipeline_svg, stages_of
@@ -137,8 +139,22 @@ def test_pipeline_edges_follow_the_paths(tmp_path):
     assert set(edges) == {
         ("split", "burn_in"), ("burn_in", "mutual"), ("burn_in", "report"), ("mutual", "report"),
     }  # fmt: skip
-    assert pipeline_svg(tmp_path / "dvc.yaml").count("<rect") == 4
+    picture = pipeline_svg(tmp_path / "dvc.yaml")
+    assert picture.count("<rect") == 4
+    assert picture.count('class="edge"') == 3  # burn_in's way to report is by mutual
     assert pipeline_svg(tmp_path / "none.yaml") == ""
+
+
+def test_the_projects_pipeline_has_no_circle_and_only_stages_that_run():
+    stages = stages_of(ROOT / "dvc.yaml")
+    edges = edges_of(stages)
+    assert {"generate", "prepare", "burn_in", "mutual", "report"} <= set(stages)
+    assert "ablation" not in stages  # study.ablations is empty
+    assert ("generate", "prepare") in edges
+    assert ("mutual", "burn_in") not in edges
+    assert ("sam", "prepare") not in edges
+    before = {target: {s for s, t in edges if t == target} for target in stages}
+    assert {"tune", "report"} <= set(TopologicalSorter(before).static_order())  # no circle
 
 
 def test_printed_summary_has_the_main_table(workspace, small_params, capsys):

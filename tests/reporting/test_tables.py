@@ -1,16 +1,19 @@
 """Cells against numbers computed apart from the code, footnotes, seeds, small objects."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers import fake_runs
 
 from semires.config import validate
 from semires.errors import CorruptCacheError
 from semires.layout import Cell
-from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
+from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
 from semires.reporting.tables import TableBuilder
 
@@ -77,14 +80,27 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["CPI-U"].footnote is None
     assert rows["IOM"].values == {}
-    assert "'study.methods=[iom,cpi-o,cpi]'" in table.footnotes[rows["IOM"].footnote]
+    assert "'study.ablations=[iom,cpi-o,cpi]'" in table.footnotes[rows["IOM"].footnote]
     table, _ = build(small_params, "table7")
     assert any("second RES model" in note for note in table.footnotes)
 
 
-def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_params):
-    import shutil
+@pytest.mark.parametrize("name", [f"table{n}" for n in range(2, 10)])
+def test_a_footnotes_command_is_valid_and_makes_the_cells_part_of_the_study(
+    workspace, small_params, name
+):
+    table, _ = build(small_params, name)
+    values = small_params.model_dump()
+    for note in table.footnotes:
+        for key, items in re.findall(r"-S 'study\.(\w+)=\[(.*?)\]'", note):
+            old = values["study"][key]
+            values["study"][key] = yaml.safe_load(f"[{items}]")
+            assert values["study"][key][: len(old)] == old
+    table, _ = build(validate(values), name)
+    assert all("`dvc repro`" in n or "needs" in n for n in table.footnotes)
 
+
+def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_params):
     for seed in (0, 1):
         shutil.rmtree(Cell("refscenes", 10, "cpi-u", seed).folder)
     table, pairs = build(small_params, "main")
@@ -173,7 +189,15 @@ def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params):
     assert [row.label for row in pairs.sections[0].rows] == ["SemiRES (CPI-U) − Supervised"]
 
 
-def test_definition_without_pairs_has_no_differences(workspace, small_params):
-    _, pairs = build(small_params, "table6")
-    assert pairs is None
-    assert isinstance(load_definitions()[0]["table6"], TableDefinition)
+def test_rows_of_several_fractions_are_paired_too(own_workspace, small_params):
+    assert build(small_params, "table6")[1] is None  # one row has runs: nothing to compare
+    for seed in (0, 1):
+        folder = Cell("refscenes", 20, "cpi-u", seed).folder
+        shutil.copytree(Cell("refscenes", 1, "cpi-u", seed).folder, folder)
+        record = json.loads((folder / "run.json").read_text())
+        record["cell"]["fraction"] = 20
+        (folder / "run.json").write_text(json.dumps(record))
+    (row,) = build(small_params, "table6")[1].sections[0].rows
+    assert row.label == "SemiRES (CPI-U), 20 % − SemiRES (CPI-U), 10 %"
+    assert row.fraction == "20 - 10"
+    assert row.values["val"].low < row.values["val"].value < row.values["val"].high
