@@ -1,0 +1,163 @@
+"""Claim: what the paper's study costs follows from operations that are counted, not measured.
+
+    python benchmarks/operations.py [--params experiments/refcoco.yaml] [--peak 312] [--gpus 1]
+
+torch's FlopCounterMode counts products and convolutions (a multiply-add is two operations) of the
+project's own models on the meta device: no weights, no data, no GPU, 15 seconds and 1 GB. Norms,
+activations, resizing and copies are not in it; `--utilisation`, the part of the GPU's peak that is
+left for products, is an assumption, and the only figure here that nobody counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from semires.config import Params, load_params
+from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
+from semires.models.lavt import LAVT
+from semires.models.pretrained import freeze_text
+
+REFCOCO = ("refcoco", "unc")
+VOCABULARY = 30_522  # BERT-base, uncased
+GIB = 2**30
+
+
+def count(work: Callable[[], Any]) -> float:
+    """TFLOP of what ``work`` does."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / 1e12
+
+
+def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass, the model's own tensors left out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]]:
+    """The configured LAVT on the meta device as it trains, and its forward pass over samples."""
+    with torch.device("meta"):
+        model = LAVT.from_config(params.model, VOCABULARY)
+        pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
+        ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
+    model.text_is_pretrained = params.model.bert.pretrained is not None
+    freeze_text(model, params.optimizer.bert_layers_trained)
+    model.set_grad_checkpointing(params.runtime.grad_checkpointing)
+
+    def forward() -> torch.Tensor:  # no mask for BERT, which would look at its values
+        states = model.bert(input_ids=ids).last_hidden_state
+        return model.segment(pixels, states, torch.ones_like(ids))
+
+    return model, forward
+
+
+def count_lavt(params: Params) -> dict[str, float]:
+    """TFLOP of one sample."""
+    model, forward = lavt(params, 1)
+    pixels = torch.empty(1, 3, params.data.image_size, params.data.image_size, device="meta")
+    train = count(lambda: torch.autograd.backward(forward().sum()))
+    with torch.no_grad():
+        model.eval()
+        shared, whole = count(lambda: model.begin(pixels)), count(forward)
+    named = {"forward": whole, "forward, once per image": shared, "forward and backward": train}
+    return {f"LAVT, one sample: {name}": value for name, value in named.items()}
+
+
+def count_sam(params: Params) -> dict[str, float]:
+    """TFLOP of one image: SAM's encoder, and upstream's mask decoder over all embedded points."""
+    from segment_anything import sam_model_registry
+
+    source: Any = params.proposals.sources["sam"]
+    with torch.device("meta"), torch.no_grad():
+        sam = sam_model_registry[params.sam.model]()
+        encoder = count(lambda: sam.image_encoder(torch.empty(1, 3, 1024, 1024)))
+        image, sparse = torch.empty(1, 256, 64, 64), torch.empty(source.points_per_batch, 2, 256)
+        dense = image.expand(source.points_per_batch, -1, -1, -1)
+        decoder = count(lambda: sam.mask_decoder(image, image, sparse, dense, True))
+    batches = -(-(source.points_per_side**2) // source.points_per_batch)
+    return {"SAM: image encoder": encoder, "SAM: mask decoder, all points": decoder * batches}
+
+
+def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, float]:
+    """TFLOP of each stage for RefCOCO; ``image`` is the proposals' part of one image."""
+    expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
+    forward, shared, train = sample.values()
+    split = {  # an evaluation: `begin` once per image, the rest once per expression
+        name: PUBLISHED[REFCOCO][name][1] * shared + n * (forward - shared)
+        for name, n in expressions.items()
+        if name != "train"
+    }
+    burn_in, mutual = params.burn_in.epochs or 0, params.mutual.epochs or 0
+    rows = {f"proposals of {images:,} images": images * image}
+    for fraction in params.study.fractions:
+        labelled = round(expressions["train"] * fraction / 100)
+        name = f"burn-in at {fraction:g} %, {burn_in} epochs of about {labelled:,} expressions"
+        rows[name] = burn_in * labelled * train
+    unlabelled = round(expressions["train"] * 0.99)  # each step brings as many labelled samples
+    epoch = unlabelled * (2 * train + forward)
+    return rows | {
+        f"mutual learning at 1 %, one epoch: 2 x {unlabelled:,} samples": epoch,
+        f"the same, {mutual} epochs (published code)": mutual * epoch,
+        "the same, 14 epochs (the paper's Figure 7)": 14 * epoch,
+        f"evaluation on val after each of {mutual} epochs": mutual * split["val"],
+        "a run's last evaluation (val, val shuffled, tests)": split["val"] + sum(split.values()),
+    }
+
+
+def memory(params: Params) -> dict[str, float]:
+    """GiB in a GPU's memory and on disk; values are float32, bf16 about halves what is kept."""
+    samples = params.mutual.labelled_batch + params.mutual.unlabelled_batch
+    model, forward = lavt(params, samples)
+    weights = 4 * sum(p.numel() for p in model.parameters()) / GIB
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / GIB
+    kept = []
+    for checkpointing in (True, False):
+        model.set_grad_checkpointing(checkpointing)
+        kept.append(saved_bytes(model, forward) / GIB)
+    return {
+        "GPU: student, teacher, best weights": 3 * weights,
+        "GPU: gradients and AdamW's two moments": 3 * trained,
+        f"GPU: kept for backward, {samples} samples, with grad_checkpointing": kept[0],
+        "GPU: the same without": kept[1],
+        "disk: a run's `model.safetensors`": weights,
+        "disk: unfinished mutual learning, two states": 2 * (3 * weights + 2 * trained),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--params", default="experiments/refcoco.yaml")
+    parser.add_argument("--peak", type=float, default=312, help="TFLOP/s (an A100's, bf16)")
+    parser.add_argument("--utilisation", type=float, default=0.4)
+    parser.add_argument("--gpus", type=int, default=1)
+    options = parser.parse_args()
+    params, rate = load_params(options.params), options.peak * options.utilisation * options.gpus
+    sample, picture = count_lavt(params), count_sam(params)
+    print("| counted | GFLOP |\n| --- | --- |")
+    for name, value in {**sample, **picture}.items():
+        print(f"| {name} | {1e3 * value:,.0f} |")
+    print(f"\n| stage | EFLOP | hours at {rate:.0f} TFLOP/s |\n| --- | --- | --- |")
+    for name, value in stages(params, sample, sum(picture.values())).items():
+        print(f"| {name} | {value / 1e6:.3f} | {value / rate / 3600:.2f} |")
+    print("\n| memory and disk, float32 | GiB |\n| --- | --- |")
+    for name, value in memory(params).items():
+        print(f"| {name} | {value:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
