@@ -1,113 +1,162 @@
-"""Counts the operations of the paper's study and turns them into hours.
+"""Claim: what the paper's study costs follows from operations that are counted, not measured.
 
-    python benchmarks/operations.py [--params experiments/refcoco.yaml] [--tflops 312] [--share 0.4]
+    python benchmarks/operations.py [--params experiments/refcoco.yaml] [--peak 312] [--gpus 1]
 
-LAVT is built by the project's own classes and runs once with random weights; SAM is built by
-segment_anything on torch's meta device, which knows shapes only. `FlopCounterMode` counts products
-and convolutions, a multiply-add as two. Hours are operations over ``--tflops`` times ``--share``:
-the first is the device's rate on paper (312 for an A100 in bf16), the second an assumption, to be
-replaced by what a first epoch shows. Cost: half a minute, one core. Prints docs/paper.md's table.
+torch's FlopCounterMode counts products and convolutions (a multiply-add is two operations) of the
+project's own models on the meta device: no weights, no data, no GPU, 15 seconds and 1 GB. Norms,
+activations, resizing and copies are not in it; `--utilisation`, the part of the GPU's peak that is
+left for products, is an assumption, and the only figure here that nobody counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
-from segment_anything import build_sam_vit_h
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from semires.config import Params, load_params
-from semires.data.prepare import EXPRESSIONS, TOTALS
-from semires.models import LAVT
+from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
+from semires.models.lavt import LAVT
+from semires.models.pretrained import freeze_text
 
-BERT_VOCABULARY = 30_522
 REFCOCO = ("refcoco", "unc")
+VOCABULARY = 30_522  # BERT-base, uncased
+GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Network:
-    """Operations of one forward pass, and the number of parameters."""
-
-    operations: float
-    parameters: int
-
-
-def count(call: Callable[[], object]) -> float:
-    """Operations of a call on meta tensors."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return float(counter.get_total_flops())
+def count(work: Callable[[], Any]) -> float:
+    """TFLOP of what ``work`` does."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / 1e12
 
 
-def lavt(params: Params) -> Network:
-    """LAVT on one image and one expression, of the parameters' sizes."""
-    size, tokens = params.data.image_size, params.data.max_tokens
-    model = LAVT.from_config(params.model, BERT_VOCABULARY).eval()
-    pixels, ids = torch.zeros(1, 3, size, size), torch.zeros(1, tokens, dtype=torch.int64)
-    operations = count(lambda: model(pixels, ids, torch.ones_like(ids)))
-    return Network(operations, sum(p.numel() for p in model.parameters()))
+def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass, the model's own tensors left out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
-def sam_vit_h(points: int, batch: int) -> tuple[Network, float]:
-    """ViT-H's encoder on one image, and its decoder on ``points`` prompts in batches."""
+def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]]:
+    """The configured LAVT on the meta device as it trains, and its forward pass over samples."""
     with torch.device("meta"):
-        sam = build_sam_vit_h().eval()
-        image = torch.empty(1, 3, 1024, 1024)
-        encoder = count(lambda: sam.image_encoder(image))
-        embedding = torch.empty(1, 256, 64, 64)  # the positional code has the same shape
-        sparse, dense = torch.empty(batch, 2, 256), torch.empty(batch, 256, 64, 64)
-        decode = partial(sam.mask_decoder, embedding, embedding, sparse, dense, True)
-        decoder = count(decode) * math.ceil(points / batch)
-    return Network(encoder, sum(p.numel() for p in sam.parameters())), decoder
+        model = LAVT.from_config(params.model, VOCABULARY)
+        pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
+        ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
+    model.text_is_pretrained = params.model.bert.pretrained is not None
+    freeze_text(model, params.optimizer.bert_layers_trained)
+    model.set_grad_checkpointing(params.runtime.grad_checkpointing)
+
+    def forward() -> torch.Tensor:  # no mask for BERT, which would look at its values
+        states = model.bert(input_ids=ids).last_hidden_state
+        return model.segment(pixels, states, torch.ones_like(ids))
+
+    return model, forward
 
 
-def rows(params: Params) -> list[tuple[str, str, float]]:
-    """Stage, what is counted, operations."""
-    network = lavt(params)
-    source = params.proposals.sources["sam"].model_dump()
-    points = source["points_per_side"] ** 2
-    encoder, decoder = sam_vit_h(points, source["points_per_batch"])
-    images, train = TOTALS[REFCOCO]["images"], EXPRESSIONS[REFCOCO]["train"]
-    held_out = sum(EXPRESSIONS[REFCOCO].values()) - train
-    forward, mutual = network.operations, params.mutual
-    labelled = round(0.01 * train)
-    ratio = mutual.labelled_batch / mutual.unlabelled_batch
-    # A student pass counts three times (its backward pass twice), the teacher's once.
-    epoch = (train - labelled) * (3 * (1 + ratio) + 1) * forward
-    return [
-        ("SAM ViT-H, encoder", f"{images:,} images", images * encoder.operations),
-        ("SAM ViT-H, decoder", f"{images:,} images x {points:,} points", images * decoder),
-        ("burn-in at 1 %, one epoch", f"{labelled:,} expressions", 3 * labelled * forward),
-        ("mutual learning at 1 %, one epoch", f"{train - labelled:,} unlabelled expressions and "
-         "as many labelled ones", epoch),
-        (f"the same, {mutual.epochs} epochs", "", (mutual.epochs or 1) * epoch),
-        ("evaluation, val + testA + testB", f"{held_out:,} expressions", held_out * forward),
-    ]  # fmt: skip
+def count_lavt(params: Params) -> dict[str, float]:
+    """TFLOP of one sample."""
+    model, forward = lavt(params, 1)
+    pixels = torch.empty(1, 3, params.data.image_size, params.data.image_size, device="meta")
+    train = count(lambda: torch.autograd.backward(forward().sum()))
+    with torch.no_grad():
+        model.eval()
+        shared, whole = count(lambda: model.begin(pixels)), count(forward)
+    named = {"forward": whole, "forward, once per image": shared, "forward and backward": train}
+    return {f"LAVT, one sample: {name}": value for name, value in named.items()}
+
+
+def count_sam(params: Params) -> dict[str, float]:
+    """TFLOP of one image: SAM's encoder, and upstream's mask decoder over all embedded points."""
+    from segment_anything import sam_model_registry
+
+    source: Any = params.proposals.sources["sam"]
+    with torch.device("meta"), torch.no_grad():
+        sam = sam_model_registry[params.sam.model]()
+        encoder = count(lambda: sam.image_encoder(torch.empty(1, 3, 1024, 1024)))
+        image, sparse = torch.empty(1, 256, 64, 64), torch.empty(source.points_per_batch, 2, 256)
+        dense = image.expand(source.points_per_batch, -1, -1, -1)
+        decoder = count(lambda: sam.mask_decoder(image, image, sparse, dense, True))
+    batches = -(-(source.points_per_side**2) // source.points_per_batch)
+    return {"SAM: image encoder": encoder, "SAM: mask decoder, all points": decoder * batches}
+
+
+def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, float]:
+    """TFLOP of each stage for RefCOCO; ``image`` is the proposals' part of one image."""
+    expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
+    forward, shared, train = sample.values()
+    split = {  # an evaluation: `begin` once per image, the rest once per expression
+        name: PUBLISHED[REFCOCO][name][1] * shared + n * (forward - shared)
+        for name, n in expressions.items()
+        if name != "train"
+    }
+    burn_in, mutual = params.burn_in.epochs or 0, params.mutual.epochs or 0
+    rows = {f"proposals of {images:,} images": images * image}
+    for fraction in params.study.fractions:
+        labelled = round(expressions["train"] * fraction / 100)
+        name = f"burn-in at {fraction:g} %, {burn_in} epochs of about {labelled:,} expressions"
+        rows[name] = burn_in * labelled * train
+    unlabelled = round(expressions["train"] * 0.99)  # each step brings as many labelled samples
+    epoch = unlabelled * (2 * train + forward)
+    return rows | {
+        f"mutual learning at 1 %, one epoch: 2 x {unlabelled:,} samples": epoch,
+        f"the same, {mutual} epochs (published code)": mutual * epoch,
+        "the same, 14 epochs (the paper's Figure 7)": 14 * epoch,
+        f"evaluation on val after each of {mutual} epochs": mutual * split["val"],
+        "a run's last evaluation (val, val shuffled, tests)": split["val"] + sum(split.values()),
+    }
+
+
+def memory(params: Params) -> dict[str, float]:
+    """GiB in a GPU's memory and on disk; values are float32, bf16 about halves what is kept."""
+    samples = params.mutual.labelled_batch + params.mutual.unlabelled_batch
+    model, forward = lavt(params, samples)
+    weights = 4 * sum(p.numel() for p in model.parameters()) / GIB
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / GIB
+    kept = []
+    for checkpointing in (True, False):
+        model.set_grad_checkpointing(checkpointing)
+        kept.append(saved_bytes(model, forward) / GIB)
+    return {
+        "GPU: student, teacher, best weights": 3 * weights,
+        "GPU: gradients and AdamW's two moments": 3 * trained,
+        f"GPU: kept for backward, {samples} samples, with grad_checkpointing": kept[0],
+        "GPU: the same without": kept[1],
+        "disk: a run's `model.safetensors`": weights,
+        "disk: unfinished mutual learning, two states": 2 * (3 * weights + 2 * trained),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--params", default="experiments/refcoco.yaml")
-    parser.add_argument("--tflops", type=float, default=312.0, help="the device's rate on paper")
-    parser.add_argument("--share", type=float, default=0.4, help="of it that is reached")
+    parser.add_argument("--peak", type=float, default=312, help="TFLOP/s (an A100's, bf16)")
+    parser.add_argument("--utilisation", type=float, default=0.4)
+    parser.add_argument("--gpus", type=int, default=1)
     options = parser.parse_args()
-    params = load_params(options.params)
-    network = lavt(params)
-    print(
-        f"LAVT: {network.operations / 2e9:.1f} GMAC an expression, "
-        f"{network.parameters / 1e6:.1f} M parameters; weights, gradients, AdamW's two moments "
-        "and the teacher in float32: "
-        f"{5 * 4 * network.parameters / 2**30:.1f} GiB.\n"
-    )
-    print("| stage | counted | operations | hours |\n| --- | --- | ---: | ---: |")
-    for stage, counted, operations in rows(params):
-        hours = operations / (options.tflops * 1e12 * options.share) / 3600
-        print(f"| {stage} | {counted} | {operations / 1e15:,.1f} PFLOP | {hours:,.2f} |")
+    params, rate = load_params(options.params), options.peak * options.utilisation * options.gpus
+    sample, picture = count_lavt(params), count_sam(params)
+    print("| counted | GFLOP |\n| --- | --- |")
+    for name, value in {**sample, **picture}.items():
+        print(f"| {name} | {1e3 * value:,.0f} |")
+    print(f"\n| stage | EFLOP | hours at {rate:.0f} TFLOP/s |\n| --- | --- | --- |")
+    for name, value in stages(params, sample, sum(picture.values())).items():
+        print(f"| {name} | {value / 1e6:.3f} | {value / rate / 3600:.2f} |")
+    print("\n| memory and disk, float32 | GiB |\n| --- | --- |")
+    for name, value in memory(params).items():
+        print(f"| {name} | {value:.1f} |")
 
 
 if __name__ == "__main__":

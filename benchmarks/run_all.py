@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 SCRIPTS = [
     "load_proposals.py", "matching.py", "cache_size.py", "segment_everything.py",
     "propose_scaling.py", "training_step.py", "ema.py", "input_pipeline.py", "evaluation.py",
-    "tune.py", "startup.py", "growth.py",
+    "tune.py", "startup.py", "growth.py", "operations.py",
 ]  # fmt: skip
 
 

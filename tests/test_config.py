@@ -61,6 +61,19 @@ def test_the_paper_s_values_stand_in_its_files():
         assert params.model.swin.depths == [2, 2, 18, 2]
 
 
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "gref"])
+def test_every_value_of_the_paper_s_files_says_where_it_is_from(name: str):
+    """P, C or H behind it, or behind the section it stands in."""
+    path: list[bool] = []
+    for line in (ROOT / f"experiments/{name}.yaml").read_text().splitlines():
+        found = re.match(r"( *)[\w+-]+:(.*?)(#.*)?$", line)
+        if found is None:
+            continue
+        depth = len(found[1]) // 2
+        path[depth:] = [bool(re.search(r"\b[PCH]\b", found[3] or ""))]
+        assert not found[2].strip() or any(path), line
+
+
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [

@@ -92,6 +92,7 @@ def write_record(folder: Path, started: str = "2026-11-23T00:00:00+00:00") -> di
         "metrics": metrics,
         "fingerprints": {"split": "abc"},
         "peak_rss_mb": 640.0,
+        "truncated_expressions": 3,
         "environment": {"git_commit": "0123"},
         "started": started,
         "finished": "2026-11-23T00:01:00+00:00",
@@ -261,6 +262,7 @@ def test_sync_replays_records_once(project: Path):
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 60_000
     assert run.data.tags["git_commit"] == "0123"
+    assert run.data.tags["truncated_expressions"] == "3"
     assert run.data.params == {"mutual.lr": "0.001", "refine.strategy": "cpi-u"}
     assert history(run, "val/oIoU") == [(10, 40.0), (20, 50.0)]
     assert history(run, "train/loss") == [(10, 0.5)]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from torch import nn
 
-from semires.config import Data, Model, Params
+from semires.config import Bert, Data, Model, Params
 from semires.data.dataset import ExpressionDataset, ImageStore, Tables
 from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
 from semires.evaluation.evaluate import evaluate_shared, summarise
 from semires.files import read_json
-from semires.models import build_model, load_official_lavt
-from semires.models.pretrained import load_weights
+from semires.models import LAVT, build_model, load_official_lavt
+from semires.models.lavt import new_bert
+from semires.models.pretrained import load_bert, load_weights
 from semires.models.text import Tokenizer
 
 
@@ -32,7 +33,8 @@ class Trained:
 def open_checkpoint(path: str | Path, params: Params) -> Trained:
     """Open a run folder, its ``model.safetensors``, or a published LAVT / SemiRES ``.pth``.
 
-    A published checkpoint says nothing of image size and vocabulary: those are ``params``'.
+    A published checkpoint says nothing of image size and vocabulary: those are ``params``', and so
+    is the text encoder where it holds none.
 
     Raises:
         WeightsError: nothing there, or neither of these.
@@ -40,8 +42,8 @@ def open_checkpoint(path: str | Path, params: Params) -> Trained:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if path.suffix in (".pth", ".pt"):
-        model: nn.Module = load_official_lavt(path)
-        return Trained(model.eval(), Tokenizer.from_config(params.model.bert), params.data)
+        tokenizer = Tokenizer.from_config(params.model.bert)
+        return Trained(_published(path, params.model.bert, tokenizer), tokenizer, params.data)
     record = folder / "run.json"
     if not record.is_file():
         raise WeightsError(
@@ -58,6 +60,31 @@ def open_checkpoint(path: str | Path, params: Params) -> Trained:
     model = build_model(settings, tokenizer, pretrained=False)
     load_weights(model, folder / "model.safetensors")
     return Trained(model.eval(), tokenizer, data)
+
+
+def _published(path: Path, bert: Bert, tokenizer: Tokenizer) -> LAVT:
+    """A published checkpoint's model, fit for the tokens of ``tokenizer``.
+
+    Raises:
+        WeightsError: no LAVT, or its text encoder is of another vocabulary or size.
+    """
+    model = load_official_lavt(path)
+    if model.bert is None:
+        wanted = cast(Any, model.fusions[0]).attention.key.in_features
+        if bert.pretrained is None or bert.hidden_size != wanted:
+            raise WeightsError(
+                f"{path}: holds no text encoder: model.bert must name a pretrained one of "
+                f"{wanted} channels"
+            )
+        model.bert = new_bert(bert, tokenizer.vocab_size)
+        load_bert(model.bert, bert.pretrained)
+    rows = model.bert.config.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise WeightsError(
+            f"{path}: knows {rows} tokens, and the vocabulary has {tokenizer.vocab_size}: set "
+            "model.bert.vocabulary to the one it was trained with"
+        )
+    return model.eval()
 
 
 def evaluate_checkpoint(
@@ -79,9 +106,11 @@ def evaluate_checkpoint(
     place = params.datasets[dataset]
     images = ImageStore(tables, place.images, trained.data.image_size)
     samples = ExpressionDataset(
-        refs, tables, images, trained.tokenizer, trained.data.max_tokens, text="raw"
-    )
+        refs, tables, images, trained.tokenizer, trained.data.max_tokens, text="raw",
+        sentences=params.evaluation.sentences,
+    )  # fmt: skip
     group = join_group()
     model = trained.model.to(group.device)
-    table = evaluate_shared(group, model, samples, params.evaluation.batch_size)
+    batch_size, workers = params.evaluation.batch_size, params.runtime.workers
+    table = evaluate_shared(group, model, samples, batch_size, workers)
     return summarise(table), table.assign(split=split)

@@ -29,14 +29,15 @@ class Tokenizer:
 
     Args:
         source: a vocabulary file, a local folder or a hub id.
+        key: the parameter that names it, for messages.
 
     Raises:
         WeightsError: there is no such file or it is no BERT vocabulary.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, key: str = "model.bert.vocabulary") -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork
-        self._tokenizer: Any = _load(source)
+        self._tokenizer: Any = _load(source, key)
         self.vocab_size = len(self._tokenizer)
         self.truncated = 0
 
@@ -50,7 +51,7 @@ class Tokenizer:
         source = bert.vocabulary or bert.pretrained
         if source is None:
             raise WeightsError("model.bert: give `vocabulary` or `pretrained`, both are null")
-        return cls(source)
+        return cls(source, "model.bert.vocabulary" if bert.vocabulary else "model.bert.pretrained")
 
     def encode(self, texts: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask, int64 (B,max_tokens); adds to :attr:`truncated`.
@@ -78,15 +79,15 @@ class Tokenizer:
         )["input_ids"]
 
 
-def _load(source: str | Path) -> Any:
+def _load(source: str | Path, key: str) -> Any:
     from transformers import BertTokenizer
 
     path = shipped(source)
     if not path.is_file():
         if path.suffix == ".txt":
-            raise WeightsError(f"{path}: no such vocabulary file (model.bert.vocabulary)")
+            raise WeightsError(f"{path}: no such vocabulary file ({key})")
         # transformers makes an empty tokenizer, silently, of a folder without a vocabulary.
-        path = folder_of(source, VOCABULARY, "model.bert.vocabulary") / "vocab.txt"
+        path = folder_of(source, VOCABULARY, key) / "vocab.txt"
     return BertTokenizer(vocab=_read_vocabulary(path), do_lower_case=_lower_case(path))
 
 

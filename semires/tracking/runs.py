@@ -222,6 +222,8 @@ def record_events(metrics: Mapping[str, Any], run_folder: Path) -> Iterator[Even
         tags = {"semires.record": sha256_file(record), "run_folder": str(run_folder)}
         prints = found.get("fingerprints", {})
         tags.update({f"fingerprint.{name}": str(value) for name, value in prints.items()})
+        if "truncated_expressions" in found:
+            tags["truncated_expressions"] = str(found["truncated_expressions"])
         yield {"event": "tags", "tags": tags}
     for name in ("run.json", "history.csv", "panels.npz"):
         if (run_folder / name).is_file():

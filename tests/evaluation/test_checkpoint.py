@@ -1,0 +1,92 @@
+"""`semires evaluate` on published checkpoints, over data in REFER's format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from helpers.refer_fixture import WORDS, write_refer
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from transformers import BertConfig
+
+from semires.config import Params, load_params, validate
+from semires.data.prepare import prepare
+from semires.errors import WeightsError
+from semires.evaluation.checkpoint import evaluate_checkpoint, open_checkpoint
+from semires.models.official import read_checkpoint
+
+PUBLISHED = ROOT / "tests/golden/lavt_w7.pth"
+TOKENS = 120  # of the golden checkpoint
+
+
+def parameters(**bert: Any) -> Params:
+    tree = load_params(ROOT / "experiments/demo.yaml").model_dump()
+    place = {**tree["datasets"]["refscenes"], "root": ".", "dataset": "refcoco", "split_by": "unc"}
+    tree["datasets"]["refscenes"] = place | {"images": "images", "splits": ["train", "val"]}
+    tree["model"]["bert"] |= {"pretrained": None, "vocabulary": "vocab.txt", **bert}
+    tree["data"] |= {"image_size": 64, "max_tokens": 12}
+    tree["runtime"]["workers"] = 0
+    return validate(tree)
+
+
+@pytest.fixture
+def refcoco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """20 prepared images with noise in them, 2 in val, and a vocabulary of 120 tokens."""
+    monkeypatch.chdir(tmp_path)
+    write_refer(tmp_path, 20, 30, 80)
+    Path("images").mkdir()
+    for entry in json.loads(Path("refcoco/instances.json").read_text())["images"]:
+        noise = np.random.default_rng(entry["id"]).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(f"images/{entry['file_name']}")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    words += [f"word{i}" for i in range(TOKENS - len(words))]
+    Path("vocab.txt").write_text("\n".join(words) + "\n")
+    params = parameters()
+    prepare(params, "refscenes")
+    return params
+
+
+def test_a_published_checkpoint_is_evaluated(refcoco: Params):
+    metrics, table = evaluate_checkpoint(refcoco, PUBLISHED, "refscenes", "val")
+    refs = table["ref_id"].nunique()
+    assert len(table) > refs == 4
+    assert metrics["oIoU"] == 100 * table["intersection"].sum() / table["union"].sum()
+    one = refcoco.model_copy(
+        update={"evaluation": refcoco.evaluation.model_copy(update={"sentences": "one"})}
+    )
+    assert len(evaluate_checkpoint(one, PUBLISHED, "refscenes", "val")[1]) == refs
+
+
+def test_another_vocabulary_is_one_line(refcoco: Params):
+    Path("vocab.txt").write_text(Path("vocab.txt").read_text() + "more\n")
+    with pytest.raises(WeightsError, match=r"knows 120 tokens, and the vocabulary has 121"):
+        open_checkpoint(PUBLISHED, refcoco)
+
+
+def test_the_text_encoder_may_be_given(refcoco: Params):
+    content = read_checkpoint(PUBLISHED)
+    torch.save({"model": content["model"]}, "x.pth")
+    with pytest.raises(WeightsError, match="holds no text encoder"):
+        open_checkpoint("x.pth", refcoco)
+    own = open_checkpoint(PUBLISHED, refcoco).model.bert
+    sizes: BertConfig = own.config
+    places = own.embeddings.position_embeddings  # 64 of them; BERT has 512, as ours then must
+    places.weight = nn.Parameter(functional.pad(places.weight, (0, 0, 0, 512 - len(places.weight))))
+    sizes.max_position_embeddings = 512
+    own.save_pretrained("bert")
+    given = parameters(
+        pretrained="bert",
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_hidden_layers,
+        num_heads=sizes.num_attention_heads,
+        intermediate_size=sizes.intermediate_size,
+    )
+    whole, _ = evaluate_checkpoint(refcoco, PUBLISHED, "refscenes", "val")
+    assert evaluate_checkpoint(given, "x.pth", "refscenes", "val")[0] == whole
