@@ -89,9 +89,7 @@ def _start_sender(journal: Journal) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Ctrl-C is the training's business. Not a session of its own: Linux shares the CPU
-            # between sessions first, so that `nice` would not keep it out of the training's way.
-            process_group=0,
+            start_new_session=True,  # Ctrl-C is the training's business
         )
 
 

@@ -91,7 +91,7 @@ def drain(store: Store, key: str = "", wait_s: float = 0.0) -> int:
 def main(path: str) -> int:
     """The process's whole life."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with its run, by itself
-    os.nice(19)
+    os.nice(10)
     journal = Journal(Path(path))
     try:
         drain(Store(), journal.key, EARLIER_S)  # the same run's earlier attempt comes first
