@@ -38,6 +38,13 @@ def iou_per_expression(intersections: ArrayLike, unions: ArrayLike) -> NDArray[n
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
+def overall_iou(intersections: ArrayLike, unions: ArrayLike) -> float:
+    """Sum of intersections over sum of unions of all expressions (E,), percent; 0 if all are 0."""
+    total = float(np.sum(np.asarray(unions, dtype=np.float64)))
+    inter = float(np.sum(np.asarray(intersections, dtype=np.float64)))
+    return 100.0 * inter / total if total else 0.0
+
+
 def segmentation_metrics(intersections: ArrayLike, unions: ArrayLike) -> dict[str, float]:
     """The metrics of a set of expressions, in percent, unrounded.
 
@@ -55,10 +62,8 @@ def segmentation_metrics(intersections: ArrayLike, unions: ArrayLike) -> dict[st
     iou = iou_per_expression(intersections, unions)
     if iou.size == 0:
         raise ValueError("no expression to evaluate")
-    total = float(np.sum(np.asarray(unions, dtype=np.float64)))
-    inter = float(np.sum(np.asarray(intersections, dtype=np.float64)))
     values = {
-        "oIoU": 100.0 * inter / total if total else 0.0,
+        "oIoU": overall_iou(intersections, unions),
         "mIoU": 100.0 * float(iou.mean()),
     }
     for threshold in PRECISION_THRESHOLDS:
