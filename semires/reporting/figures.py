@@ -205,7 +205,7 @@ class FigureMaker:
                 runs = self.records.find(dataset, fraction, method)
                 if runs and runs[0].panels:
                     more = f"-{fraction_name(fraction)}" if len(fractions) > 1 else ""
-                    drawn[f"-{method}{more}"] = panel_figure(runs[0].panels)
+                    drawn[f"-{method}{more}"] = panel_figure(runs[0].panels, self._title(runs[0]))
         return drawn
 
     def overview(self, definition: FigureDefinition) -> Figure | None:
@@ -219,8 +219,17 @@ class FigureMaker:
                     first = [rules.index(rule) for rule in dict.fromkeys(rules)]
                     rest = [i for i in range(len(rules)) if i not in first]
                     rows = first + [i for i in rest if rules[i] == rules[first[-1]]][:1]
-                    return panel_figure({name: array[rows] for name, array in panels.items()})
+                    chosen = {name: array[rows] for name, array in panels.items()}
+                    return panel_figure(chosen, self._title(runs[0]))
         return None
+
+    def _title(self, run: Run) -> str:
+        """Which run a figure of one run shows."""
+        dataset, fraction = run.cell.dataset, fraction_name(run.cell.fraction)
+        return (
+            f"{style_of(run.cell.method)[3]} on {display_name(self.params, dataset)}, "
+            f"{fraction} % labelled, seed {run.cell.seed}"
+        )
 
     def _filled(self, definition: FigureDefinition, dataset: str) -> list[float]:
         """The definition's fractions; where none has a run, the study's largest that has one."""

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 ATOMS_HEIGHT = 256  # pixels that a picture of atoms has at least
 
 
-def panel_figure(panels: dict[str, Any], max_rows: int = 12) -> Figure:
+def panel_figure(panels: dict[str, Any], title: str, max_rows: int = 12) -> Figure:
     """Rows of samples: image with expression, truth, proposals, pseudo-label twice, prediction.
 
     Args:
         panels: the arrays of a run's panels.npz.
+        title: which run they are of.
         max_rows: how many samples are drawn.
     """
     from matplotlib.figure import Figure
@@ -35,13 +36,14 @@ def panel_figure(panels: dict[str, Any], max_rows: int = 12) -> Figure:
         ("prediction", "prediction", "#CC79A7"),
     ]
     count = min(len(panels["image"]), max_rows)
-    columns, width, gap, head, foot = 1 + len(masks), 7.2, 0.05, 0.22, 0.3  # inches
+    columns, width, gap, head, foot = 1 + len(masks), 7.2, 0.05, 0.22, 0.5  # inches
     side = (width - gap * (columns + 1)) / columns
     ratio = panels["image"].shape[1] / panels["image"].shape[2]
     row_height = side * ratio + head
     height = row_height * count + foot
     figure = Figure(figsize=(width, height))
-    titles = ["image", *(title for title, _, _ in masks)]
+    titles = ["image", *(name for name, _, _ in masks)]
+    figure.text(gap / width, 1 - 0.08 / height, title, va="top", weight="bold")
     for row in range(count):
         top = height - foot - row * row_height
         head_at = (gap / width, (top - 0.04) / height)
@@ -54,7 +56,7 @@ def panel_figure(panels: dict[str, Any], max_rows: int = 12) -> Figure:
             _draw_panel(axis, panels, row, *(masks[column - 1][1:] if column else ("image", "")))
             if row == 0:
                 x = (left + side / 2) / width
-                figure.text(x, 1 - 0.08 / height, titles[column], ha="center", va="top")
+                figure.text(x, 1 - 0.28 / height, titles[column], ha="center", va="top")
     return figure
 
 

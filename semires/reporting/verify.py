@@ -1,13 +1,16 @@
 """`semires verify`: tables regenerated from outputs against the committed ones, cell by cell.
 
-Equal: the same number at two decimals. Within: inside the committed 95 % interval. Outside:
-neither, and the command fails. A cell that only one side has is named and does not fail.
+Equal: the same number at two decimals. Within: inside the committed interval, that is the 95 %
+interval over images and, where several seeds were run, the 95 % prediction interval of as many
+seeds as are here: another machine changes a training as much as another seed does. Outside:
+neither, and the command fails. A cell that only one side has is counted and does not fail.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import subprocess
 import tempfile
 from collections import Counter
@@ -31,9 +34,9 @@ class Compared:
 
     key: tuple[str, ...]
     committed: str
-    interval: str
     ours: str
     verdict: str
+    interval: str = ""
 
 
 def verify(params: Params) -> int:
@@ -85,13 +88,7 @@ def compare(committed: str, ours: str, name: str) -> list[Compared]:
         if not old.get("value") and not new.get("value"):
             continue
         result.append(
-            Compared(
-                key,
-                old.get("value", ""),
-                f"[{old['ci_low']}, {old['ci_high']}]" if old.get("value") else "",
-                new.get("value", ""),
-                _verdict(old, new, name),
-            )
+            Compared(key, old.get("value", ""), new.get("value", ""), *_verdict(old, new, name))
         )
     return result
 
@@ -99,24 +96,40 @@ def compare(committed: str, ours: str, name: str) -> list[Compared]:
 def read_cells(text: str, name: str) -> dict[tuple[str, ...], dict[str, str]]:
     """Lines of a CSV table by cell."""
     reader = csv.DictReader(io.StringIO(text))
-    needed = {*_KEY, "value", "ci_low", "ci_high"}
+    needed = {*_KEY, "value", "ci_low", "ci_high", "sd", "seeds"}
     if not needed <= set(reader.fieldnames or ()):
         raise CorruptCacheError(f"{name}: no table of this project; restore it with git checkout")
     return {tuple(line[k] or "" for k in _KEY): line for line in reader}
 
 
-def _verdict(old: dict[str, str], new: dict[str, str], name: str) -> str:
+def _verdict(old: dict[str, str], new: dict[str, str], name: str) -> tuple[str, str]:
+    """The verdict, and the interval that it was made by."""
     if not new.get("value"):
-        return "not run here"
+        return "not run here", ""
     if not old.get("value"):
-        return "not committed"
+        return "not committed", ""
     try:
-        value, low, high = float(new["value"]), float(old["ci_low"]), float(old["ci_high"])
-        if f"{value:.2f}" == f"{float(old['value']):.2f}":
-            return "equal"
+        value, centre, low, high = (
+            float(number) for number in (new["value"], old["value"], old["ci_low"], old["ci_high"])
+        )
+        seeds = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
     except ValueError as error:
         raise CorruptCacheError(f"{name}: a cell is no number ({error})") from error
-    return "within" if low <= value <= high else "outside"
+    low = centre - math.hypot(centre - low, seeds)
+    high = centre + math.hypot(high - centre, seeds)
+    verdict = "within" if low <= value <= high else "outside"
+    if f"{value:.2f}" == f"{centre:.2f}":
+        verdict = "equal"
+    return verdict, f"[{low:.2f}, {high:.2f}]"
+
+
+def _seed_margin(sd: float, committed: int, here: int) -> float:
+    """Half of the 95 % prediction interval of a mean over ``here`` seeds (Student's t)."""
+    if committed < 2 or not sd:
+        return 0.0
+    from scipy.stats import t  # here: a slow import
+
+    return float(t.ppf(0.975, committed - 1)) * sd * math.sqrt(1 / committed + 1 / max(here, 1))
 
 
 def _print(compared: list[Compared], counts: Counter[str]) -> None:

@@ -12,11 +12,11 @@ from semires.reporting.records import load_records
 from semires.reporting.report import build_tables, write_tables
 from semires.reporting.verify import compare, verify
 
-HEAD = "table,dataset,fraction,row,split,value,ci_low,ci_high\n"
+HEAD = "table,dataset,fraction,row,split,value,ci_low,ci_high,sd,seeds\n"
 
 
-def line(value, low="40.00", high="50.00", row="a"):
-    return f"main,d,1,{row},val,{value},{low},{high}\n"
+def line(value, low="40.00", high="50.00", sd="", seeds=1):
+    return f"main,d,1,a,val,{value},{low},{high},{sd},{seeds}\n"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,10 @@ def line(value, low="40.00", high="50.00", row="a"):
         (line("45.00"), line("", "", ""), "not run here"),
         (line("", "", ""), line("45.00"), "not committed"),
         (line("45.00"), "", "not run here"),
+        # 2 seeds against 3 with sd 1: Student's t 4.303 x sqrt(1/2 + 1/3), beside 5 over images
+        (line("45.00", sd="1.00", seeds=3), line("51.35", seeds=2), "within"),
+        (line("45.00", sd="1.00", seeds=3), line("51.36", seeds=2), "outside"),
+        (line("45.00", sd="1.00", seeds=3), line("51.36"), "within"),
     ],
 )
 def test_verdicts(old, new, verdict):
