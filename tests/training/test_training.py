@@ -109,6 +109,34 @@ def test_loader_processes_change_nothing(burned: Path):
     assert record(burned) == before
 
 
+@pytest.mark.parametrize(
+    ("runtime", "tolerance"),
+    [
+        ({"compile": True}, 1e-4),
+        ({"precision": "bf16"}, 0.05),
+        ({"grad_checkpointing": True}, 1e-6),
+    ],
+)
+def test_a_cheaper_way_learns_the_same(
+    burned: Path, monkeypatch: pytest.MonkeyPatch, runtime: dict[str, Any], tolerance: float
+):
+    """Compiled (traced in one graph; generating code takes minutes here), half, checkpointed."""
+    compile_, compiled = torch.nn.Module.compile, []
+
+    def traced(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        compile_(module, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    which = Cell("refscenes", 25, "supervised", 1)
+    histories = []
+    for changes in ({}, runtime):
+        burn_in(small_params(runtime=changes), which)
+        histories.append(pd.read_csv(which.folder / "history.csv")["train/loss"])
+    assert histories[1].tolist() == pytest.approx(histories[0].tolist(), rel=tolerance)
+    assert len(compiled) == int(runtime.get("compile", False))
+
+
 def test_changed_parameters_never_continue_another_state(
     burned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
