@@ -75,8 +75,11 @@ def propose(params: Params, dataset: str, source: str) -> None:
     if rank == 0 and layout.proposals(dataset, source).exists():
         print(f"propose: {what} are damaged or of other inputs: they are made anew")
     with files.lock(job.work / f"rank{rank}.lock", what), _interruptible():
-        todo = [s for s in job.shards[rank::world] if not _is_finished(job, s, mend=True)]
-        _make(job, todo, total=sum(len(s.tasks) for s in job.shards[rank::world]), rank=rank)
+        mine = job.shards[rank::world]
+        todo = [shard for shard in mine if not _is_finished(job, shard, mend=True)]
+        if len(todo) < len(mine):
+            print(f"propose: going on from shard {len(mine) - len(todo)} of {len(mine)}")
+        _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=rank)
         if rank != 0:
             return
         while any(not _is_finished(job, shard) for shard in job.shards):

@@ -102,6 +102,8 @@ def tune(params: Params, cell: Cell) -> None:
     with explained(search.url):
         study = open_study(search, params.tune.pruner)
         gate = open_gate(search.url, search.name)
+        if done := len(finished(study)):
+            print(f"{search.name}: going on from trial {done} of {search.total}")
         try:
             run = run_batches if objective_is_quick(params, gate, study) else run_trials
             run(study, gate, objective, search.total, process.stop_requested)
