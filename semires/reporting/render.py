@@ -23,6 +23,7 @@ CSV_COLUMNS = [
 
 
 _TEX_ROWS = 26  # that fit on a page with caption and notes
+_TEX_LABEL = 28  # letters of a row's name beside which a narrow table still fits
 _TEX_WIDTH = 62  # letters that fit on a line beside each other, in the larger type
 
 
@@ -235,22 +236,26 @@ def to_tex(table: Table) -> str:
 def _tex_float(table: Table, rows: list[tuple[str, list[Text]]], part: str) -> list[str]:
     titles = headers(table)
     narrow = _width(titles, [row for _, row in rows]) > _TEX_WIDTH
+    folded = narrow and max(len(row[0].main) for _, row in rows) > _TEX_LABEL
+    first = r"p{0.3\linewidth}" if folded else "l"
     label = "-".join([table.name.replace("_", "-"), *re.findall(r"^ .(\d+)", part)])
     lines = [
         r"\begin{table}[t]",
         rf"\centering\{'scriptsize' if narrow else 'footnotesize'}",
         rf"\setlength{{\tabcolsep}}{{{2 if narrow else 3}pt}}",
-        rf"\caption{{{tex_escape(table.title)}{part}. {tex_escape(table.claim)}}}",
+        rf"\caption{{{tex_escape(f'{table.title}{part}. {table.claim}')}}}",
         rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{l{'c' * (len(titles) - 1)}}}",
+        r"\makebox[\linewidth][c]{%",  # what is still too wide goes into both margins alike
+        rf"\begin{{tabular}}{{{first}{'c' * (len(titles) - 1)}}}",
         r"\toprule",
         " & ".join(_tex_title(title) for title in titles) + r" \\",
     ]
     for title, group in groupby(rows, key=itemgetter(0)):
         lines.append(r"\midrule")
         lines.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{\emph{{{tex_escape(title)}}}}} \\")
-        lines += [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for _, row in group]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
+        fold = r"\raggedright " if folded else ""
+        lines += [fold + " & ".join(_tex_cell(cell) for cell in row) + r" \\" for _, row in group]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip"]
     notes = [_tex_note(note) for note in table.notes]
     notes += [f"$^{{{letter(i)}}}$~{_tex_note(n)}" for i, n in enumerate(table.footnotes)]
     lines.append(r"\parbox{\linewidth}{\scriptsize\raggedright " + " ".join(notes) + "}")
