@@ -237,7 +237,8 @@ def _tex_float(table: Table, rows: list[tuple[str, list[Text]]], part: str) -> l
     titles = headers(table)
     narrow = _width(titles, [row for _, row in rows]) > _TEX_WIDTH
     folded = narrow and max(len(row[0].main) for _, row in rows) > _TEX_LABEL
-    first = r"p{0.3\linewidth}" if folded else "l"
+    share = 0.42 if len(titles) <= 4 else 0.3
+    first = rf"p{{{share}\linewidth}}" if folded else "l"
     label = "-".join([table.name.replace("_", "-"), *re.findall(r"^ .(\d+)", part)])
     lines = [
         r"\begin{table}[t]",
