@@ -99,14 +99,15 @@ class FigureMaker:
         figure, axes = _axes(len(fractions) + (1 if paper else 0), height=2.3)
         handles: dict[str, Any] = {}
         for axis, fraction in zip(axes, fractions, strict=False):
+            starts = self._oious(dataset, fraction, "supervised")
             for method in definition.methods:
                 runs = self.records.find(dataset, fraction, method)
-                line = _curve(axis, method, runs)
+                line = _curve(axis, method, runs, starts)
                 if line is not None:
                     handles.setdefault(style_of(method)[3], line)
-            starts = self._oious(dataset, fraction, "supervised")
             if starts:
-                line = axis.axhline(float(np.mean(starts)), color="black", ls=":", lw=1)
+                start = float(np.mean(list(starts.values())))
+                line = axis.axhline(start, color="black", ls=":", lw=1)
                 handles.setdefault("after burn-in", line)
             axis.set_title(
                 f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
@@ -152,7 +153,7 @@ class FigureMaker:
         ours: dict[str, list[tuple[float, float, str]]] = {}
         for method in definition.methods:
             for fraction in fractions:
-                values = self._oious(dataset, fraction, method)
+                values = list(self._oious(dataset, fraction, method).values())
                 refs = labelled_refs(
                     self.records.find(dataset, fraction, method), dataset, fraction
                 )
@@ -173,11 +174,11 @@ class FigureMaker:
         _legend(figure, handles)
         return {"": figure}
 
-    def _oious(self, dataset: str, fraction: float, method: str) -> list[float]:
-        """Val oIoU of each seed's run."""
+    def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:
+        """Val oIoU by seed."""
         split = next(s for s in self.params.datasets[dataset].splits if s != "train")
         runs = self.records.find(dataset, fraction, method)
-        return [sums.oiou for run in runs if (sums := run.sums(split)) is not None]
+        return {run.cell.seed: s.oiou for run in runs if (s := run.sums(split)) is not None}
 
     def _paper_cost(
         self, definition: FigureDefinition, name: str
@@ -277,19 +278,22 @@ def _legend(figure: Figure, handles: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _curve(axis: Axes, method: str, runs: list[Run]) -> Any:
+def _curve(axis: Axes, method: str, runs: list[Run], starts: dict[int, float]) -> Any:
+    """Mean over seeds from the burn-in on, and the deviation of what was gained since."""
     import pandas as pd
 
-    curves = [run.history.dropna(subset=["val/oIoU"]) for run in runs]
-    if not curves or not any(len(c) for c in curves):
+    curves = {run.cell.seed: run.history.set_index("step")["val/oIoU"].dropna() for run in runs}
+    if not any(len(curve) for curve in curves.values()):
         return None
-    by_step = pd.concat([c.set_index("step")["val/oIoU"] for c in curves], axis=1)
+    by_step = pd.concat(curves, axis=1)
+    by_step.loc[0] = pd.Series(starts, dtype=float)
+    by_step = by_step.dropna(how="all").sort_index()
     steps, mean = by_step.index.to_numpy(), by_step.mean(axis=1).to_numpy()
     colour, marker, dash, _ = style_of(method)
     (line,) = axis.plot(steps, mean, color=colour, marker=marker, ls=dash, ms=4, lw=1.4)
     if len(runs) > 1:
-        low, high = by_step.min(axis=1), by_step.max(axis=1)
-        axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+        spread = (by_step - by_step.iloc[0]).std(axis=1).to_numpy()
+        axis.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
     return line
 
 
