@@ -6,14 +6,17 @@ Command: make bench
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
 from semires.files import write_text
+from semires.training.record import git_commit
 
 HERE = Path(__file__).parent
 SCRIPTS = [
@@ -26,7 +29,9 @@ SCRIPTS = [
 def main() -> int:
     """Returns 1 if a benchmark failed, its last line in the page."""
     today = datetime.datetime.now(datetime.UTC).date()
-    lines = ["# Benchmarks", "", f"{today}, {platform.platform()}, {platform.processor()}.", ""]
+    place = f"{platform.platform()}, {os.cpu_count()} cores"
+    made_with = f"torch {version('torch')}, commit {str(git_commit())[:12]}"
+    lines = ["# Benchmarks", "", f"`make bench` on {today}: {place}, {made_with}.", ""]
     failed = False
     for name in tqdm(SCRIPTS, desc="benchmarks", disable=None):
         command = [sys.executable, str(HERE / name)]
