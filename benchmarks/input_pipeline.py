@@ -45,6 +45,7 @@ def make_dataset(folder: Path, images: int, params: Params) -> ExpressionDataset
     table = pd.DataFrame({"file_name": names, "height": HEIGHT, "width": WIDTH})
     refs = pd.DataFrame(
         {
+            "ref_id": range(images),
             "image_id": range(images),
             "sentences": [["the red circle on the left"]] * images,
             "mask": [coco_mask.encode(np.asfortranarray(m))["counts"].decode() for m in masks],

@@ -11,6 +11,7 @@ import functools
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +73,11 @@ class Partition:
 
     def count(self, label: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Pixels of every atom (n_atoms,), or those of them that ``label`` (H,W) holds."""
+        import torch
+
         inside = self.atoms.ravel() if label is None else self.atoms[np.asarray(label, dtype=bool)]
-        return np.bincount(inside, minlength=self.members.shape[1]).astype(np.int64, copy=False)
+        atoms = torch.from_numpy(inside.astype(np.int32))  # numpy's counts only 64-bit numbers
+        return torch.bincount(atoms, minlength=self.members.shape[1]).numpy()
 
     def sums(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """For every proposal (N,) the sum of its atoms' counts (n_atoms,), exact."""
@@ -113,18 +117,15 @@ class Partition:
         Raises:
             SemiresError: more pixels or more members than :meth:`from_bytes` admits.
         """
-        import pyarrow as pa
-
         sizes = (*self.shape, *self.members.shape)
         if not _admitted(*sizes):
             raise SemiresError(
                 f"{len(self)} proposals of {self.shape[0]}x{self.shape[1]} pixels cut the image "
                 f"into {self.members.shape[1]} atoms, more than a cache holds; make fewer proposals"
             )
-        codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL)
         atoms = self.atoms.astype(_dtype(self.members.shape[1])).tobytes()
         bits = np.packbits(self.members).tobytes()
-        parts = [codec.compress(part, asbytes=True) for part in (atoms, bits)]
+        parts = [_zstd().compress(part, asbytes=True) for part in (atoms, bits)]
         head = HEADER.pack(MAGIC, *sizes, *map(len, parts), 0)[:-4]
         body = b"".join(parts)
         return head + struct.pack("<I", zlib.crc32(head + body)) + body
@@ -139,8 +140,8 @@ class Partition:
         if len(data) < HEADER.size or data[:4] != MAGIC:
             raise CorruptCacheError("a partition is damaged: it has no header")
         _, height, width, count, n_atoms, first, second, checksum = HEADER.unpack_from(data)
-        head, body = data[: HEADER.size - 4], data[HEADER.size :]
-        if len(body) != first + second or zlib.crc32(head + body) != checksum:
+        head, body = memoryview(data)[: HEADER.size - 4], memoryview(data)[HEADER.size :]
+        if len(body) != first + second or zlib.crc32(body, zlib.crc32(head)) != checksum:
             raise CorruptCacheError("a partition is damaged: its checksum does not hold")
         if not _admitted(height, width, count, n_atoms):
             raise CorruptCacheError("a partition is damaged: its sizes cannot be")
@@ -188,14 +189,21 @@ def _admitted(height: int, width: int, count: int, n_atoms: int) -> bool:
     return fits and (n_atoms > 0 or pixels == 0)
 
 
-def _decompress(data: bytes, size: int) -> bytes:
+@functools.cache
+def _zstd() -> Any:
+    import pyarrow as pa
+
+    return pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+
+
+def _decompress(data: memoryview, size: int) -> bytes:
     """Exactly ``size`` bytes; no more is allocated than ``data`` can hold."""
     import pyarrow as pa
 
     if size > len(data) * ZSTD_MAX_RATIO:
         raise CorruptCacheError("a partition is damaged: its sizes cannot be")
     try:
-        plain: bytes = pa.Codec("zstd").decompress(data, size, asbytes=True)
+        plain: bytes = _zstd().decompress(data, size, asbytes=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptCacheError(f"a partition is damaged: {error}") from error
     if len(plain) != size:
@@ -205,5 +213,4 @@ def _decompress(data: bytes, size: int) -> bytes:
 
 def _dtype(n_atoms: int) -> np.dtype[np.unsignedinteger]:
     """The smallest unsigned integer for atom numbers."""
-    smallest: np.dtype[np.unsignedinteger] = np.min_scalar_type(max(n_atoms - 1, 0))
-    return smallest.newbyteorder("<")
+    return np.dtype("<u1" if n_atoms <= 2**8 else "<u2" if n_atoms <= 2**16 else "<u4")
