@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from semires.errors import DataError
 
 MAX_PIXELS = 100_000_000  # a picture of a few bytes may claim any size
+BUFFER_BYTES = 2**20  # Pillow reads a header in many small pieces
 # Those that Pillow decodes by itself: EPS, say, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
@@ -30,7 +31,10 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large or odd files: the size is checked below
-            with Image.open(path, formats=FORMATS) as picture:
+            with (
+                open(path, "rb", BUFFER_BYTES) as file,
+                Image.open(file, formats=FORMATS) as picture,
+            ):
                 if picture.width * picture.height > max_pixels:
                     raise DataError(
                         f"{path}: {picture.width}x{picture.height} pixels are more than "
