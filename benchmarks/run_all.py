@@ -40,6 +40,8 @@ def main() -> int:
         if done.returncode:
             failed, text = True, f"{text}\nFAILED: {done.stderr.strip().splitlines()[-1:]}"
         lines += [f"## `python benchmarks/{name}`", "", "```", text, "```", ""]
+        if name == "growth.py":
+            lines += ["![Seconds and memory against the data](growth.svg)", ""]
     write_text("reports/benchmarks.md", "\n".join(lines))
     return int(failed)
 
