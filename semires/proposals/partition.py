@@ -76,8 +76,10 @@ class Partition:
         import torch
 
         inside = self.atoms.ravel() if label is None else self.atoms[np.asarray(label, dtype=bool)]
-        atoms = torch.from_numpy(inside.astype(np.int32))  # numpy's counts only 64-bit numbers
-        return torch.bincount(atoms, minlength=self.members.shape[1]).numpy()
+        n_atoms = self.members.shape[1]
+        # NumPy counts 64-bit numbers only, and moves four times the bytes for it.
+        atoms = torch.from_numpy(inside.astype(np.int16 if n_atoms <= 2**15 else np.int32))
+        return torch.bincount(atoms, minlength=n_atoms).numpy()
 
     def sums(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """For every proposal (N,) the sum of its atoms' counts (n_atoms,), exact."""
