@@ -26,6 +26,7 @@ def check(params: Params) -> None:
     _sources(params)
     _weights(params)
     _sizes(params)
+    _lists(params)
     _labelled(params)
 
 
@@ -163,6 +164,18 @@ def _sizes(params: Params) -> None:
             f"data.image_size: {side} is less than 8 patches of {swin.patch_size} pixels, which "
             "Swin's four stages need"
         )
+
+
+def _lists(params: Params) -> None:
+    """Explicit lists are found by their fraction as the folders are named."""
+    for name, place in params.datasets.items():
+        for key in place.labelled_lists:
+            try:
+                spelt = f"{float(key):g}"
+            except ValueError:
+                spelt = "a percentage"
+            if key != spelt:
+                raise ValueError(f"datasets.{name}.labelled_lists: write {spelt} for {key!r}")
 
 
 def _labelled(params: Params) -> None:

@@ -108,6 +108,8 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("study/seeds", [0, 0], "study.seeds: a value stands there twice"),
         ("study/fractions", [101], "study.fractions.0: "),
         ("study/fractions", [1, 0.001], "0.001 % of scenes.train"),
+        ("datasets/refscenes/labelled_lists", {"1.0": "a.json"}, "write 1 for '1.0'"),
+        ("datasets/refscenes/labelled_lists", {"1%": "a.json"}, "write a percentage for '1%'"),
         ("study/ablations", ["iom"], "study.ablations: iom at 1 is there already"),
         ("study/ablations", ["mltt"], "did you mean 'mlt'?"),
         ("study/tune_fractions", [3], "study.tune_fractions: 3 has no burn-in"),

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from semires import layout
 from semires.config import Augment, Params
 from semires.data.augment import normalise, renormalise, strong_view, weak_view
-from semires.data.pictures import open_picture
+from semires.data.pictures import open_picture, to_rgb
 from semires.errors import CorruptCacheError, DataError
 from semires.files import read_json, read_parquet
 from semires.models.text import Tokenizer
@@ -102,7 +102,7 @@ class ImageStore:
         path = self._folder / self._names[image_id]
         with open_picture(path) as picture:
             square = (self.size, self.size)
-            image = np.asarray(picture.convert("RGB").resize(square, Image.Resampling.BILINEAR))
+            image = np.asarray(to_rgb(picture).resize(square, Image.Resampling.BILINEAR))
         if len(self._kept) < self._room:
             self._kept[image_id] = image
         return image

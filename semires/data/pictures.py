@@ -64,6 +64,13 @@ def _verify_png(data: bytes) -> None:
         at = end + 4
 
 
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture as 8-bit RGB; of 16-bit grey Pillow alone would cut off all above 255."""
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB")
+
+
 def read_picture(
     path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = False
 ) -> NDArray[np.uint8]:
@@ -79,4 +86,4 @@ def read_picture(
     """
     with open_picture(path, max_pixels) as picture:
         turned = ImageOps.exif_transpose(picture) if upright else picture
-        return np.asarray(turned.convert("RGB"))
+        return np.asarray(to_rgb(turned))

@@ -142,16 +142,29 @@ def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:
         try:
             with open_picture(path) as picture:
                 size, kind = (picture.height, picture.width), picture.format
-            with open(path, "rb") as file:
-                file.seek(-min(64, path.stat().st_size), 2)
-                ends = JPEG_END in file.read()
         except (DataError, OSError, ValueError):
-            faults.add("not an image" if path.is_file() else "missing image", path)
+            faults.add(_unreadable(path), path)
             continue
-        if kind == "JPEG" and not ends:
+        if kind == "JPEG" and not _ends(path):
             faults.add("truncated JPEG", path)
         if size != (height, width):
             faults.add(
                 "image size differs from the annotation's",
                 f"{path} is {size[1]}x{size[0]}, not {width}x{height}",
             )
+
+
+def _ends(path: Path) -> bool:
+    """Whether a JPEG's last bytes hold the mark of its end."""
+    with open(path, "rb") as file:
+        file.seek(-min(64, path.stat().st_size), 2)
+        return JPEG_END in file.read()
+
+
+def _unreadable(path: Path) -> str:
+    """The kind of a file that cannot be opened as a picture."""
+    if not path.is_file():
+        return "missing image"
+    with open(path, "rb") as file:
+        jpeg = file.read(3) == b"\xff\xd8\xff"
+    return "truncated JPEG" if jpeg and not _ends(path) else "not an image"

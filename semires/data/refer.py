@@ -107,6 +107,10 @@ def _row(
     """One reference as a row, or None after noting why there is none."""
     ref_id, ann_id, image_id = (whole(ref[key]) for key in ("ref_id", "ann_id", "image_id"))
     category_id = whole(ref["category_id"])
+    sentences = [_text(s["sent"]) for s in ref["sentences"]]
+    wordless = not sentences or any(not s.strip() for s in sentences)
+    if wordless:
+        faults.add("empty expression", f"ref {ref_id}")
     annotation, image = annotations.get(ann_id), images.get(image_id)
     if annotation is None or image is None:
         kind = "missing annotation" if annotation is None else "missing image entry"
@@ -125,11 +129,9 @@ def _row(
     if rle is None:
         faults.add("empty polygon", what)
         return None
-    sentences = [_text(s["sent"]) for s in ref["sentences"]]
-    raw = [_text(s.get("raw", s["sent"])) for s in ref["sentences"]]
-    if not sentences or any(not s.strip() for s in sentences):
-        faults.add("empty expression", f"ref {ref_id}")
+    if wordless:
         return None
+    raw = [_text(s.get("raw", "")) for s in ref["sentences"]]
     x, y, w, h = (float(v) for v in annotation["bbox"])
     return {
         "ref_id": ref_id,
@@ -144,7 +146,7 @@ def _row(
         "bbox_h": h,
         "mask": rle["counts"].decode("ascii"),
         "sentences": sentences,
-        "raw": raw,
+        "raw": [own if own.strip() else s for own, s in zip(raw, sentences, strict=True)],
     }
 
 

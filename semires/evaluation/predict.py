@@ -73,7 +73,7 @@ def predict(
     """
     trained, image = open_checkpoint(checkpoint, params), Path(image)
     if expressions is None:
-        if not expression:
+        if not expression or not expression.strip():
             raise DataError("give --expression TEXT, or --expressions CSV with a folder of images")
         target = Path(output) if output else image.with_name(f"{image.stem}-semires.png")
         jobs = [(image, expression, target)]
@@ -81,7 +81,7 @@ def predict(
         folder = Path(output) if output else image / "semires"
         jobs = [
             (image / name, text, folder / f"{i:05d}-{Path(name).stem}.png")
-            for i, (name, text) in enumerate(_read_table(Path(expressions)))
+            for i, (name, text) in enumerate(read_expressions(Path(expressions)))
         ]
     for path, text, target in jobs:
         picture = read_picture(path, upright=True)
@@ -95,15 +95,24 @@ def predict(
         )
 
 
-def _read_table(path: Path) -> list[tuple[str, str]]:
+def read_expressions(path: Path) -> list[tuple[str, str]]:
+    """The pairs of a CSV with columns ``image`` (a name in the folder) and ``expression``.
+
+    Raises:
+        DataError: no such table, a line is not whole, or a name leaves the folder.
+    """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         pairs = [(row["image"], row["expression"]) for row in rows]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: no CSV with columns image,expression ({error})") from error
-    if any(value is None for pair in pairs for value in pair):
-        raise DataError(f"{path}: a line has fewer columns than its header")
+    if not pairs:
+        raise DataError(f"{path}: holds no line below a header with columns image,expression")
+    if any(None in row or None in row.values() for row in rows):
+        raise DataError(f"{path}: a line has other columns than its header; quote commas")
+    if not all(value.strip() for pair in pairs for value in pair):
+        raise DataError(f"{path}: a line has no image or no expression")
     for name, _ in pairs:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{path}: {name!r} leaves the folder of images")

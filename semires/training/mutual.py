@@ -67,6 +67,7 @@ def train_mutual(
     params: Params,
     cell: Cell,
     on_evaluation: Callable[[dict[str, float], int], None] | None = None,
+    val_images: tuple[int, ...] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Mutual learning; returns ``metrics.json``'s content.
 
@@ -75,6 +76,7 @@ def train_mutual(
         cell: which run.
         on_evaluation: called with the metrics and the step of each evaluation on val; where it is
             given (a trial of the threshold search) no run folder is written.
+        val_images: evaluate val on these images alone (the half that trials see).
 
     Raises:
         Interrupted: a signal arrived; the next call goes on from the saved state.
@@ -82,7 +84,7 @@ def train_mutual(
     """
     started = time.time()
     configure_torch(params.runtime)
-    task = Task(params, cell, SECTIONS)
+    task = Task(params, cell, SECTIONS, val_images=val_images)
     settings, method = params.mutual, params.refine[cell.method]
     student = task.build_model(pretrained=False)
     load_weights(student, task.burn_in_folder / "model.safetensors")

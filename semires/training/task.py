@@ -39,7 +39,7 @@ class Task:
     cell: Cell
     sections: tuple[str, ...]
     group: Group = field(default_factory=join_group)
-    extra: dict[str, Any] = field(default_factory=dict)
+    val_images: tuple[int, ...] | None = None  # evaluate val on these alone
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.cell.seed)
@@ -78,7 +78,7 @@ class Task:
     def work(self) -> Path:
         """Where the state of the unfinished run is kept."""
         batches = self.group.world * self.params.runtime.accumulate  # a step's: they say what it is
-        identity = [self.fingerprints, self.cell.__dict__, self.extra, batches, STATE_FORMAT]
+        identity = [self.fingerprints, self.cell.__dict__, self.val_images, batches, STATE_FORMAT]
         return layout.work("-".join(self.cell.folder.parts), fingerprint(identity))
 
     def other_states(self) -> list[Path]:
@@ -118,9 +118,13 @@ class Task:
     def evaluation_sets(self, splits: list[str]) -> dict[str, ExpressionDataset]:
         """The evaluation splits, with the expressions as written (``raw``)."""
         sentences = self.params.evaluation.sentences
+        parts = {split: self.tables.part(split) for split in splits}
+        if self.val_images is not None and "val" in parts:
+            seen = parts["val"]["image_id"].isin(self.val_images)
+            parts["val"] = parts["val"][seen].reset_index(drop=True)
         return {
-            split: self.dataset(self.tables.part(split), text="raw", sentences=sentences)
-            for split in splits
+            split: self.dataset(part, text="raw", sentences=sentences)
+            for split, part in parts.items()
         }
 
     def build_model(self, pretrained: bool = True) -> nn.Module:

@@ -22,7 +22,7 @@ import sqlalchemy.exc
 from filelock import FileLock, Timeout
 
 from semires import layout
-from semires.errors import BusyError, SemiresError
+from semires.errors import BusyError, ConfigError, SemiresError
 from semires.files import verify_sqlite
 
 HEARTBEAT_S = 10
@@ -129,15 +129,18 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         SemiresError: it cannot be opened (:func:`explained`).
         CorruptCacheError: an sqlite file is damaged.
         BusyError: another process has been creating it for a minute.
+        ConfigError: the URL is of no database that other processes can share.
     """
     path = sqlite_path(url)
+    if url.startswith("redis"):
+        raise ConfigError(f"tune.storage: {hidden(url)}: Optuna has no Redis; give an SQL database")
+    if url.startswith("sqlite") and (path is None or path.name == ":memory:"):
+        raise ConfigError(f"tune.storage: {url} names no file; write sqlite:///FOLDER/FILE.db")
     with explained(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if path is not None:
             verify_sqlite(path)
             return _open_sqlite(url, path)
-        if url.startswith("redis"):
-            return optuna.storages.get_storage(url)
         return optuna.storages.RDBStorage(
             url,
             heartbeat_interval=HEARTBEAT_S,

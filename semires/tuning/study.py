@@ -125,7 +125,9 @@ def plan(params: Params, cell: Cell, axes: Mapping[str, Axis], seen: Table) -> S
     if settings.objective == "training":
         values = params.model_dump()
         sections = ("optimizer", "augment", "loss", "mutual", "evaluation")
-        identity["training"] = [settings.pruner, settings.steps, *(values[s] for s in sections)]
+        valued_on = "seen half"  # of val
+        identity["training"] = [settings.pruner, settings.steps, valued_on]
+        identity["training"] += [values[section] for section in sections]
     points = grid(axes) if settings.sampler == "grid" else first_trials(params, axes, seen)
     total = min(settings.trials, len(points)) if settings.sampler == "grid" else settings.trials
     return Search(
@@ -158,7 +160,8 @@ def first_trials(params: Params, axes: Mapping[str, Axis], seen: Table) -> list[
 def make_objective(params: Params, cell: Cell, axes: Mapping[str, Axis], seen: Table) -> Objective:
     """The function of a trial: oIoU (percent) of refined labels, or of a short training."""
     if params.tune.objective == "training":
-        return lambda trial: training_objective(trial, params, cell)
+        val_images = tuple(int(image) for image in np.unique(seen.labels.image_ids))
+        return lambda trial: training_objective(trial, params, cell, val_images)
 
     def labels_objective(trial: optuna.Trial) -> float:
         metrics = summarise(seen.outcome(suggest(trial, axes)), seen.labels)

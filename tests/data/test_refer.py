@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from semires.config import load_params
+from semires.data.pictures import read_picture
 from semires.data.prepare import compare, prepare, summarise
 from semires.data.refer import read_refer
 from semires.data.unpickle import read_plain_pickle
@@ -156,6 +157,7 @@ def test_damage_is_one_line(tmp_path: Path, data: st.DataObject):
         ([ref(1)], [[[1.0, 1.0]]], "empty polygon"),
         ([ref(1, sentences=[{"sent": " "}])], None, "empty expression: ref 1"),
         ([ref(1, sentences=[])], None, "empty expression: ref 1"),
+        ([ref(1, sentences=[])], [[]], "empty expression: ref 1; empty polygon: annotation 1"),
         ([{"ref_id": 1}], None, "lack a field"),
         ([], None, "holds no references"),
     ],
@@ -171,6 +173,18 @@ def test_faults_of_a_kind_are_listed_together(tmp_path: Path):
         read(write(tmp_path, refs))
     assert "ref 0, ref 1, ref 2, ref 3, ref 4 and 3 more" in str(caught.value)
     assert "duplicate ref id: 20" in str(caught.value)
+
+
+def test_a_blank_raw_text_is_the_cleaned_one(tmp_path: Path):
+    texts = [{"sent": "left", "raw": " "}, {"sent": "thing", "raw": "Thing!"}, {"sent": "blue"}]
+    _, refs = read(write(tmp_path, [ref(1, sentences=texts)]))
+    assert list(refs["raw"][0]) == ["left", "Thing!", "blue"]
+
+
+def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path):
+    ramp = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert (read_picture(tmp_path / "ramp.png")[..., 1].ravel() == np.arange(256)).all()
 
 
 @pytest.mark.parametrize("name", ["../one.jpg", "/etc/passwd", "a/../../b.jpg"])
@@ -207,9 +221,11 @@ def test_prepare_writes_tables(project: Any, capsys: pytest.CaptureFixture[str])
 
 
 def test_prepare_names_bad_images(project: Any):
-    Path("images/one.jpg").write_bytes(Path("images/one.jpg").read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"truncated JPEG: images/one\.jpg"):
-        prepare(project, "refcoco")
+    whole = Path("images/one.jpg").read_bytes()
+    for kept in (len(whole) - 40, 300, 20):  # the last two end within the header
+        Path("images/one.jpg").write_bytes(whole[:kept])
+        with pytest.raises(DataError, match=r"truncated JPEG: images/one\.jpg"):
+            prepare(project, "refcoco")
     Image.new("RGB", (9, 9)).save("images/one.jpg")
     with pytest.raises(DataError, match="is 9x9, not 16x12"):
         prepare(project, "refcoco")

@@ -51,14 +51,16 @@ def test_a_damaged_table_is_named(text):
         compare(text, HEAD + line("45.00"), "main.csv")
 
 
+GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+
+
 @pytest.fixture
 def committed(own_workspace, small_params):
     tables = build_tables(small_params, load_records(default_source="sam"))
     write_tables(tables, own_workspace / "reports")
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "reports"], check=True)
-    subprocess.run([*git, "commit", "-qm", "reports"], check=True)
+    subprocess.run([*GIT, "init", "-q"], check=True)
+    subprocess.run([*GIT, "add", "reports"], check=True)
+    subprocess.run([*GIT, "commit", "-qm", "reports"], check=True)
     return own_workspace
 
 
@@ -87,6 +89,13 @@ def test_a_run_that_is_not_there_does_not_fail(committed, small_params, capsys):
     shutil.rmtree("runs/refscenes/10")
     assert verify(small_params) == 0
     assert "not run here" in capsys.readouterr().out
+
+
+def test_a_table_that_is_not_committed_is_counted(committed, small_params, capsys):
+    subprocess.run(["git", "rm", "-q", "reports/main.csv"], check=True)
+    subprocess.run([*GIT, "commit", "-qm", "less"], check=True)
+    assert verify(small_params) == 0
+    assert "not committed" in capsys.readouterr().out
 
 
 def test_nothing_to_verify_is_said(committed, small_params):

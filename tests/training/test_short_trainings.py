@@ -13,9 +13,13 @@ from helpers.small_study import small_params
 
 from semires import process, tracking
 from semires.config import Params
+from semires.data.dataset import ExpressionDataset
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.layout import Cell
+from semires.training import mutual
 from semires.training.burn_in import burn_in
+from semires.training.record import evaluate_split
+from semires.training.task import Task
 from semires.tuning import study as studies
 from semires.tuning.objective import make_table, summarise
 from semires.tuning.results import tuned_file
@@ -95,6 +99,26 @@ def test_the_first_trials_are_the_papers_and_the_best_for_the_labels(teacher: Pa
     assert reached[0] == max(reached)
     given = [name for name in trials() if name.startswith("params_") and "threshold" not in name]
     assert trials()[given].nunique().eq(1).all(), "the rest of the warm start stays as given"
+
+
+def test_trials_are_valued_on_their_half_of_val(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    valued: list[set[int]] = []
+
+    def spy(task: Task, model: Any, samples: ExpressionDataset) -> pd.DataFrame:
+        table = evaluate_split(task, model, samples)
+        valued.append(set(table["image_id"]))
+        return table
+
+    monkeypatch.setattr(mutual, "evaluate_split", spy)
+    params = searching(f"sqlite:///{tmp_path / 'study.db'}", trials=1)
+    studies.tune(params, CELL)
+    images = studies.counts_of(params, CELL).image_ids
+    seen, held_out = studies.halves(images, params.tune.seed)
+    assert valued
+    assert all(each == set(images[seen]) for each in valued)
+    assert not set(images[seen]) & set(images[held_out])
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])

@@ -212,6 +212,9 @@ def test_study_of_another_teacher_is_refused(tmp_path):
         ("nonsense", "nonsense"),
         ("foo://user:secret@host/db", "foo://user:"),
         ("sqlite:////proc/nowhere/study.db", "/proc/nowhere"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("redis://user:secret@localhost:6390/0", "Optuna has no Redis"),
     ],
 )
 def test_unreachable_storage_is_one_line(url, hint):

@@ -1,0 +1,44 @@
+"""`semires predict`: the table of expressions as spreadsheets write it, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from semires.errors import DataError
+from semires.evaluation.predict import read_expressions
+
+HEAD = "image,expression\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        (HEAD + "a.png,red star\n", [("a.png", "red star")]),
+        ("\ufeff" + HEAD + 'a.png,"red, left"\r\n', [("a.png", "red, left")]),
+        ("expression,n,image\nred,1,b/a.png\n", [("b/a.png", "red")]),
+    ],
+)
+def test_tables_of_expressions(tmp_path: Path, text: str, pairs: list[tuple[str, str]]):
+    table = tmp_path / "table.csv"
+    table.write_text(text, encoding="utf-8", newline="")
+    assert read_expressions(table) == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "holds no line"),
+        (HEAD, "holds no line"),
+        ("image;expression\na.png;red\n", "no CSV with columns image,expression"),
+        (HEAD + "a.png,red, star\n", "quote commas"),
+        (HEAD + "a.png\n", "other columns than its header"),
+        (HEAD + "a.png, \n", "no image or no expression"),
+        (HEAD + ",red\n", "no image or no expression"),
+        (HEAD + "../a.png,red\n", "leaves the folder of images"),
+    ],
+)
+def test_a_line_that_is_not_whole_is_refused(tmp_path: Path, text: str, line: str):
+    table = tmp_path / "table.csv"
+    table.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=line):
+        read_expressions(table)
