@@ -15,7 +15,8 @@ import torch
 
 from semires.proposals.partition import Partition
 from semires.refine.batch import PartitionBatch, match_batch
-from semires.refine.matching import Thresholds, match
+from semires.refine.matching import match
+from semires.strategies import Thresholds
 
 TARGET = 30
 SIZE, NUMBER, BATCH = 480, 100, 16

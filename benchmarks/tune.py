@@ -24,7 +24,14 @@ from semires.config import load_params
 from semires.layout import Cell
 from semires.proposals.partition import Partition
 from semires.tuning.counts import PseudoLabel, count
-from semires.tuning.objective import THRESHOLDS, Axis, make_table, suggest, summarise
+from semires.tuning.objective import (
+    CPI,
+    Axis,
+    make_table,
+    suggest,
+    summarise,
+    thresholds_of,
+)
 
 TARGET = 300
 TOGETHER = 20  # trials timed at once, for one alone is too short to time
@@ -98,7 +105,7 @@ def with_optuna(table: Any, strategy: str, trials: int) -> float:
     from semires.tuning.storage import open_gate
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    axes = {name: Axis(0, 1, 0.7) for name in THRESHOLDS[strategy]}
+    axes = {name: Axis(0, 1, 0.7) for name in thresholds_of(strategy)}
     first = ({name: 0.7 for name in axes},)
 
     def objective(trial: Any) -> float:
@@ -131,7 +138,8 @@ def main() -> None:
     counts = count(labels, partitions)
     print(f"{len(labels)} references, {SIZE} px, {np.mean([len(m) for m in masks.values()]):.0f} "
           f"proposals an image; counted in {time.perf_counter() - started:.2f} s")  # fmt: skip
-    for strategy, names in THRESHOLDS.items():
+    for strategy in ("iom", *CPI):
+        names = thresholds_of(strategy)
         thresholds = dict.fromkeys(names, 0.6)
         table = make_table(counts, strategy)
         outcome = table.outcome(thresholds)

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from semires.checks import check, misspelt_fractions
 from semires.errors import ConfigError
-from semires.explain import explain
+from semires.explain import explain, nearest
+from semires.strategies import FIELDS, STRATEGIES
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -265,11 +266,10 @@ class Method(Section):
     ``unlabelled: false`` trains on the labelled part alone (a control for longer training).
     ``keep`` is the share of most confident pseudo-labels of a batch that is kept (paper Table 4).
     ``thresholds: tuned`` takes them from ``experiments/tuned``. ``overrides`` maps dotted keys
-    of ``mutual``, ``augment`` or ``loss`` to values, for ablations. ``like`` names the paper's
-    method that this entry varies.
+    of ``mutual``, ``augment`` or ``loss`` to values, for ablations.
     """
 
-    strategy: Literal["none", "iom", "cpi", "cpi-u", "cpi-o"]
+    strategy: str
     threshold: Unit | None = None
     threshold_u: Unit | None = None
     threshold_o: Unit | None = None
@@ -282,18 +282,10 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _thresholds_match_strategy(self) -> Method:
-        needed = {
-            "none": set(),
-            "iom": {"threshold"},
-            "cpi": {"threshold_u", "threshold_o"},
-            "cpi-u": {"threshold_u"},
-            "cpi-o": {"threshold_o"},
-        }[self.strategy]
-        given = {
-            name
-            for name in ("threshold", "threshold_u", "threshold_o")
-            if getattr(self, name) is not None
-        }
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"no strategy {self.strategy!r}{nearest(self.strategy, STRATEGIES)}")
+        needed = set(STRATEGIES[self.strategy].thresholds)
+        given = {name for name in FIELDS if getattr(self, name) is not None}
         if given != needed:
             wants = ", ".join(sorted(needed)) or "no threshold"
             raise ValueError(f"strategy {self.strategy} takes {wants}")

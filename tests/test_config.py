@@ -17,6 +17,8 @@ from semires.config import Params, load_params, read_yaml, validate
 from semires.errors import ConfigError
 from semires.layout import Cell
 from semires.methods import resolve
+from semires.strategies import STRATEGIES, Strategy
+from semires.tuning.objective import space
 
 ROOT = Path(__file__).parent.parent
 DEMO = read_yaml(ROOT / "experiments/demo.yaml")
@@ -235,6 +237,19 @@ def test_use_of_a_wrong_file_changes_nothing(tmp_path: Path):
 
 def with_method(**entry: Any) -> Params:
     return validate(changed("refine/mine", {"strategy": "none", "pwa": False, **entry}))
+
+
+def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(
+        ConfigError, match=r"refine\.mine: no strategy 'cpi-a'; did you mean 'cpi-u'"
+    ):
+        with_method(strategy="cpi-a", threshold=0.5)
+    rule = Strategy(("threshold",), lambda found, at: found.of_label > at.iom)
+    monkeypatch.setitem(STRATEGIES, "cpi-a", rule)
+    params = with_method(strategy="cpi-a", threshold=0.5)
+    assert list(space(params, Cell("refscenes", 1, "mine", 0))) == ["threshold"]
+    with pytest.raises(ConfigError, match=r"refine\.mine: strategy cpi-a takes threshold$"):
+        with_method(strategy="cpi-a", threshold_u=0.5)
 
 
 def test_overrides_reach_the_parameters():

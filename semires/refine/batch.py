@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from semires.proposals.partition import Partition
-from semires.refine.matching import EPSILON, Thresholds
+from semires.strategies import STRATEGIES, Overlaps, Thresholds
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,12 @@ def match_batch(
     # float64: exact, and neither autocast nor TF32 touches it
     intersections = torch.bmm(batch.members.double(), counts.double()[..., None])[..., 0]
     label_area = counts.sum(1, keepdim=True).double()
-    chosen = _select(strategy, intersections, batch.areas, label_area, thresholds)
+    found, rule = Overlaps(intersections, batch.areas, label_area), STRATEGIES[strategy]
+    chosen = rule.choose(found, thresholds) & (batch.areas > 0)
+    if rule.best_alone:
+        iou = found.iou
+        chosen &= torch.arange(iou.shape[1], device=iou.device) == iou.argmax(1, keepdim=True)
     held = (batch.members & chosen[..., None]).any(1)
     matched = chosen.any(1)
     unions = held.flatten()[atoms].view_as(labels)
     return torch.where(matched[:, None, None], unions, labels), matched
-
-
-def _select(
-    strategy: str,
-    intersections: torch.Tensor,
-    areas: torch.Tensor,
-    label_area: torch.Tensor,
-    thresholds: Thresholds,
-) -> torch.Tensor:
-    """Which proposals (B,N) replace the labels, as ``matching.select``."""
-    if strategy == "iom":
-        iou = intersections / (areas + label_area - intersections).clamp(min=1)
-        best = torch.arange(iou.shape[1], device=iou.device) == iou.argmax(1, keepdim=True)
-        return best & (iou > thresholds.iom)
-    under = intersections / (label_area + EPSILON) > thresholds.cpi_u
-    over = intersections / areas.clamp(min=1) > thresholds.cpi_o
-    return {"cpi": under | over, "cpi-u": under, "cpi-o": over}[strategy]

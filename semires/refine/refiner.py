@@ -9,8 +9,9 @@ import torch
 
 from semires.proposals.partition import Partition
 from semires.refine.batch import PartitionBatch, match_batch
-from semires.refine.matching import STRATEGIES, Thresholds, match
+from semires.refine.matching import match
 from semires.refine.weighting import pwa_weight
+from semires.strategies import STRATEGIES, Thresholds
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PseudoLabelRefiner:
 
     Args:
         strategy: ``iom`` (Eq. 6), ``cpi`` (Eq. 7 or 8), ``cpi-u`` (Eq. 7), ``cpi-o`` (Eq. 8) or
-            ``none``.
+            ``none``; or another key of ``STRATEGIES``.
         iom_threshold: least IoU, exclusive.
         cpi_threshold_u: least share of the label in a proposal, exclusive.
         cpi_threshold_o: least share of a proposal in the label, exclusive.

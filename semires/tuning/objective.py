@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from semires.errors import ConfigError
 from semires.evaluation.metrics import iou_per_expression, overall_iou
+from semires.refine.matching import select
+from semires.strategies import STRATEGIES, Overlaps, Thresholds
 from semires.tuning.counts import Counts
 
 if TYPE_CHECKING:
@@ -32,12 +34,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 NEVER = 2.0  # above every overlap score
-THRESHOLDS: dict[str, tuple[str, ...]] = {
-    "iom": ("threshold",),
-    "cpi": ("threshold_u", "threshold_o"),
-    "cpi-u": ("threshold_u",),
-    "cpi-o": ("threshold_o",),
-}
+CPI = ("cpi", "cpi-u", "cpi-o")
 PAPER_GRID = (0.5, 0.6, 0.7)  # paper Table 3
 
 
@@ -151,6 +148,33 @@ class CpiTable:
         )
 
 
+@dataclass(frozen=True)
+class AnyTable:
+    """Of another strategy: each reference's overlaps, and what holds which atoms, asked per trial.
+
+    ``references``: (overlaps, members (N,A), areas (A,), truth pixels (A,)) each.
+    """
+
+    labels: Labels
+    strategy: str
+    references: list[tuple[Overlaps, Floats, Ints, Ints]]
+
+    def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
+        """As `matching.select` chooses."""
+        values = {name: check(value, name) for name, value in thresholds.items()}
+        at, pixels = Thresholds.of(values), []
+        for found, members, area, truth in self.references:
+            held = members[select(self.strategy, found, at)].any(axis=0)
+            pixels.append((area[held].sum(), truth[held].sum()))
+        areas, overlaps = np.array(pixels, dtype=np.int64).reshape(-1, 2).T
+        return _replace(self.labels, areas > 0, areas, overlaps)
+
+    def take(self, keep: Bools) -> AnyTable:
+        """See :class:`Table`."""
+        kept = [part for part, k in zip(self.references, keep, strict=True) if k]
+        return replace(self, labels=self.labels.take(keep), references=kept)
+
+
 def check(value: float, name: str, exempt: float | None = None) -> float:
     """Return a threshold.
 
@@ -162,22 +186,28 @@ def check(value: float, name: str, exempt: float | None = None) -> float:
     return value
 
 
+def thresholds_of(strategy: str) -> tuple[str, ...]:
+    """The names of a strategy's thresholds; none for an unknown one."""
+    rule = STRATEGIES.get(strategy)
+    return rule.thresholds if rule else ()
+
+
 def make_table(counts: Counts, strategy: str) -> Table:
     """Precompute what a strategy's trials need.
 
     Raises:
         ConfigError: the strategy has no threshold or is unknown.
     """
-    if strategy not in THRESHOLDS:
-        raise ConfigError(
-            f"strategy {strategy!r}: has no thresholds to search; known: {', '.join(THRESHOLDS)}"
-        )
+    if not thresholds_of(strategy):
+        raise ConfigError(f"strategy {strategy!r}: has no thresholds to search")
     begins = counts.offsets[:-1]
     label, truth = (np.add.reduceat(part, begins) for part in (counts.label, counts.truth))
     labels = Labels(counts.image_ids, label, truth, counts.overlaps)
     if strategy == "iom":
         best, *pixels = zip(*_per_reference(counts, _best_proposal), strict=True)
         return IomTable(labels, np.array(best), *(np.array(p, dtype=np.int64) for p in pixels))
+    if strategy not in CPI:
+        return AnyTable(labels, strategy, _per_reference(counts, _everything))
     parts = _per_reference(counts, _atom_scores)
     offsets = np.concatenate([[0], np.cumsum([len(part[0]) for part in parts])])
     return CpiTable(
@@ -196,10 +226,14 @@ def _per_reference(counts: Counts, function: Callable[..., Any]) -> list[Any]:
     ]
 
 
+def _everything(
+    members: Floats, area: Ints, label: Ints, truth: Ints
+) -> tuple[Overlaps, Floats, Ints, Ints]:
+    return Overlaps(members @ label, members @ area, float(label.sum())), members, area, truth
+
+
 def _best_proposal(members: Floats, area: Ints, label: Ints, truth: Ints) -> tuple[float, int, int]:
     """IoU, area and truth pixels of the first proposal with the largest IoU; IoU 0 if none."""
-    from semires.refine.matching import Overlaps
-
     if not len(members):
         return 0.0, 0, 0
     found = Overlaps(members @ label, members @ area, float(label.sum()))
@@ -211,8 +245,6 @@ def _atom_scores(
     members: Floats, area: Ints, label: Ints, truth: Ints
 ) -> tuple[Floats, Floats, Ints, Ints]:
     """s1, s2, area and truth pixels of the atoms that some threshold can select."""
-    from semires.refine.matching import Overlaps
-
     found = Overlaps(members @ label, members @ area, float(label.sum()))
     s1, s2 = (
         (members * score[:, None]).max(axis=0, initial=0.0)
@@ -275,10 +307,10 @@ def space(params: Params, cell: Cell) -> dict[str, Axis]:
         ConfigError: there is no such method, or it has no thresholds.
     """
     method = params.refine.get(cell.method)
-    if method is None or method.strategy not in THRESHOLDS:
+    if method is None or not thresholds_of(method.strategy):
         reason = "no such method" if method is None else f"strategy {method.strategy} has none"
         raise ConfigError(f"refine.{cell.method}: thresholds cannot be searched: {reason}")
-    axes = {name: Axis(0, 1, getattr(method, name)) for name in THRESHOLDS[method.strategy]}
+    axes = {name: Axis(0, 1, getattr(method, name)) for name in thresholds_of(method.strategy)}
     if params.tune.objective == "labels":
         return axes
     if method.pwa:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semires.proposals import Partition
-from semires.refine.matching import STRATEGIES, Overlaps, Thresholds, match, overlaps, select
+from semires.refine.matching import match, overlaps, select
+from semires.strategies import STRATEGIES, Overlaps, Thresholds
 
 REAL = [s for s in STRATEGIES if s != "none"]
 

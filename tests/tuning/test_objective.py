@@ -13,18 +13,34 @@ from semires.errors import ConfigError
 from semires.layout import Cell
 from semires.proposals.partition import Partition
 from semires.refine import PseudoLabelRefiner
+from semires.strategies import STRATEGIES, Strategy
 from semires.tuning.counts import PseudoLabel, count
 from semires.tuning.objective import (
-    THRESHOLDS,
+    CPI,
+    AnyTable,
     make_table,
     space,
     summarise,
+    thresholds_of,
     untouched,
     with_values,
 )
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SIZE = 10
+SEARCHED = ("iom", *CPI, "both")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def another_strategy():
+    """One that the search has no table of its own for: both of CPI's comparisons must hold."""
+    rule = Strategy(
+        ("threshold_u", "threshold_o"),
+        lambda found, at: (found.of_label > at.cpi_u) & (found.of_proposal > at.cpi_o),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STRATEGIES, "both", rule)
+        yield
 
 
 def ellipses(rng, count, size=SIZE):
@@ -71,14 +87,15 @@ def refine_pixels(strategy, thresholds, labels, partitions):
     )
 
 
-@pytest.mark.parametrize("strategy", THRESHOLDS)
+@pytest.mark.parametrize("strategy", SEARCHED)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), values=st.tuples(*[st.floats(0, 1)] * 2), exact=st.booleans())
 def test_trial_equals_pixels(strategy, seed, values, exact):
     masks, labels = world(seed)
     partitions = {i: Partition.from_masks(m) for i, m in masks.items()}
     table = make_table(count(labels, partitions), strategy)
-    names = THRESHOLDS[strategy]
+    assert isinstance(table, AnyTable) == (strategy == "both")
+    names = thresholds_of(strategy)
     if exact:  # thresholds that some proposal meets exactly: strict comparison decides
         values = [round(v * 4) / 4 for v in values]
     thresholds = dict(zip(names, values, strict=False))
@@ -89,7 +106,7 @@ def test_trial_equals_pixels(strategy, seed, values, exact):
     assert outcome.matched.tolist() == matched.tolist()
 
 
-@pytest.mark.parametrize("strategy", THRESHOLDS)
+@pytest.mark.parametrize("strategy", SEARCHED)
 def test_part_of_a_table_is_the_table_of_a_part(strategy):
     masks, labels = world(3, images=6)
     partitions = {i: Partition.from_masks(m) for i, m in masks.items()}
@@ -97,7 +114,7 @@ def test_part_of_a_table_is_the_table_of_a_part(strategy):
     keep = np.random.default_rng(1).random(len(labels)) < 0.5
     kept = [item for item, k in zip(labels, keep, strict=True) if k]
     alone = make_table(count(kept, partitions), strategy)
-    thresholds = dict.fromkeys(THRESHOLDS[strategy], 0.4)
+    thresholds = dict.fromkeys(thresholds_of(strategy), 0.4)
     for part in (table.take(keep), alone):
         outcome = part.outcome(thresholds)
         whole = table.outcome(thresholds)
@@ -132,7 +149,8 @@ def test_summary_of_known_labels():
 def test_threshold_outside_the_unit_interval(value):
     masks, labels = world(0)
     counts = count(labels, {i: Partition.from_masks(m) for i, m in masks.items()})
-    for strategy, names in THRESHOLDS.items():
+    for strategy in SEARCHED:
+        names = thresholds_of(strategy)
         with pytest.raises(ConfigError, match=r"threshold\w*: a threshold lies in \[0, 1\]"):
             make_table(counts, strategy).outcome(dict.fromkeys(names, value))
 
