@@ -34,9 +34,9 @@ study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; goes 
 	dvc stage list --name-only | sed -nE 's/^burn_in.*@(.*)-([0-9]+)$$/\1 \2/p' \
 	  | xargs -P $(LANES) -n 2 sh -c 'dvc --wait-for-lock repro -s --glob "*@$$0-*$$1" || exit 255'
 	dvc repro
-	semires use experiments/demo.yaml
 	-semires track sync
 	semires summary
+	semires use params.yaml.before
 
 test: .venv/.ready  ## lint, types, tests
 	ruff check .
@@ -58,5 +58,6 @@ readme: .venv/.ready  ## copy the last results and seconds into README.md
 soak: .venv/.ready  ## 200 kills of every kind of stage
 	SEMIRES_KILLS=200 pytest -s tests/e2e -k "ends_with or killed_at_random" --timeout 0
 
-clean:  ## remove all that can be made again, but not .venv and DVC's cache
-	rm -rf data runs proposals sam tune .work mlflow.db* mlartifacts
+clean:  ## remove all that can be made again, but not .venv, DVC's cache and data of your own
+	rm -rf data/prepared data/splits data/raw/refscenes data/raw/images/refscenes
+	rm -rf runs proposals sam tune .work mlflow.db* mlartifacts

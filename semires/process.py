@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
+
+    import torch
 
     from semires.config import Runtime
 
@@ -146,6 +148,15 @@ def configure_torch(runtime: Runtime) -> None:
     torch.backends.cudnn.benchmark = not runtime.deterministic
     if not runtime.deterministic:
         torch.set_float32_matmul_precision("high")
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision on a device, as ``runtime.precision`` says."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def peak_rss_mb() -> float:

@@ -240,9 +240,7 @@ def with_method(**entry: Any) -> Params:
 
 
 def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(
-        ConfigError, match=r"refine\.mine: no strategy 'cpi-a'; did you mean 'cpi-u'"
-    ):
+    with pytest.raises(ConfigError, match=r"mine: no strategy 'cpi-a'; did you mean 'cpi-u'"):
         with_method(strategy="cpi-a", threshold=0.5)
     rule = Strategy(("threshold",), lambda found, at: found.of_label > at.iom)
     monkeypatch.setitem(STRATEGIES, "cpi-a", rule)

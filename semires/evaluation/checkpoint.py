@@ -19,6 +19,7 @@ from semires.models import LAVT, build_model, load_official_lavt
 from semires.models.lavt import new_bert
 from semires.models.pretrained import load_bert, load_weights
 from semires.models.text import Tokenizer
+from semires.process import configure_torch
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def evaluate_checkpoint(
     Raises:
         SemiresError: the data set has no such split.
     """
+    configure_torch(params.runtime)
     trained = open_checkpoint(checkpoint, params)
     tables = Tables.load(dataset)
     refs = tables.part(split)
@@ -111,6 +113,8 @@ def evaluate_checkpoint(
     )  # fmt: skip
     group = join_group()
     model = trained.model.to(group.device)
-    batch_size, workers = params.evaluation.batch_size, params.runtime.workers
-    table = evaluate_shared(group, model, samples, batch_size, workers)
+    runtime = params.runtime
+    table = evaluate_shared(
+        group, model, samples, params.evaluation.batch_size, runtime.workers, runtime.precision
+    )
     return summarise(table), table.assign(split=split)

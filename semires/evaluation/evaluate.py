@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from semires.data.dataset import ExpressionDataset, collate
 from semires.dist import Group
 from semires.evaluation.metrics import segmentation_metrics
+from semires.process import autocast
 
 
 def batches(
@@ -66,10 +67,12 @@ def predict_masks(
     device: torch.device,
     indices: list[int] | None = None,
     workers: int = 0,
+    precision: str = "fp32",
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
     """Yield ``(batch, logits (B,2,S,S))`` over the samples ``indices`` (default: all), in order.
 
-    Neighbours about one image share the work that no expression touches.
+    Neighbours about one image share the work that no expression touches. ``precision`` is as
+    ``runtime.precision``; logits are float32 all the same.
     """
     model.eval()
     indices = list(range(len(dataset))) if indices is None else indices
@@ -78,14 +81,15 @@ def predict_masks(
         _, first, image_of = np.unique(
             dataset.refs["image_id"].to_numpy()[refs], return_index=True, return_inverse=True
         )
-        logits = segment(
-            model,
-            batch["image"][first].to(device),
-            torch.from_numpy(image_of).to(device),
-            batch["input_ids"].to(device),
-            batch["attention_mask"].to(device),
-        )
-        yield batch, logits
+        with autocast(device, precision):
+            logits = segment(
+                model,
+                batch["image"][first].to(device),
+                torch.from_numpy(image_of).to(device),
+                batch["input_ids"].to(device),
+                batch["attention_mask"].to(device),
+            )
+        yield batch, logits.float()
 
 
 def evaluate(
@@ -95,6 +99,7 @@ def evaluate(
     device: torch.device,
     indices: list[int] | None = None,
     workers: int = 0,
+    precision: str = "fp32",
 ) -> pd.DataFrame:
     """One row per expression, in order: ``predictions.parquet``'s columns without ``split``."""
     asked = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
@@ -102,7 +107,8 @@ def evaluate(
     ordered = asked[order].tolist()
     samples: list[int] = []
     counts = [torch.zeros((0, 4), dtype=torch.int64, device=device)]
-    for batch, logits in predict_masks(model, dataset, batch_size, device, ordered, workers):
+    outputs = predict_masks(model, dataset, batch_size, device, ordered, workers, precision)
+    for batch, logits in outputs:
         predicted = (logits[:, 1] > logits[:, 0]).flatten(1)
         truth = batch["mask"].to(device).bool().flatten(1)
         columns = torch.stack(
@@ -140,6 +146,7 @@ def evaluate_shared(
     dataset: ExpressionDataset,
     batch_size: int,
     workers: int = 0,
+    precision: str = "fp32",
 ) -> pd.DataFrame:
     """:func:`evaluate` by all processes of a group together; each gets the whole table.
 
@@ -147,7 +154,7 @@ def evaluate_shared(
     """
     order = np.argsort(dataset.image_ids, kind="stable").tolist()
     mine = group.share(order, batch_size)
-    part = evaluate(model, dataset, batch_size, group.device, mine, workers)
+    part = evaluate(model, dataset, batch_size, group.device, mine, workers, precision)
     parts = [each for each in group.gather(part) if len(each)]  # empty columns have no type
     table = pd.concat(parts or [part])
     return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)

@@ -1,7 +1,8 @@
 """`semires report`: everything under `reports/`, from run records alone.
 
-Tables (md, csv, tex), figures (png, svg), `index.html`, `metrics.json` for `dvc metrics`. The
-folder appears whole or not at all, and the same records give the same bytes.
+Tables (md, csv, tex), figures (png, svg), `index.html` (which also links to the runs that MLflow's
+store holds), `metrics.json` for `dvc metrics`. The folder appears whole or not at all, and the same
+records give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from semires.reporting.render import body, to_csv, to_markdown, to_tex
 from semires.reporting.tables import Table, TableBuilder
 
 Tables = list[tuple[Table, Table | None]]
-BENCHMARKS = layout.REPORTS / "benchmarks.md"
+KEPT = ("benchmarks.md", "growth.svg")  # by `make bench`, not from runs
 
 
 def report(params: Params) -> None:
@@ -37,8 +38,9 @@ def report(params: Params) -> None:
         write_json(folder / "metrics.json", metrics_of(tables))
         write_text(folder / "curves.csv", curves_csv(records))
         write_json(folder / "summary.json", _summary(params, records, tables))
-        if BENCHMARKS.is_file():  # not made from runs, but it lives beside them
-            write_bytes(folder / BENCHMARKS.name, BENCHMARKS.read_bytes())
+        for former in (layout.REPORTS / name for name in KEPT):
+            if former.is_file():
+                write_bytes(folder / former.name, former.read_bytes())
 
 
 def build_tables(params: Params, records: Records) -> Tables:

@@ -106,16 +106,16 @@ class TableBuilder:
     def build(self, name: str, definition: TableDefinition) -> Table:
         """Fill one table."""
         missing = _Missing(self.params)
-        sections = []
+        sections, notes = [], dict[str, None]()
         for dataset in self.params.study.datasets:
             spans_rows = all(row.fraction is not None for row in definition.rows)
             for fraction in fractions_of(self.params, definition)[: 1 if spans_rows else None]:
                 title = display_name(self.params, dataset)
                 if not spans_rows:
                     title += f", {fraction_name(fraction)} % labelled"
-                rows = [
-                    self._row(row, dataset, fraction, missing) for row in self._rows(definition)
-                ]
+                shown = self._rows(definition, fraction)
+                notes.update(dict.fromkeys(row.note for row in shown if row.note is not None))
+                rows = [self._row(row, dataset, fraction, missing) for row in shown]
                 comparable = paper_name(self.params, dataset) is not None
                 sections.append(Section(title, dataset, fraction_name(fraction), comparable, rows))
         splits = _unique(
@@ -129,15 +129,14 @@ class TableBuilder:
             splits=splits, marks=definition.marks, sections=sections, notes=[],
             footnotes=missing.footnotes(), in_paper=definition.in_paper,
         )  # fmt: skip
-        own = [row.note for row in self._rows(definition) if row.note is not None]
-        table.notes.extend([*definition.notes, *own, *_standard_notes(table, self.samples)])
+        table.notes.extend([*definition.notes, *notes, *_standard_notes(table, self.samples)])
         return table
 
     def differences(self, table: Table, definition: TableDefinition) -> Table | None:
         """Paired bootstrap differences of each pair of a table's rows; None if there are none."""
         sections = []
         for section in table.sections:
-            defined = {row.label: row for row in self._rows(definition)}
+            defined = {row.label: row for row in self._rows(definition, float(section.fraction))}
             filled = [row for row in section.rows if row.values]
             rows = [
                 self._difference(defined[first.label], defined[second.label], section)
@@ -164,10 +163,12 @@ class TableBuilder:
             sections=sections, notes=notes, footnotes=[], metric="difference of oIoU",
         )  # fmt: skip
 
-    def _rows(self, definition: TableDefinition) -> list[TableRow]:
+    def _rows(self, definition: TableDefinition, fraction: float) -> list[TableRow]:
         if not definition.from_study:
             return definition.rows
-        methods = ["supervised", *self.params.study.methods]
+        study = self.params.study
+        methods = ["supervised", *study.methods]
+        methods += study.tuned_methods if fraction in study.tune_fractions else []
         rows = [row for row in definition.rows if row.method in methods]
         known = {row.method for row in definition.rows}
         new = [m for m in methods if m not in known]

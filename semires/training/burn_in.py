@@ -11,7 +11,6 @@ from semires import layout, tracking
 from semires.config import Params
 from semires.data.dataset import Stream, stream_loader
 from semires.layout import Cell
-from semires.process import configure_torch
 from semires.training.loop import Loop, total_steps
 from semires.training.losses import supervised_loss
 from semires.training.profile import trace_steps
@@ -34,7 +33,6 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
         NonFiniteLossError: training diverged.
     """
     started = time.time()
-    configure_torch(params.runtime)
     task = Task(params, cell, SECTIONS)
     settings = params.burn_in
     model = task.build_model()

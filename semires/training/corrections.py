@@ -113,8 +113,10 @@ def _correct(
     """Pixel counts of the label before and after refinement by batch, one row a reference."""
     parts = []
     size, device = task.params.evaluation.batch_size, task.group.device
-    for batch, logits in predict_masks(teacher, dataset, size, device, indices):
-        targets = refiner(logits.float(), batch["partition"])
+    precision = task.params.runtime.precision
+    outputs = predict_masks(teacher, dataset, size, device, indices, precision=precision)
+    for batch, logits in outputs:
+        targets = refiner(logits, batch["partition"])
         truth = batch["mask"].to(device).bool()
         raw, refined = logits.argmax(1).bool(), targets.labels.bool()
         refs = dataset.ref_of[batch["sample"]]
@@ -157,10 +159,12 @@ def _panels(
 ) -> dict[str, NDArray[Any]]:
     """Everything that a qualitative figure shows, as arrays (see ``reporting/figures.py``)."""
     indices = [i for chosen in rules.values() for i in chosen]
-    device = task.group.device
-    batch, logits = next(predict_masks(teacher, dataset, len(indices), device, indices))
-    _, final_logits = next(predict_masks(final, dataset, len(indices), device, indices))
-    targets = refiner(logits.float(), batch["partition"])
+    (batch, logits), (_, final_logits) = (
+        next(predict_masks(model, dataset, len(indices), task.group.device, indices,
+                           precision=task.params.runtime.precision))
+        for model in (teacher, final)
+    )  # fmt: skip
+    targets = refiner(logits, batch["partition"])
     refs = dataset.ref_of[indices]
     return {
         "image": np.stack([dataset.images[int(dataset.refs["image_id"].iloc[r])] for r in refs]),

@@ -121,7 +121,7 @@ class Loop:
         """Backpropagate; on the last micro-batch of a step, step the optimizer and say so.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; the state before it was saved.
+            NonFiniteLossError: the loss is NaN or infinite; a sound state is kept.
         """
         if any(self.task.group.any(not torch.isfinite(loss))):
             self._refuse(float(loss))
@@ -138,12 +138,16 @@ class Loop:
         return True
 
     def _refuse(self, loss: float) -> NoReturn:
-        self.save()
+        broken = not all(is_finite(module) for module in self.modules.values())
+        if not any(self.task.group.any(broken)):  # otherwise what was saved before is sound
+            self.save()
+        kept = self.task.group.leads and self._path.is_file()
+        where = f"the state before it is in {self.task.work}" if kept else "no state was kept"
         found = self.task.group.gather((loss, ref_ids(self._batch)))
         bad, refs = next(each for each in found if not math.isfinite(each[0]))
         raise NonFiniteLossError(
             f"{self.task.cell.name}: the loss is {bad} at step {self.step}, of a batch of the "
-            f"references {', '.join(map(str, refs))}; the state before it is in {self.task.work}; "
+            f"references {', '.join(map(str, refs))}; {where}; "
             "lower the learning rate or look at them"
         )
 
@@ -274,6 +278,12 @@ class Loop:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
         return self.evaluated
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether all numbers of a module, its statistics included, are finite."""
+    tensors = module.state_dict().values()
+    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
 
 def ref_ids(batch: Any) -> list[int]:

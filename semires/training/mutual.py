@@ -23,7 +23,6 @@ from semires.data.dataset import ExpressionDataset, Stream, open_proposals, stre
 from semires.layout import Cell
 from semires.methods import resolve
 from semires.models.pretrained import load_weights
-from semires.process import configure_torch
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
 from semires.training.corrections import measure_corrections, overlap_sums
@@ -83,7 +82,6 @@ def train_mutual(
         NonFiniteLossError: training diverged.
     """
     started = time.time()
-    configure_torch(params.runtime)
     task = Task(params, cell, SECTIONS, val_images=val_images)
     settings, method = params.mutual, params.refine[cell.method]
     student = task.build_model(pretrained=False)
@@ -115,10 +113,10 @@ def train_mutual(
                 loss_unsup = unsupervised_loss(strong, targets, weights)
                 loss = loss + settings.lambda_unsup * loss_unsup
                 loop.record(loss_unsup=loss_unsup.detach())
-            loop.record(samples=len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
             # 4. The teacher follows the student, Eq. 5.
             if loop.optimise(loss):
                 update_ema(teacher, student, settings.ema)
+            loop.record(samples=len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
         if on_evaluation is not None:
             shutil.rmtree(task.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
@@ -130,7 +128,9 @@ def train_mutual(
 def _finish(
     task: Task, loop: Loop, refiner: PseudoLabelRefiner, started: float
 ) -> dict[str, dict[str, float]]:
-    """Count what refinement corrects, and write the run's folder; its metrics."""
+    """Count what refinement corrects, if anything, and write the run's folder; its metrics."""
+    if not task.params.refine[task.cell.method].unlabelled:
+        return write_run(task, loop, started)
     pseudo, write_more = measure_corrections(task, refiner, loop.load_best())
     return write_run(task, loop, started, pseudo, write_more)
 

@@ -43,9 +43,10 @@ HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
     """Predictions over a split, shared out over the group's processes."""
-    settings, runtime = task.params.evaluation, task.params.runtime
-    with task.autocast():
-        return evaluate_shared(task.group, model, dataset, settings.batch_size, runtime.workers)
+    batch_size, runtime = task.params.evaluation.batch_size, task.params.runtime
+    return evaluate_shared(
+        task.group, model, dataset, batch_size, runtime.workers, runtime.precision
+    )
 
 
 def write_run(

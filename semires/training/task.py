@@ -26,9 +26,9 @@ from semires.layout import Cell
 from semires.models import build_model
 from semires.models.pretrained import freeze_text, parameter_groups
 from semires.models.text import Tokenizer
+from semires.process import autocast, configure_torch
 
 STATE_FORMAT = 2  # raised when the content of a training state changes its meaning
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Task:
     val_images: tuple[int, ...] | None = None  # evaluate val on these alone
 
     def __post_init__(self) -> None:
+        configure_torch(self.params.runtime)
         torch.manual_seed(self.cell.seed)
         self.tables = Tables.load(self.cell.dataset)
         place = self.params.datasets[self.cell.dataset]
@@ -150,10 +151,7 @@ class Task:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision as ``runtime.precision`` says."""
-        dtype = AUTOCAST.get(self.params.runtime.precision)
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.group.device.type, dtype)
+        return autocast(self.group.device, self.params.runtime.precision)
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch's tensors to the device."""

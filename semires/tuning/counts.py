@@ -227,8 +227,9 @@ def pseudo_labels(params: Params, cell: Cell) -> Iterator[PseudoLabel]:
     chosen = [int(i) for i in np.flatnonzero(dataset.sentence_of == 0)]
     refs = dataset.refs
     batches = predict_masks(
-        teacher, dataset, params.evaluation.batch_size, task.group.device, chosen
-    )
+        teacher, dataset, params.evaluation.batch_size, task.group.device, chosen,
+        precision=params.runtime.precision,
+    )  # fmt: skip
     with tqdm(total=len(chosen), desc="pseudo-labels", unit="ref", disable=None) as bar:
         for batch, logits in batches:
             labels = logits.argmax(1).bool().cpu().numpy()
