@@ -138,7 +138,7 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         strong: bool = True,
         proposals: ProposalCache | None = None,
     ) -> None:
-        counts = refs[text].map(len).to_numpy()
+        counts = refs[text].map(len).to_numpy(dtype=np.int64)
         self.ref_of = np.repeat(np.arange(len(refs)), counts)
         self.sentence_of = np.concatenate([np.arange(c) for c in counts] or [np.zeros(0, int)])
         self._first = np.concatenate([[0], np.cumsum(counts)])

@@ -7,6 +7,7 @@ contradicts its own predictions is refused rather than shown.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semires import layout
+from semires.checks import RESERVED
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
 from semires.files import read_json, read_parquet, sha256_file
@@ -30,7 +32,7 @@ _PREDICTION_COLUMNS = [
 _TOLERANCE = 0.01  # percentage points between metrics.json and predictions.parquet
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run folder; ``cell`` is as run.json states it."""
 
@@ -38,6 +40,14 @@ class Run:
     folder: Path
     record: dict[str, Any]
     _sums: dict[tuple[str, float | None], ImageSums | None] = field(default_factory=dict)
+
+    @cached_property
+    def made_with(self) -> dict[str, Any]:
+        """What seeds of one cell share: the parameters that decide numbers, data and split."""
+        params, prints = self.record.get("params", {}), self.record.get("fingerprints", {})
+        sentences = params.get("evaluation", {}).get("sentences")
+        inputs = [prints.get(name) for name in ("data", "split")]
+        return {**params, "evaluation": sentences, "inputs": inputs}
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -143,20 +153,46 @@ def smallest_objects(predictions: pd.DataFrame, share: float) -> pd.DataFrame:
 
 
 class Records:
-    """All runs under a folder, found by data set, fraction and method label."""
+    """All runs under a folder, found by data set, fraction and method label.
 
-    def __init__(self, runs: list[Run], quality: dict[tuple[str, str], dict[str, Any]]) -> None:
-        self.all = sorted(runs, key=_order)
+    Seeds that were trained otherwise than the first of ``seeds`` (the study's) are in ``left_out``
+    and nowhere else: a mean is of one thing. So are runs that started from such a burn-in.
+    """
+
+    def __init__(
+        self,
+        runs: list[Run],
+        quality: dict[tuple[str, str], dict[str, Any]],
+        seeds: Sequence[int] = (),
+    ) -> None:
+        runs = sorted(runs, key=_order)
+        self.left_out = _other_trainings(runs, seeds)
+        self.all = [run for run in runs if run not in self.left_out]
         self.quality = quality
         self._by_key: dict[tuple[str, str, str], list[Run]] = {}
         for run in self.all:
-            cell = run.cell
-            key = (cell.dataset, fraction_name(cell.fraction), cell.label)
-            self._by_key.setdefault(key, []).append(run)
+            self._by_key.setdefault(_key(run), []).append(run)
 
     def find(self, dataset: str, fraction: float, label: str) -> list[Run]:
         """The runs of one cell of the grid, by seed; empty if there are none."""
         return self._by_key.get((dataset, fraction_name(fraction), label), [])
+
+
+def _other_trainings(runs: list[Run], seeds: Sequence[int]) -> list[Run]:
+    leaders: dict[tuple[str, str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: run.cell.seed not in seeds):
+        leaders.setdefault(_key(run), run)
+    other = [run for run in runs if run.made_with != leaders[_key(run)].made_with]
+    burn_ins = {_burn_in(run) for run in other if run.cell.method == RESERVED}
+    return [run for run in runs if run in other or _burn_in(run) in burn_ins]
+
+
+def _key(run: Run) -> tuple[str, str, str]:
+    return (run.cell.dataset, fraction_name(run.cell.fraction), run.cell.label)
+
+
+def _burn_in(run: Run) -> tuple[str, float, int]:
+    return (run.cell.dataset, run.cell.fraction, run.cell.seed)
 
 
 def _order(run: Run) -> tuple[str, float, str, int]:
@@ -165,7 +201,10 @@ def _order(run: Run) -> tuple[str, float, str, int]:
 
 
 def load_records(
-    runs: Path = layout.RUNS, proposals: Path = Path("proposals"), default_source: str | None = None
+    runs: Path = layout.RUNS,
+    proposals: Path = Path("proposals"),
+    default_source: str | None = None,
+    seeds: Sequence[int] = (),
 ) -> Records:
     """Read every run.json and quality.json; the larger files follow when needed.
 
@@ -173,6 +212,7 @@ def load_records(
         runs: the folder that holds D/F/M/seedS/.
         proposals: the folder that holds D/S/quality.json.
         default_source: a cell whose source is this one is stored without it.
+        seeds: the study's, see :class:`Records`.
 
     Raises:
         SemiresError: a record is missing parts or damaged; the text names the file.
@@ -182,7 +222,14 @@ def load_records(
         (path.parent.parent.name, path.parent.name): read_json(path)
         for path in sorted(proposals.glob("*/*/quality.json"))
     }
-    return Records(found, quality)
+    records = Records(found, quality, seeds)
+    if left := records.left_out:
+        print(
+            f"{len(left)} runs were trained with other parameters or data than this study's seeds "
+            f"and are left out: {', '.join(str(run.folder) for run in left[:3])}"
+            f"{' ...' if len(left) > 3 else ''}"
+        )
+    return records
 
 
 def _read_run(path: Path, default_source: str | None) -> Run:

@@ -30,7 +30,7 @@ def report(params: Params) -> None:
     Raises:
         SemiresError: a run record, definition or picture source is damaged; its path is named.
     """
-    records = load_records(default_source=params.proposals.source)
+    records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
     tables = build_tables(params, records)
     with atomic_folder(layout.REPORTS) as folder:
         write_tables(tables, folder)
@@ -104,6 +104,7 @@ def _summary(params: Params, records: Records, tables: Tables) -> dict[str, Any]
     rows = [row for table, _ in tables for section in table.sections for row in section.rows]
     return {
         "runs": len(records.all),
+        "runs_left_out": len(records.left_out),
         "rows": len(rows),
         "rows_without_run": sum(not row.values for row in rows),
         "bootstrap_samples": params.evaluation.bootstrap_samples,
@@ -117,7 +118,7 @@ def print_summary(params: Params) -> None:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    records = load_records(default_source=params.proposals.source)
+    records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
     table = build_main(params, records)
     titles = ["oIoU (%)", *table.splits]
     shown = RichTable(title=escape(table.title), title_justify="left")

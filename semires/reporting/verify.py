@@ -45,7 +45,7 @@ def verify(params: Params) -> int:
     Raises:
         SemiresError: there is nothing to compare, or a committed table is damaged.
     """
-    records = load_records(default_source=params.proposals.source)
+    records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
     if not records.all:
         raise SemiresError(f"{layout.RUNS}: holds no run to verify; run `make repro` first")
     with tempfile.TemporaryDirectory() as temporary:

@@ -25,6 +25,7 @@ from semires.proposals.propose import propose
 from semires.training import burn_in as burn_in_module
 from semires.training.burn_in import burn_in
 from semires.training.mutual import mutual
+from semires.training.state import load_state
 
 SIDES = [(96, 96), (1, 1), (2, 3), (3, 1), (5, 200), (96, 96), (40, 30), (7, 7)]
 WORDS = ["zyx qwv", "\U0001f436", "of of of", "x" * 300, "\u05db\u05dc\u05d1", "red", "?!", "a b c"]
@@ -190,6 +191,40 @@ def test_a_loss_that_diverges_names_its_references_and_keeps_the_state(
     assert str(state.parent) in said
     burn_in(params, SUPERVISED)
     assert "going on from step 2 of 6" in capsys.readouterr().out
+
+
+def test_the_control_needs_no_unlabelled_image(project: Path):
+    make_split(small(), "refscenes", 100)
+    burn_in(small(), Cell("refscenes", 100, "supervised", 0))
+    control = Cell("refscenes", 100, "control", 0)
+    no_proposals(small())
+    mutual(small(), control)
+    assert "pseudo" not in files.read_json(control.folder / "metrics.json")
+
+
+def test_a_forward_pass_that_breaks_the_model_is_not_saved(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Batch norm's statistics become infinite with the logits: what is on disk stays sound."""
+    original = burn_in_module.Loop.optimise
+
+    def optimise(self: Any, loss: torch.Tensor) -> bool:
+        if self.step == 1:
+            self.save()
+        if self.step == 2:
+            buffers = self.modules["model"].named_buffers()
+            next(b for name, b in buffers if name.endswith("running_var")).fill_(math.inf)
+            loss = torch.tensor(math.nan)
+        return bool(original(self, loss))
+
+    monkeypatch.setattr(burn_in_module.Loop, "optimise", optimise)
+    with pytest.raises(NonFiniteLossError, match=r"the state before it is in \.work"):
+        burn_in(small(burn_in={"batch_size": 1}), SUPERVISED)
+    (path,) = Path(".work").glob("runs-*/last.pt")
+    state = load_state(path)
+    assert state is not None
+    assert state["step"] in (1, 2)
+    assert all(t.isfinite().all() for t in state["modules"]["model"].values())
 
 
 def test_another_state_is_left_alone_and_named(

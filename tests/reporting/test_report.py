@@ -73,9 +73,13 @@ def test_metrics_are_the_main_tables_numbers(made):
 
 def test_the_same_records_give_the_same_bytes(made, own_workspace, small_params):
     (own_workspace / "dvc.yaml").write_text(DVC)
+    (own_workspace / "reports").mkdir()
+    kept = {"benchmarks.md": b"fast", "growth.svg": b"<svg/>"}  # of `make bench`
+    for name, content in {**kept, "old.md": b"?"}.items():
+        (own_workspace / "reports" / name).write_bytes(content)
     report(small_params)
     ours = {p.name: p.read_bytes() for p in (own_workspace / "reports").iterdir()}
-    assert ours == {p.name: p.read_bytes() for p in made.iterdir()}
+    assert ours == {p.name: p.read_bytes() for p in made.iterdir()} | kept
 
 
 def test_without_any_run_everything_is_a_dash(tmp_path, monkeypatch, own_workspace, small_params):

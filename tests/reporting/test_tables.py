@@ -149,6 +149,36 @@ def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):
     assert table.sections[0].rows[1].values["val"].seeds == 1
 
 
+def test_a_tuned_method_has_its_row_where_it_was_tuned(own_workspace, small_params):
+    values = small_params.model_dump()
+    values["refine"]["mine"] = values["refine"]["cpi-u"] | {"thresholds": "tuned"}
+    tuned = {"tune_fractions": [1], "tune_methods": ["mine"], "tuned_methods": ["mine"]}
+    values["study"] |= tuned
+    table, _ = build(validate(values), "main")
+    assert ["mine" in [row.label for row in s.rows] for s in table.sections] == [True, False]
+
+
+def test_seeds_trained_otherwise_than_the_studys_are_left_out(own_workspace, capsys):
+    def change(cell, value):
+        path = cell.folder / "run.json"
+        record = json.loads(path.read_text())
+        record["params"]["data"]["image_size"] = value
+        path.write_text(json.dumps(record))
+
+    def seeds(*study):
+        records = load_records(default_source="sam", seeds=study)
+        cells = [(10, "baseline"), (10, "cpi-u"), (1, "baseline"), (1, "cpi-u")]
+        return [[r.cell.seed for r in records.find("refscenes", f, m)] for f, m in cells]
+
+    assert seeds(0) == [[0, 1]] * 4
+    assert not capsys.readouterr().out
+    change(Cell("refscenes", 10, "baseline", 1), 32)
+    assert seeds(0) == [[0], [0, 1], [0, 1], [0, 1]]
+    assert "1 runs were trained with other parameters" in capsys.readouterr().out
+    change(Cell("refscenes", 1, "supervised", 0), 32)  # and with it all that started from it
+    assert seeds(1) == [[1], [0, 1], [1], [1]]
+
+
 def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params):
     values = small_params.model_dump()
     values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
