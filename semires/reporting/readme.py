@@ -30,7 +30,7 @@ def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None
 def _results() -> str:
     """Main table, listening table, one figure, and what they were made with."""
     parts = [
-        (layout.REPORTS / f"{name}.md").read_text(encoding="utf-8").strip()
+        "#" + (layout.REPORTS / f"{name}.md").read_text(encoding="utf-8").strip()  # below the title
         for name in ("main", "listening")
     ]
     parts.append("![What refinement does](reports/qualitative.png)")
@@ -50,10 +50,11 @@ def _made_with(records: list[dict[str, Any]]) -> str:
     def values(name: str) -> str:
         return ", ".join(sorted({str(place[name])[:12] for place in places}))
 
+    threads = values("threads")
     dates = sorted(record["finished"][:10] for record in records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return (
-        f"on {values('device')} with {values('threads')} threads, torch {values('torch')}, "
+        f"on {values('device')} with {threads} thread{'s' * (threads != '1')}, torch {values('torch')}, "
         f"commit {values('git_commit')}, {when}"
     )
 
