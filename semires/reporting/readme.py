@@ -50,11 +50,11 @@ def _made_with(records: list[dict[str, Any]]) -> str:
     def values(name: str) -> str:
         return ", ".join(sorted({str(place[name])[:12] for place in places}))
 
-    threads = values("threads")
+    threads = f"{values('threads')} thread{'s' * (values('threads') != '1')}"
     dates = sorted(record["finished"][:10] for record in records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return (
-        f"on {values('device')} with {threads} thread{'s' * (threads != '1')}, torch {values('torch')}, "
+        f"on {values('device')} with {threads}, torch {values('torch')}, "
         f"commit {values('git_commit')}, {when}"
     )
 

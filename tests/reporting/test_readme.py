@@ -30,7 +30,7 @@ def test_blocks_are_renewed_and_the_rest_stays(own_workspace):
 
     update_readme(["results"], readme)
     results = readme.read_text()
-    assert "# Main\n\n# Listening" in results
+    assert "## Main\n\n## Listening" in results
     assert "old" not in results
     assert results.endswith("<!-- /results -->\nbetween\n<!-- times -->\n<!-- /times -->\nend\n")
 
