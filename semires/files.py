@@ -43,6 +43,7 @@ _ENVIRONMENT_ERRNOS = {
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+FORMER = ".former"  # marks a folder that is set aside for its successor
 _STALE_S = 10.0  # a temporary file this old that nobody holds was left by a killed process
 PARQUET_END = 8  # bytes behind a Parquet footer: its length and the magic
 SEAL = b"semires-sha256:"
@@ -136,7 +137,7 @@ def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Like :func:`atomic_path` for a whole folder, which replaces any earlier one."""
     path = Path(path)
-    temporary, former = _temporary(path), _temporary(path)
+    temporary, former = _temporary(path), _temporary(path, FORMER)
     with explain_os_error(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent.absolute())
@@ -146,17 +147,36 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _hold(held)
             with explain_os_error(path, temporary):
                 yield temporary
-            if path.exists():
-                os.replace(path, former)
-            os.replace(temporary, path)
+            _exchange(temporary, path, former)
         finally:
             os.close(held)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(former, ignore_errors=True)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
+def _exchange(new: Path, path: Path, former: Path) -> None:
+    """Put a folder in the place of another; where that fails, the other one is put back.
+
+    After a kill between the two steps :func:`sweep` puts it back.
+    """
+    if not path.exists():
+        os.replace(new, path)
+        return
+    held = os.open(path, os.O_RDONLY)
+    try:
+        _hold(held)
+        os.replace(path, former)
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(former, path)
+            raise
+    finally:
+        os.close(held)
+
+
+def _temporary(path: Path, mark: str = "") -> Path:
+    return path.with_name(f".{path.name[:200]}{mark}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _hold(descriptor: int) -> bool:
@@ -170,16 +190,28 @@ def _hold(descriptor: int) -> bool:
 
 @functools.cache
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half made in a folder; once per folder and process."""
+    """Remove what killed processes left half made in a folder; once per folder and process.
+
+    A folder that was set aside and whose successor never came is put back.
+    """
     for place in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
-            if _TEMPORARY.fullmatch(place.name) and time.time() - place.stat().st_mtime > _STALE_S:
+            found = _TEMPORARY.fullmatch(place.name)
+            if found and time.time() - place.stat().st_mtime > _STALE_S:
                 held = os.open(place, os.O_RDONLY)
                 try:
                     if _hold(held):
-                        _remove(place)
+                        _put_back_or_remove(place, found[1])
                 finally:
                     os.close(held)
+
+
+def _put_back_or_remove(place: Path, name: str) -> None:
+    target = place.with_name(name.removesuffix(FORMER))
+    if name.endswith(FORMER) and not target.exists():
+        os.replace(place, target)
+    else:
+        _remove(place)
 
 
 def _remove(path: Path) -> None:

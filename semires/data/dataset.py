@@ -13,7 +13,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,14 +24,16 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 
 from semires import layout
-from semires.config import Augment, Params
+from semires.config import Augment
 from semires.data.augment import normalise, renormalise, strong_view, weak_view
 from semires.data.pictures import open_picture, to_rgb
 from semires.errors import CorruptCacheError, DataError
 from semires.files import read_json, read_parquet
-from semires.models.text import Tokenizer
-from semires.proposals.cache import ProposalCache
-from semires.proposals.partition import Partition
+
+if TYPE_CHECKING:
+    from semires.models.text import Tokenizer
+    from semires.proposals.cache import ProposalCache
+    from semires.proposals.partition import Partition
 
 IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "split"]
 REF_COLUMNS = ["ref_id", "image_id", "split", "mask", "sentences", "raw"]
@@ -290,20 +292,3 @@ def stream_loader(
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
-
-
-def open_proposals(params: Params, cell: layout.Cell) -> ProposalCache:
-    """The proposals of the cell's source.
-
-    Raises:
-        CorruptCacheError: they are damaged, or were made with other parameters.
-    """
-    source = layout.source_of(params, cell)
-    cache = ProposalCache(layout.proposals(cell.dataset, source))
-    made_with, wanted = cache.manifest.get("params"), params.proposals.sources[source].model_dump()
-    if made_with is not None and made_with != wanted:
-        raise CorruptCacheError(
-            f"{cache.folder}: made with other parameters than proposals.sources.{source} has now; "
-            "run the stage propose again"
-        )
-    return cache

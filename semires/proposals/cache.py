@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from semires import files
+from semires import files, layout
+from semires.config import Params
 from semires.errors import CorruptCacheError, SemiresError
+from semires.layout import Cell
 from semires.proposals.partition import Partition
 
 FORMAT = 1
@@ -150,3 +152,20 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
     if not well_formed:
         raise CorruptCacheError(f"{path}: not a manifest of proposals")
     return dict(manifest)
+
+
+def open_proposals(params: Params, cell: Cell) -> ProposalCache:
+    """The proposals of the cell's source.
+
+    Raises:
+        CorruptCacheError: they are damaged, or were made with other parameters.
+    """
+    source = layout.source_of(params, cell)
+    cache = ProposalCache(layout.proposals(cell.dataset, source))
+    made_with, wanted = cache.manifest.get("params"), params.proposals.sources[source].model_dump()
+    if made_with is not None and made_with != wanted:
+        raise CorruptCacheError(
+            f"{cache.folder}: made with other parameters than proposals.sources.{source} has now; "
+            "run the stage propose again"
+        )
+    return cache

@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from semires.data.dataset import ExpressionDataset, open_proposals
+from semires.data.dataset import ExpressionDataset
 from semires.evaluation.evaluate import predict_masks
 from semires.files import atomic_path, write_parquet
 from semires.models.pretrained import load_weights
+from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.training.task import Task
 

@@ -19,10 +19,11 @@ from torch import nn
 
 from semires import tracking
 from semires.config import Method, Params
-from semires.data.dataset import ExpressionDataset, Stream, open_proposals, stream_loader
+from semires.data.dataset import ExpressionDataset, Stream, stream_loader
 from semires.layout import Cell
 from semires.methods import resolve
 from semires.models.pretrained import load_weights
+from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
 from semires.training.corrections import measure_corrections, overlap_sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -111,6 +112,56 @@ def test_what_a_killed_process_leaves_is_swept_up(tmp_path: Path, monkeypatch: p
     child.wait(30)
     assert len(names) == 3
     assert ".mine.tmp" in names
+
+
+@pytest.mark.parametrize("successor", [False, True])
+def test_a_folder_set_aside_for_one_that_never_came_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, successor: bool
+):
+    """A kill between the two renames of `atomic_folder` loses nothing."""
+    code = """
+import os, signal, sys
+from semires import files
+real, done = os.replace, []
+def replace(*paths):
+    if len(done) == int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)
+    real(*paths); done.append(paths)
+os.replace = replace
+with files.atomic_folder("made") as folder: (folder / "x").write_text("new")
+"""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/x").write_text("old")
+    line = [sys.executable, "-c", code, "1"]
+    subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert not (tmp_path / "made").exists()
+    if successor:
+        (tmp_path / "made").mkdir()
+    for path in tmp_path.glob(".*.tmp"):
+        os.utime(path, (1, 1))
+    files.sweep.cache_clear()
+    files.write_text("other", "x")
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert [p.read_text() for p in tmp_path.glob("made/x")] == ([] if successor else ["old"])
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/x").write_text("old")
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target == tmp_path / "made" and files.FORMER not in source.name:
+            raise OSError(errno.ENOSPC, "no space")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(SemiresError, match="made"), files.atomic_folder(tmp_path / "made"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made/x").read_text() == "old"
 
 
 @pytest.mark.tracked
