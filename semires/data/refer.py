@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
 
 
 def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame:
-    """The images that references name, in order of appearance."""
+    """The images that references name, in order of appearance; ``sha256`` where it is stated."""
     if refs.empty:
         return refs
     first = refs.drop_duplicates("image_id")
@@ -172,6 +172,8 @@ def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame
         name = _text(entry["file_name"])
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             faults.add("file name leaves the images' folder", repr(name))
-        rows.append((image_id, name, whole(entry["height"]), whole(entry["width"]), split))
-    table = pd.DataFrame(rows, columns=["image_id", "file_name", "height", "width", "split"])
+        digest = _text(entry.get("sha256", ""))
+        rows.append((image_id, name, whole(entry["height"]), whole(entry["width"]), split, digest))
+    columns = ["image_id", "file_name", "height", "width", "split", "sha256"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.astype({"height": np.int32, "width": np.int32})

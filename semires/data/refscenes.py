@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from semires.config import Params
 from semires.data.expressions import draw_expressions
 from semires.data.scenes import FIGURES, THINGS, Scene, render, sample_scene
-from semires.files import atomic_folder
+from semires.files import atomic_folder, sha256_file
 from semires.process import worker_pool
 
 SPLITS = ("train", "val", "testA", "testB")
@@ -78,6 +78,7 @@ def _make_scene(job: tuple[int, str, int, int, Path]) -> Record:
         "image_id": image_id,
         "split": split,
         "file_name": name,
+        "sha256": sha256_file(folder / name),
         "scene": scene,
         "objects": objects,
         "sentences": sentences,
@@ -105,6 +106,7 @@ def _write_annotations(scenes: list[Record], split_by: str, folder: Path) -> Non
                 "file_name": record["file_name"],
                 "height": side,
                 "width": side,
+                "sha256": record["sha256"],  # so that other pixels are another data set to DVC
             }
         )
         for index, (item, drawn) in enumerate(zip(scene.objects, record["objects"], strict=True)):

@@ -21,10 +21,11 @@ from semires.config import Params
 from semires.data.dataset import ExpressionDataset, ImageStore, Tables
 from semires.dist import Group, join_group
 from semires.errors import ConfigError
-from semires.files import fingerprint, lock, read_json, sha256_file
+from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
 from semires.layout import Cell
 from semires.models import build_model
 from semires.models.pretrained import freeze_text, parameter_groups
+from semires.models.sources import shipped
 from semires.models.text import Tokenizer
 from semires.process import autocast, configure_torch
 
@@ -62,12 +63,20 @@ class Task:
             "params": fingerprint([sections, values["refine"].get(self.cell.method)]),
             "data": fingerprint([sha256_file(p) for p in sorted(prepared.glob("*.parquet"))]),
             "split": sha256_file(layout.split_file(self.cell.dataset, self.cell.fraction)),
+            "weights": fingerprint(self._weights()),
         }
         if self.cell.method != "supervised":
             folder = layout.proposals(self.cell.dataset, layout.source_of(self.params, self.cell))
             prints["proposals"] = str(read_json(folder / "manifest.json")["fingerprint"])
             prints["burn_in"] = sha256_file(self.burn_in_folder / "model.safetensors")
         return prints
+
+    def _weights(self) -> list[str]:
+        """Digests of the pretrained weights and the vocabulary that are files here."""
+        swin, bert = self.params.model.swin, self.params.model.bert
+        named = (swin.pretrained, bert.pretrained, bert.vocabulary)
+        places = [shipped(name) for name in named if name is not None]
+        return [sha256_tree(place) for place in places if place.exists()]
 
     @property
     def burn_in_folder(self) -> Path:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from semires.config import Params, load_params
 from semires.data.refscenes import generate
 from semires.data.scenes import FIGURES, sample_scene
-from semires.files import sha256_tree
+from semires.files import sha256_file, sha256_tree
 
 COLOURS = "red|green|blue|yellow|purple|orange"
 SHAPES = "circle|square|triangle|star|cross|house|mushroom|person|boat|object"
@@ -131,6 +131,11 @@ def test_masks_are_the_visible_pixels(tables):
         assert mask.sum() == annotation["area"] > 0
         assert not (by_image.get(annotation["image_id"], np.zeros_like(mask)) & mask).any()
         by_image[annotation["image_id"]] = by_image.get(annotation["image_id"], 0) | mask
+
+
+def test_pictures_are_named_by_their_digests(made, tables):
+    for image in tables[1]["images"]:
+        assert sha256_file(made / "images" / image["file_name"]) == image["sha256"]
 
 
 def test_same_seed_same_bytes_whatever_the_processes(tmp_path: Path):

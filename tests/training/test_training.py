@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 from helpers.small_study import small_params
 from safetensors.torch import load_file
 
 from semires import process
-from semires.config import Params
+from semires.config import Params, validate
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.files import read_json, sha256_file
 from semires.layout import Cell
@@ -199,6 +200,18 @@ def test_corrections_and_panels_are_written(burned: Path):
         assert panels["truth"].dtype == bool
     pseudo = read_json(folder / "metrics.json")["pseudo"]
     assert pseudo["matched"] + pseudo["unmatched"] == pytest.approx(100)
+
+
+def test_other_weights_in_the_same_place_are_another_task(burned: Path, tmp_path: Path):
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_bytes((ROOT / "semires/weights/vocab.txt").read_bytes())
+    tree = small_params().model_dump()
+    tree["model"]["bert"]["vocabulary"] = str(vocabulary)
+    params = validate(tree)
+    before = Task(params, BURN_IN, ("data",)).work
+    assert Task(params, BURN_IN, ("data",)).work == before
+    vocabulary.write_bytes(vocabulary.read_bytes() + b"another\n")
+    assert Task(params, BURN_IN, ("data",)).work != before
 
 
 def test_shuffled_expressions_are_anothers(burned: Path):
