@@ -4,7 +4,10 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-STORY = ["data", "proposals", "models", "refine", "evaluation", "training", "tuning", "reporting"]
+STORY = [
+    *("data", "proposals", "models", "refine", "evaluation", "tracking", "training", "tuning"),
+    *("reporting", "cli"),
+]
 
 
 def imported(path: Path) -> set[str]:
