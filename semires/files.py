@@ -151,11 +151,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         finally:
             os.close(held)
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(former, ignore_errors=True)
+            if former.exists():
+                _put_back_or_remove(former, path.name + FORMER)
 
 
 def _exchange(new: Path, path: Path, former: Path) -> None:
-    """Put a folder in the place of another; where that fails, the other one is put back.
+    """Put a folder in the place of another, which is set aside.
 
     After a kill between the two steps :func:`sweep` puts it back.
     """
@@ -166,11 +167,7 @@ def _exchange(new: Path, path: Path, former: Path) -> None:
     try:
         _hold(held)
         os.replace(path, former)
-        try:
-            os.replace(new, path)
-        except OSError:
-            os.replace(former, path)
-            raise
+        os.replace(new, path)
     finally:
         os.close(held)
 

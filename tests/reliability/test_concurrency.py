@@ -145,8 +145,9 @@ with files.atomic_folder("made") as folder: (folder / "x").write_text("new")
     assert [p.read_text() for p in tmp_path.glob("made/x")] == ([] if successor else ["old"])
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt("made")])
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_former(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ):
     (tmp_path / "made").mkdir()
     (tmp_path / "made/x").write_text("old")
@@ -154,11 +155,12 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_former(
 
     def replace(source: Path, target: Path) -> None:
         if target == tmp_path / "made" and files.FORMER not in source.name:
-            raise OSError(errno.ENOSPC, "no space")
+            raise error
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(SemiresError, match="made"), files.atomic_folder(tmp_path / "made"):
+    refused = pytest.raises((SemiresError, KeyboardInterrupt), match="made")
+    with refused, files.atomic_folder(tmp_path / "made"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
     assert (tmp_path / "made/x").read_text() == "old"
