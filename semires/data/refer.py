@@ -53,9 +53,9 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
     pixels that are 1, so that what two polygons both cover is lost; that is not reproduced.)
 
     Returns:
-        ``images``: image_id, file_name, height, width, split; ``refs``: ref_id, image_id, ann_id,
-        category, split, area (mask pixels), bbox_x/y/w/h, mask (COCO compressed RLE), sentences,
-        raw. In the order of the pickle.
+        ``images``: image_id, file_name, height, width, split, sha256 (of the picture as stated, ''
+        where it is not); ``refs``: ref_id, image_id, ann_id, category, split, area (mask pixels),
+        bbox_x/y/w/h, mask (COCO compressed RLE), sentences, raw. In the order of the pickle.
 
     Entries of ``instances.json`` that no reference names are not looked at.
 
@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
 
 
 def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame:
-    """The images that references name, in order of appearance; ``sha256`` where it is stated."""
+    """The images that references name, in order of appearance."""
     if refs.empty:
         return refs
     first = refs.drop_duplicates("image_id")

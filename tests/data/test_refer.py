@@ -71,6 +71,7 @@ def test_reads_what_is_distributed(tmp_path: Path):
     assert images[["image_id", "file_name", "height", "width"]].values.tolist() == [
         [1, "one.jpg", 12, 16]
     ]
+    assert images["sha256"].tolist() == [""], "COCO states none"
     assert refs["ref_id"].tolist() == [7, 8]
     assert refs["sentences"][0] == ["left thing"]
     assert refs["raw"][0] == ["Left thing!"]
@@ -195,6 +196,17 @@ def test_file_names_stay_inside(tmp_path: Path, name: str):
     content["images"][0]["file_name"] = name
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="leaves the images' folder"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, 1, ["ab"], {"ab": "cd"}, "\ud800"])
+def test_a_digest_that_is_no_text_is_refused(tmp_path: Path, value: Any):
+    write(tmp_path, [ref(1)])
+    path = tmp_path / "refcoco/instances.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["sha256"] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="text is due"):
         read(tmp_path)
 
 
