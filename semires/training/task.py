@@ -1,7 +1,7 @@
 """What a training needs before its first step: data, model, device, and where its state lives.
 
 A task's *fingerprint* covers everything the run is made from (parameters, split, data, proposals,
-burn-in weights, format of the state), so that work left by another task is never continued.
+weights, vocabulary, format of the state), so that work left by another task is never continued.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Task:
         return prints
 
     def _weights(self) -> list[str]:
-        """Digests of the pretrained weights and the vocabulary that are files here."""
+        """Digests of pretrained weights and vocabulary that are here; a hub id has none."""
         swin, bert = self.params.model.swin, self.params.model.bert
         named = (swin.pretrained, bert.pretrained, bert.vocabulary)
         places = [shipped(name) for name in named if name is not None]

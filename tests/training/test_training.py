@@ -71,6 +71,24 @@ def test_the_run_folder_is_whole(burned: Path):
     assert not list(Path(".work").glob("runs-*25-supervised*")), "the state of a finished run stays"
 
 
+@pytest.mark.parametrize("source", ["swin.pretrained", "bert.pretrained", "bert.vocabulary"])
+def test_replaced_weights_make_another_run(small_study: Path, tmp_path: Path, source: str):
+    """Same path, other bytes: a state made from the former ones is not continued."""
+    words = (ROOT / "semires/weights/vocab.txt").read_text()
+    part, key = source.split(".")
+    path = file = tmp_path / "given"
+    if source == "bert.pretrained":
+        path.mkdir()
+        file = path / "model.safetensors"
+    tree = small_params().model_dump()
+    tree["model"][part][key] = str(path)
+    work = []
+    for content in (words, words, words + "another\n"):
+        file.write_text(content)
+        work.append(Task(validate(tree), BURN_IN, ("model",)).work)
+    assert work[0] == work[1] != work[2]
+
+
 @pytest.mark.parametrize("method", ["supervised", "cpi-u", "control"])
 def test_an_interrupted_run_ends_as_the_unbroken_one(
     burned: Path, method: str, monkeypatch: pytest.MonkeyPatch
@@ -200,18 +218,6 @@ def test_corrections_and_panels_are_written(burned: Path):
         assert panels["truth"].dtype == bool
     pseudo = read_json(folder / "metrics.json")["pseudo"]
     assert pseudo["matched"] + pseudo["unmatched"] == pytest.approx(100)
-
-
-def test_other_weights_in_the_same_place_are_another_task(burned: Path, tmp_path: Path):
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_bytes((ROOT / "semires/weights/vocab.txt").read_bytes())
-    tree = small_params().model_dump()
-    tree["model"]["bert"]["vocabulary"] = str(vocabulary)
-    params = validate(tree)
-    before = Task(params, BURN_IN, ("data",)).work
-    assert Task(params, BURN_IN, ("data",)).work == before
-    vocabulary.write_bytes(vocabulary.read_bytes() + b"another\n")
-    assert Task(params, BURN_IN, ("data",)).work != before
 
 
 def test_shuffled_expressions_are_anothers(burned: Path):
