@@ -104,7 +104,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
     }
     burn_in, mutual = params.burn_in.epochs or 0, params.mutual.epochs or 0
     rows = {f"proposals of {images:,} images": images * image}
-    for fraction in params.study.fractions:
+    for fraction in (*params.study.fractions, *params.study.supervised_fractions):
         labelled = round(expressions["train"] * fraction / 100)
         name = f"burn-in at {fraction:g} %, {burn_in} epochs of about {labelled:,} expressions"
         rows[name] = burn_in * labelled * train

@@ -104,7 +104,7 @@ class Classifier(nn.Module):
 
 
 def task_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropies of the three tasks, summed."""
+    """Cross-entropies of the tasks, summed."""
     parts = logits.split(list(TASKS.values()), dim=1)
     return sum(F.cross_entropy(p, labels[:, i]) for i, p in enumerate(parts))  # type: ignore[return-value]
 

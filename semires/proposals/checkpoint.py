@@ -64,7 +64,7 @@ def prepare_checkpoint(params: Params) -> None:
         size = path.stat().st_size
         record = {"model": settings.model, "sha256": sha256, "size": size, "path": described}
         files.write_json(folder / "sam.json", record, seal=True)
-        _load(settings.model, folder / TINY_FILE if settings.model == "tiny" else path)
+        read_sam(settings.model, folder / TINY_FILE if settings.model == "tiny" else path)
     print(f"sam: {settings.model}, {size / 2**20:.1f} MiB, SHA-256 {sha256[:12]}")
 
 
@@ -106,7 +106,7 @@ def load_sam(folder: str | Path = layout.SAM, verify: bool = True) -> Sam:
         )
     if verify and files.sha256_file(path) != record["sha256"]:
         raise CorruptCacheError(f"{path}: changed since the stage sam verified it; run it again")
-    return _load(record["model"], path)
+    return read_sam(record["model"], path)
 
 
 def _read_record(folder: Path) -> dict[str, str]:
@@ -119,7 +119,16 @@ def _read_record(folder: Path) -> dict[str, str]:
     return record
 
 
-def _load(model: str, path: Path) -> Sam:
+def read_sam(model: str, path: Path) -> Sam:
+    """SAM with a file's weights, on the CPU, in eval mode.
+
+    Args:
+        model: ``tiny`` (safetensors), ``vit_b``, ``vit_l`` or ``vit_h`` (published ``.pth``).
+        path: the file.
+
+    Raises:
+        WeightsError: it is damaged, unsafe, of another model, or holds NaN or infinite values.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -149,6 +158,9 @@ def _load(model: str, path: Path) -> Sam:
         if type(error).__name__ != "UnpicklingError":
             raise
         raise WeightsError(f"{path}: unsafe or damaged: {_first_line(error)}") from error
+    bad = [name for name, tensor in sam.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(f"{path}: {bad[0]} holds NaN or infinite values")
     return sam.eval()
 
 

@@ -9,9 +9,7 @@ second the part of it that was pointed at (the whole again where an object has o
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
-import torch
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -20,8 +18,6 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from torch import nn
-
-from semires.errors import WeightsError
 
 IMAGE_PX = 96  # the longer side is resized to this, as ViT-H does with 1024
 PATCH_PX = 8
@@ -72,28 +68,3 @@ def build_tiny_sam() -> Sam:
         iou_head_hidden_dim=PROMPT_WIDTH,
     )
     return Sam(encoder, prompts, decoder).eval()
-
-
-def load_tiny_sam(path: str | Path) -> Sam:
-    """The tiny SAM with the weights of a safetensors file, in evaluation mode, without gradients.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds another model's weights.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; see experiments/pretrain/tiny_sam.py")
-    sam = build_tiny_sam()
-    try:
-        state = load_file(path)
-        sam.load_state_dict(state)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise WeightsError(f"{path}: not the weights of the tiny SAM ({reason})") from error
-    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise WeightsError(f"{path}: {bad[0]} holds NaN or infinite values")
-    return sam.requires_grad_(False)

@@ -1,7 +1,7 @@
 """MLflow: every run of the study in a tracking store, without ever holding a run up.
 
 A stage writes a journal (`runs`, `journal`), a process of its own sends it (`sender`, `store`),
-``semires track sync`` replays what the store lacks (`replay`). Conventions: DESIGN.md section 7.
+``semires track sync`` replays what the store lacks (`replay`).
 Only `store` imports mlflow, and no stage imports `store`.
 """
 

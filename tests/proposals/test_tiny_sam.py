@@ -16,7 +16,8 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from semires.config import load_params
 from semires.data.scenes import render, sample_scene
 from semires.errors import WeightsError
-from semires.proposals.tiny_sam import MASKS_PER_POINT, build_tiny_sam, load_tiny_sam
+from semires.proposals.checkpoint import read_sam
+from semires.proposals.tiny_sam import MASKS_PER_POINT, build_tiny_sam
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "semires/weights/tiny_sam.safetensors"
@@ -45,7 +46,7 @@ def best_ious(masks: np.ndarray, truths: np.ndarray) -> np.ndarray:
 
 def test_weights_are_small_and_hold_the_positional_matrix() -> None:
     assert WEIGHTS.stat().st_size < 4_000_000
-    sam = load_tiny_sam(WEIGHTS)
+    sam = read_sam("tiny", WEIGHTS)
     saved = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     fresh = build_tiny_sam().prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     assert saved.shape == fresh.shape
@@ -56,7 +57,7 @@ def test_weights_are_small_and_hold_the_positional_matrix() -> None:
 def test_proposals_cover_objects_of_unseen_scenes() -> None:
     source = load_params(ROOT / "params.yaml").proposals.sources["sam"]
     settings = {k: v for k, v in source.model_dump().items() if k != "kind"}
-    generator = SamAutomaticMaskGenerator(load_tiny_sam(WEIGHTS), **settings)
+    generator = SamAutomaticMaskGenerator(read_sam("tiny", WEIGHTS), **settings)
     objects, counts = [], []
     for index in range(20):
         scene = render(sample_scene(np.random.default_rng([987_654, HELD_OUT + index]), 96))
@@ -72,7 +73,7 @@ def test_proposals_cover_objects_of_unseen_scenes() -> None:
 
 
 def test_a_point_gets_the_whole_and_the_part() -> None:
-    predictor = SamPredictor(load_tiny_sam(WEIGHTS))
+    predictor = SamPredictor(read_sam("tiny", WEIGHTS))
     wholes, parts, swapped = [], [], []
     for index in range(12):
         scene = render(sample_scene(np.random.default_rng([987_654, HELD_OUT + index]), 96, 1.0))
@@ -139,4 +140,4 @@ def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
     elif damage == "garbage":
         path.write_bytes(b"not weights")
     with pytest.raises(WeightsError, match=r"tiny\.safetensors"):
-        load_tiny_sam(path)
+        read_sam("tiny", path)
