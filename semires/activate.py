@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semires.config import Params, load_params, read_yaml, validate
+from semires.config import Params, load_params, read_yaml, validate_file
 from semires.errors import ConfigError, SemiresError
 from semires.files import write_text
 
@@ -31,14 +31,13 @@ def use(source: str | Path, target: str | Path = "params.yaml") -> str:
     """
     source, target = Path(source), Path(target)
     text = composed(source)
-    validate(_parse(text), str(source))
+    params = validate_file(_parse(text), str(source))
     lines = [f"{source} is now {target}; `dvc repro` runs its study"]
-    if target.is_file() and target.read_text(encoding="utf-8") != text:
+    if target.is_file() and target.read_bytes() != text.encode():
         kept = target.with_name(target.name + ".before")
         shutil.copyfile(target, kept)
         lines.append(f"the former {target} is {kept}")
     write_text(target, text)
-    params = load_params(target)
     return "\n".join([*lines, *(f"missing: {line}" for line in missing_files(params))])
 
 
@@ -61,6 +60,8 @@ def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
     if base.resolve() in extending:
         raise ConfigError(f"{path}: extends itself")
     tree = _parse(composed(base, extending), comments=True)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{base}: holds no mapping of parameters")
     _merge(tree, changes)
     buffer = io.StringIO()
     _yaml(comments=True).dump(tree, buffer)

@@ -134,8 +134,16 @@ def _weights(params: Params) -> None:
                 "which a source of study.sources needs"
             )
     for name, source in kinds.items():
+        key = f"proposals.sources.{name}"
         if source.kind == "transformers" and not source.model:
-            raise ValueError(f"proposals.sources.{name}.model: names no weights")
+            raise ValueError(f"{key}.model: names no weights")
+        if source.kind == "segment_anything":
+            factor, side = source.crop_n_points_downscale_factor, source.points_per_side
+            if side // factor**source.crop_n_layers < 1:
+                raise ValueError(
+                    f"{key}.crop_n_points_downscale_factor: {factor} leaves the crops of layer "
+                    f"{source.crop_n_layers} none of the {side} points a side"
+                )
     if not (bert.vocabulary or bert.pretrained):
         raise ValueError("model.bert: give `vocabulary` or `pretrained`, both are null")
 

@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except OSError as error:  # a folder that may not be read, a file gone meanwhile
-        if error.filename is None:
+        if error.errno is None:
             raise
-        return _say(f"{error.filename}: {error.strerror}", 2)
+        return _say(f"{error.filename or 'output'}: {error.strerror}", 2)
 
 
 def _say(line: str, exit_code: int) -> int:
@@ -293,7 +293,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--expressions": {"metavar": "CSV", "help": "columns image,expression"},
     "--output": {"help": "PNG, or a folder for --expressions"},
     "file": {
-        "help": "one of experiments/*.yaml, or several separated by commas",
+        "help": "one of experiments/*.yaml, or your own",
         "metavar": "FILE",
     },
 }

@@ -17,9 +17,14 @@ from semires.explain import explain, nearest
 from semires.strategies import FIELDS, STRATEGIES
 
 Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# Upper bounds are far above what makes sense: beyond them lie overflows and full memories.
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Small = Annotated[int, Field(ge=1, le=1024)]
+Width = Annotated[int, Field(ge=1, le=2**14)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Radius = Annotated[float, Field(ge=0, le=100)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -98,13 +103,13 @@ class SegmentAnythingSource(Section):
     """`SamAutomaticMaskGenerator`, by its own parameter names."""
 
     kind: Literal["segment_anything"]
-    points_per_side: Positive
+    points_per_side: Small
     points_per_batch: Positive
     pred_iou_thresh: Unit
     stability_score_thresh: Unit
     stability_score_offset: float
     box_nms_thresh: Unit
-    crop_n_layers: Annotated[int, Field(ge=0)]
+    crop_n_layers: Annotated[int, Field(ge=0, le=8)]
     crop_nms_thresh: Unit
     crop_overlap_ratio: Unit
     crop_n_points_downscale_factor: Positive
@@ -116,7 +121,7 @@ class TransformersSource(Section):
 
     kind: Literal["transformers"]
     model: str
-    points_per_side: Positive
+    points_per_side: Small
     points_per_batch: Positive
     pred_iou_thresh: Unit
     stability_score_thresh: Unit
@@ -127,7 +132,7 @@ class FelzenszwalbSource(Section):
 
     kind: Literal["felzenszwalb"]
     scales: list[PositiveFloat] = Field(min_length=1)
-    sigma: NonNegative
+    sigma: Radius
     min_size_px: Positive
 
 
@@ -148,15 +153,15 @@ class Swin(Section):
     """Swin's sizes, or where its pretrained weights are (file, folder or hub id)."""
 
     pretrained: str | None
-    patch_size: Positive
-    embed_dim: Positive
-    depths: list[Positive] = Field(min_length=4, max_length=4)
-    num_heads: list[Positive] = Field(min_length=4, max_length=4)
-    window_size: Positive
-    mlp_ratio: PositiveFloat
-    drop_path_rate: Unit
+    patch_size: Small
+    embed_dim: Small
+    depths: list[Small] = Field(min_length=4, max_length=4)
+    num_heads: list[Small] = Field(min_length=4, max_length=4)
+    window_size: Small
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)]
+    drop_path_rate: Dropout
     absolute_embeddings: bool
-    position_grid: Positive = 16  # side of the grid of absolute positions, patches
+    position_grid: Small = 16  # side of the grid of absolute positions, patches
 
 
 class Bert(Section):
@@ -164,11 +169,11 @@ class Bert(Section):
 
     pretrained: str | None
     vocabulary: str | None
-    hidden_size: Positive
-    num_layers: Positive
-    num_heads: Positive
-    intermediate_size: Positive
-    dropout: Unit
+    hidden_size: Width
+    num_layers: Small
+    num_heads: Small
+    intermediate_size: Width
+    dropout: Dropout
 
 
 class Model(Section):
@@ -177,9 +182,9 @@ class Model(Section):
     name: Name
     swin: Swin
     bert: Bert
-    fusion_heads: list[Positive] = Field(min_length=4, max_length=4)
-    fusion_dropout: Unit
-    decoder_width: Positive | None
+    fusion_heads: list[Small] = Field(min_length=4, max_length=4)
+    fusion_dropout: Dropout
+    decoder_width: Width | None
 
 
 class Data(Section):
@@ -193,7 +198,7 @@ class Data(Section):
 class Augment(Section):
     """Weak view: Gaussian blur. Strong view: colour jitter on top (jitter is 1 +- value)."""
 
-    blur_radius: NonNegative
+    blur_radius: Radius
     blur_p: Unit
     jitter_p: Unit
     brightness: Unit
@@ -316,13 +321,13 @@ class Tune(Section):
 class Runtime(Section):
     """How, not what: speed, precision, processes. No DVC stage depends on these."""
 
-    threads: Positive | None
-    workers: Annotated[int, Field(ge=0)]
-    processes: Positive | None
+    threads: Small | None
+    workers: Annotated[int, Field(ge=0, le=1024)]
+    processes: Small | None
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     grad_checkpointing: bool
-    accumulate: Positive
+    accumulate: Small
     deterministic: bool
     checkpoint_every_s: NonNegative
 
@@ -360,9 +365,17 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, no YAML, or a key is unknown or wrong; one line a fault.
     """
-    params = validate(values := read_yaml(path), str(path))
-    for line in misspelt_fractions(values["study"]):
-        raise ConfigError(f"{path}: {line}")
+    return validate_file(read_yaml(path), str(path))
+
+
+def validate_file(values: Any, where: str) -> Params:
+    """:func:`validate` for a file: fractions as DVC spells them, overrides that each method can."""
+    from semires.methods import check_overrides
+
+    params = validate(values, where)
+    if lines := misspelt_fractions(values["study"]):
+        raise ConfigError(f"{where}: {lines[0]}")
+    check_overrides(params)
     return params
 
 
@@ -376,7 +389,7 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError, TypeError, OSError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, LookupError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from semires.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -94,8 +96,7 @@ class Group:
 
 def join_group() -> Group:
     """Read torchrun's environment and join its process group (nccl on GPUs, gloo on CPUs)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    world, rank = _from_environment("WORLD_SIZE", 1), _from_environment("RANK", 0)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -103,6 +104,13 @@ def join_group() -> Group:
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Group(rank, world, device)
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigError(f"{name}: {value!r} in the environment is no number; torchrun sets it")
+    return int(value)
 
 
 class GroupBatchNorm(nn.BatchNorm2d):

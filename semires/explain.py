@@ -26,8 +26,16 @@ def explain(error: Any, root: type[BaseModel]) -> str:
     if error["type"].startswith("union_tag"):
         message = f"needs a `kind` of {', '.join(tags_of(annotation))}"
     given = error.get("input")
-    shown = f", not {repr(given)[:80]}" if isinstance(given, str | int | float | bool) else ""
+    shown = f", not {_shown(given)}" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{shown}" if key else message
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value; of a number beyond what Python writes in decimals, its end."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return f"a number of {value.bit_length()} bits"
 
 
 def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], Any]:

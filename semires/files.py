@@ -250,6 +250,8 @@ def read_json(path: str | Path) -> Any:
         CorruptCacheError: it is not JSON, or no longer what was sealed.
     """
     path = Path(path)
+    if path.is_fifo():  # reading would wait for ever
+        raise CorruptCacheError(f"{path}: is no file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from typing import Any
 from semires import layout
 from semires.config import Params, read_yaml, validate
 from semires.errors import ConfigError
+from semires.explain import nearest
 from semires.layout import Cell
 
 COLOURS = {  # of a method in figures and in MLflow: Okabe and Ito's, told apart by every eye
@@ -45,6 +46,17 @@ def resolve(params: Params, cell: Cell, tuned: bool = True) -> Params:
     return validate(tree, f"refine.{cell.method}")
 
 
+def check_overrides(params: Params) -> None:
+    """Refuse wrong overrides before any work.
+
+    Raises:
+        ConfigError: as :func:`resolve`.
+    """
+    for name, method in params.refine.items():
+        if method.overrides:
+            resolve(params, Cell(params.study.datasets[0], 1, name, 0), tuned=False)
+
+
 def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set the dotted ``key`` of ``mutual``, ``augment`` or ``loss`` in a tree of parameters.
 
@@ -58,7 +70,9 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     if not folders or folders[0] not in ("mutual", "augment", "loss") or not isinstance(node, dict):
         raise ConfigError(f"{where}: {key!r} is no dotted key of mutual, augment or loss")
     if name not in node:
-        raise ConfigError(f"{where}: {key!r}: {'.'.join(folders)} has no {name!r}")
+        raise ConfigError(
+            f"{where}: {key!r}: {'.'.join(folders)} has no {name!r}{nearest(name, node)}"
+        )
     node[name] = value
 
 

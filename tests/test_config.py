@@ -100,6 +100,11 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
     [
         ("mutual/ema", 1.5, "mutual.ema: "),
         ("mutual/ema", "0.9", "mutual.ema: "),
+        ("mutual/accumulate", 1, "mutual.accumulate: unknown key"),
+        ("runtime/threads", 10**9, "runtime.threads: "),
+        ("model/swin/embed_dim", 10**30, "model.swin.embed_dim: "),
+        ("model/bert/dropout", 1.0, "model.bert.dropout: "),
+        ("augment/blur_radius", 1e300, "augment.blur_radius: "),
         ("mutual/steps", None, "mutual: give `epochs` or `steps` or both"),
         ("proposals/sources/sam/kind", "sm", "proposals.sources.sam: needs a `kind` of "),
         ("refine/iom/threshold", 1.2, "refine.iom.threshold: "),
@@ -248,6 +253,33 @@ def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
     assert list(space(params, Cell("refscenes", 1, "mine", 0))) == ["threshold"]
     with pytest.raises(ConfigError, match=r"refine\.mine: strategy cpi-a takes threshold$"):
         with_method(strategy="cpi-a", threshold_u=0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("  seed: 7\n", "  seed: !!bool foo\n", "not valid YAML"),
+        ("  seed: 7\n", "  seed: !!int ''\n", "not valid YAML"),
+        ("  seed: 7\n", f"  seed: 0x{'F' * 6000}\n", "scenes.seed: .* a number of 24000 bits"),
+        ("      crop_n_layers: 0 ", "      crop_n_layers: 4 ", "none of the 8 points a side"),
+        ("fractions: [0.1, 1, 5, 10] ", "fractions: [1.0] ", "write 1 for 1.0"),
+        ("0.6, pwa: true}", "0.6, pwa: true, overrides: {mutual.emma: 1}}", "did you mean 'ema'"),
+        ("0.6, pwa: true}", "0.6, pwa: true, overrides: {mutual.ema: 5}}", "mutual.ema: .* not 5"),
+    ],
+)
+def test_what_a_file_alone_can_hold(tmp_path: Path, old: str, new: str, line: str):
+    """Refused by every command, and by `use` before anything is replaced."""
+    text = (ROOT / "experiments/demo.yaml").read_text()
+    if "crop" in old:
+        text = text.replace("downscale_factor: 1 ", "downscale_factor: 3 ")
+    assert old in text
+    wrong, target = tmp_path / "wrong.yaml", tmp_path / "params.yaml"
+    wrong.write_text(text.replace(old, new, 1))
+    target.write_bytes(b"\xff before")
+    with pytest.raises(ConfigError, match=line) as caught:
+        use(wrong, target)
+    assert "\n" not in str(caught.value)
+    assert target.read_bytes() == b"\xff before"
 
 
 def test_overrides_reach_the_parameters():

@@ -7,6 +7,7 @@ COCO annotations (polygons or run-lengths). Every fault of a kind is listed in o
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,7 @@ from semires.data.unpickle import read_plain_pickle
 from semires.errors import DataError
 
 SHOWN = 5
+MAX_CHARACTERS = 2**28  # of all expressions; RefCOCO's have some four million
 Record = dict[str, Any]
 Entries = dict[int, Any]
 
@@ -74,8 +76,10 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
         categories = {c["id"]: str(c["name"]) for c in instances["categories"]}
         rows = [_row(ref, images, annotations, categories, faults) for ref in refs]
         repeated = [i for i, n in Counter(whole(r["ref_id"]) for r in refs).items() if n > 1]
-        table = pd.DataFrame([row for row in rows if row is not None])
-        named = _images(table, images, faults)
+        for kind, key in (("images", "image_id"), ("annotations", "ann_id")):
+            _note_duplicates(instances[kind], {whole(ref[key]) for ref in refs}, kind, faults)
+        table = pd.DataFrame(_bounded([row for row in rows if row is not None]))
+        shown = _images(table, images, faults)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -86,7 +90,22 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
     faults.raise_any()
     if table.empty:
         raise DataError(f"{folder}: holds no references")
-    return named, table
+    return shown, table
+
+
+def _note_duplicates(entries: list[Any], wanted: set[int], kind: str, faults: Faults) -> None:
+    """Ids that stand twice, of those that references name: which one is meant?"""
+    for entry_id, count in Counter(entry["id"] for entry in entries).items():
+        if count > 1 and entry_id in wanted:
+            faults.add(f"duplicate id in {kind}", entry_id)
+
+
+def _bounded(rows: list[Record]) -> list[Record]:
+    """The rows, of expressions that fit: a pickle may name one long text a million times."""
+    size = sum(len(text) for row in rows for text in row["sentences"] + row["raw"])
+    if size > MAX_CHARACTERS:
+        raise ValueError(f"expressions of more than {MAX_CHARACTERS:,} characters in all")
+    return rows
 
 
 def _read_instances(path: Path) -> Record:
@@ -133,6 +152,8 @@ def _row(
         return None
     raw = [_text(s.get("raw", "")) for s in ref["sentences"]]
     x, y, w, h = (float(v) for v in annotation["bbox"])
+    if not all(map(math.isfinite, (x, y, w, h))):
+        raise ValueError(f"the bbox of {what} is not finite")
     return {
         "ref_id": ref_id,
         "image_id": image_id,

@@ -10,6 +10,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+_MAX_STEPS = 2**24  # pycocotools takes 5 points a pixel of outline, 24 bytes each
 MAX_PIXELS = 2**26  # a bound for images, too: far above COCO's, below what would fill the memory
 _MAX_RUN_CHARACTERS = 7  # 5 bits each: more than a count of MAX_PIXELS takes
 
@@ -52,10 +53,21 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> dict[str, An
             continue  # a point or a line covers no pixel
         if not all(-reach <= v <= reach for v in polygon):  # NaN fails as well
             raise SegmentationError("a polygon far outside its image")
+        if len(polygon) % 2:
+            raise SegmentationError("a polygon of an odd number of coordinates")
         kept.append([float(v) for v in polygon])
+        if len(polygon) * reach > _MAX_STEPS and _outline(kept[-1]) > _MAX_STEPS:
+            raise SegmentationError("a polygon of too long an outline")
     if not kept:
         return None
     return dict(coco_mask.merge(coco_mask.frPyObjects(kept, height, width)))
+
+
+def _outline(polygon: list[float]) -> float:
+    """Pixels that a polygon's sides step over, the longer way of each."""
+    xs, ys = polygon[::2], polygon[1::2]
+    ends = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
+    return sum(max(abs(a - c), abs(b - d)) for a, b, c, d in ends)
 
 
 def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:

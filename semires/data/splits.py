@@ -89,10 +89,12 @@ def read_labelled_list(path: str | Path) -> list[int]:
     try:
         if isinstance(content, dict):
             content = [entry["iid"] for entry in content["train"]]
+        if not isinstance(content, list):
+            raise ValueError("no list")
         ids = [json.loads(i) if isinstance(i, str) else i for i in content]
         if not ids or not all(type(i) is int for i in ids):
             raise ValueError("no whole numbers")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: neither a list of image ids nor a SemiRES annotation file ({error})"
         ) from error

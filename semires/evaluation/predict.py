@@ -18,6 +18,7 @@ from semires.errors import DataError
 from semires.evaluation.checkpoint import Trained, open_checkpoint
 from semires.files import atomic_path
 
+MAX_PIXELS = 2**24  # as `propose`: some 150 bytes a pixel are needed at once
 OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
 
 
@@ -75,6 +76,10 @@ def predict(
     if expressions is None:
         if not expression or not expression.strip():
             raise DataError("give --expression TEXT, or --expressions CSV with a folder of images")
+        if any("\ud800" <= c <= "\udfff" for c in expression):
+            raise DataError("--expression: is not UTF-8 text")
+        if not image.name or image.is_dir():
+            raise DataError(f"{image}: is a folder, no picture; --expressions goes with one")
         target = Path(output) if output else image.with_name(f"{image.stem}-semires.png")
         jobs = [(image, expression, target)]
     else:
@@ -83,11 +88,16 @@ def predict(
             (image / name, text, folder / f"{i:05d}-{Path(name).stem}.png")
             for i, (name, text) in enumerate(read_expressions(Path(expressions)))
         ]
+    for path, _, target in jobs:
+        if not target.name or target.is_dir():
+            raise DataError(f"--output {target}: is a folder; give the name of a picture")
+        if path.resolve() in (target.resolve(), _mask_of(target).resolve()):
+            raise DataError(f"{path}: --output would replace the picture; give another name")
     for path, text, target in jobs:
-        picture = read_picture(path, upright=True)
+        picture = read_picture(path, MAX_PIXELS, upright=True)
         prediction = segment(trained, picture, text)
         _save(overlay(picture, prediction.mask), target)
-        _save(prediction.mask.astype(np.uint8) * 255, target.with_name(f"{target.stem}-mask.png"))
+        _save(prediction.mask.astype(np.uint8) * 255, _mask_of(target))
         share = 100 * prediction.mask.mean()
         print(
             f"{path}: {text!r}: {share:.1f} % of the picture, "
@@ -117,6 +127,10 @@ def read_expressions(path: Path) -> list[tuple[str, str]]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{path}: {name!r} leaves the folder of images")
     return pairs
+
+
+def _mask_of(target: Path) -> Path:
+    return target.with_name(f"{target.stem}-mask.png")
 
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> None:

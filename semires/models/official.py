@@ -8,22 +8,28 @@ In: a file with ``model`` (backbone and classifier) and usually ``bert_model``, 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from semires.config import Bert, Model, Swin
 from semires.errors import ConfigError, WeightsError
+from semires.explain import explain
 from semires.models import swin as swin_ops
 from semires.models.lavt import LAVT, new_bert
 from semires.models.naming import SWIN, State, is_derived, rename, split_qkv, to_ours
 
+MAX_NESTING = 100
+LEGACY_PICKLES = 5
 # What sizes and names that make no LAVT can raise on the way to one.
 _MISFITS = (
     ArithmeticError, AssertionError, AttributeError, ConfigError, LookupError, MemoryError,
@@ -64,6 +70,11 @@ def load_official_lavt(
         if text_state is not None:
             state |= {f"bert.{name}": value for name, value in text_state.items()}
         model = _build(settings, text_state, state)
+    except ValidationError as error:
+        found = explain(error.errors()[0], Swin)
+        raise WeightsError(
+            f"{where}: no published LAVT checkpoint: wrong shape: {found}"
+        ) from error
     except _MISFITS as error:
         reason = (str(error).splitlines() or [""])[0]
         raise WeightsError(
@@ -89,6 +100,7 @@ def read_checkpoint(path: str | Path) -> Any:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} does not hold")
+        _refuse_deep_tuples(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -107,6 +119,51 @@ def read_checkpoint(path: str | Path) -> Any:
         raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({reason})") from error
 
 
+def _refuse_deep_tuples(path: Path) -> None:
+    """Hashing a tuple nested a million deep, as a key, ends the process: see ``unpickle.py``.
+
+    Raises:
+        ValueError: a pickle nests values deeper than any checkpoint does, or is cut off.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    _nesting(io.BytesIO(archive.read(name)))
+        return
+    with open(path, "rb") as file:  # the old format: five pickles, then numbers
+        for _ in range(LEGACY_PICKLES):
+            _nesting(file)
+
+
+def _nesting(stream: IO[bytes]) -> None:
+    """Follow a pickle's opcodes with depths in place of values."""
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[int, int] = {}
+    for opcode, argument, _ in pickletools.genops(stream):
+        name, before = opcode.name, opcode.stack_before
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = stack[-1] or 0
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(argument or 0)])
+            continue
+        if name == "MARK":
+            stack.append(None)
+            continue
+        taken: list[int] = []
+        if pickletools.markobject in before:
+            while (value := stack.pop()) is not None:
+                taken.append(value)
+            before = before[: before.index(pickletools.markobject)]
+        for _ in before:
+            taken.append(stack.pop() or 0)
+        depth = max(taken, default=0) + (name.startswith("TUPLE"))
+        if depth > MAX_NESTING:
+            raise ValueError("values nested too deep")
+        stack += [depth] * (2 if name == "DUP" else len(opcode.stack_after))
+
+
 def _tensors(state: Any, where: str) -> State:
     """A state dict without DDP's prefix.
 
@@ -122,7 +179,7 @@ def _tensors(state: Any, where: str) -> State:
             if is_derived(name) or name.endswith("num_batches_tracked"):
                 continue
             raise WeightsError(f"{where}: no published LAVT checkpoint: {name} is {value.dtype}")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise WeightsError(f"{where}: no published LAVT checkpoint: {name} has no data")
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{where}: damaged: {name} holds NaN or infinite numbers")

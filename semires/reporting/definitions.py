@@ -6,14 +6,15 @@ paper's numbers lie in `paper.json`. Adding a table is adding a file.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from semires import layout
 from semires.config import Name, Params, Percent, Section, read_yaml
-from semires.errors import ConfigError
+from semires.errors import ConfigError, CorruptCacheError
 from semires.files import read_json
 
 Fractions = list[Percent] | Literal["study"]
@@ -47,6 +48,16 @@ class TableRow(Section):
     paper: str | dict[str, str] | None = None
     needs: str | None = None
     note: str | None = None
+
+    @field_validator("paper")
+    @classmethod
+    def _paths_are_whole(cls, paper: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for path in [paper] if isinstance(paper, str) else (paper or {}).values():
+            try:
+                path.format(dataset="", fraction="")
+            except (LookupError, ValueError) as error:
+                raise ValueError(f"{path!r} takes {{dataset}} and {{fraction}} alone") from error
+        return paper
 
 
 class TableDefinition(Section):
@@ -124,10 +135,15 @@ def load_definitions(
 
 
 class PaperValues:
-    """The paper's numbers (`experiments/tables/paper.json`), looked up by path."""
+    """The paper's numbers (`experiments/tables/paper.json`), looked up by path.
+
+    Raises:
+        CorruptCacheError: something else stands where numbers should.
+    """
 
     def __init__(self, folder: Path = layout.TABLES) -> None:
-        self._values: dict[str, Any] = read_json(folder / "paper.json")
+        self._path = folder / "paper.json"
+        self._values: Any = read_json(self._path)
 
     def row(self, row: TableRow, dataset: str | None, fraction: str) -> dict[str, float] | None:
         """The paper's oIoU of a row by split, or None.
@@ -144,7 +160,7 @@ class PaperValues:
         found = self.at(path.format(dataset=dataset or "RefCOCO", fraction=fraction))
         if found is None:
             return None
-        return {_SPLIT_NAMES.get(split, split): float(value) for split, value in found.items()}
+        return {_SPLIT_NAMES.get(k, k): v for k, v in self._numbers(found, path).items()}
 
     def at(self, path: str) -> Any:
         """What stands at a path of keys joined by ``/`` (keys may hold one); None if nothing."""
@@ -153,7 +169,19 @@ class PaperValues:
     def corrections(self, dataset: str | None) -> dict[str, dict[str, int]]:
         """Figure 6's counts of one data set by method; RefCOCO's if ours is not the paper's."""
         name = _FIGURE_NAMES.get(dataset or "RefCOCO", dataset or "RefCOCO")
-        return self.at(f"fig6_counts/{name}") or {}
+        found = self.at(f"fig6_counts/{name}") or {}
+        if not isinstance(found, dict):
+            raise self._damaged(f"fig6_counts/{name}")
+        return {k: self._numbers(v, f"fig6_counts/{name}/{k}") for k, v in found.items()}
+
+    def _numbers(self, found: Any, where: str) -> dict[str, Any]:
+        values: list[Any] = list(found.values()) if isinstance(found, dict) else [None]
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise self._damaged(where)
+        return dict(found)
+
+    def _damaged(self, where: str) -> CorruptCacheError:
+        return CorruptCacheError(f"{self._path}: {where}: no numbers; restore it with git checkout")
 
 
 def _descend(node: Any, path: str) -> Any:

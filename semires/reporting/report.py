@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from semires import layout, tracking
+from semires.checks import RESERVED
 from semires.config import Params
+from semires.errors import ConfigError
+from semires.explain import nearest
 from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.layout import fraction_name
 from semires.reporting.curves import curves_csv
-from semires.reporting.definitions import PaperValues, load_definitions
+from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
 from semires.reporting.records import Records, load_records
 from semires.reporting.render import body, to_csv, to_markdown, to_tex
 from semires.reporting.tables import Table, TableBuilder
@@ -49,9 +52,25 @@ def build_tables(params: Params, records: Records) -> Tables:
     builder = TableBuilder(params, records, PaperValues())
     tables: Tables = []
     for name, definition in definitions.items():
+        check_methods(params, name, definition)
         table = builder.build(name, definition)
         tables.append((table, builder.differences(table, definition)))
     return tables
+
+
+def check_methods(params: Params, name: str, definition: TableDefinition) -> None:
+    """Refuse a row of a method that there is not.
+
+    Raises:
+        ConfigError: the text names the file, the row and the nearest method.
+    """
+    known = [RESERVED, *params.refine]
+    for i, row in enumerate(definition.rows):
+        if row.method not in known and row.needs is None:
+            raise ConfigError(
+                f"{layout.TABLES}/{name}.yaml: rows.{i}.method: {row.method!r} is not a key of "
+                f"`refine`{nearest(row.method, known)}"
+            )
 
 
 def write_tables(tables: Tables, folder: Path) -> None:

@@ -72,7 +72,7 @@ def committed_text(path: Path) -> str | None:
     )
     if done.returncode == 0:
         return done.stdout.decode("utf-8", errors="replace")
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def compare(committed: str, ours: str, name: str) -> list[Compared]:
@@ -99,7 +99,10 @@ def read_cells(text: str, name: str) -> dict[tuple[str, ...], dict[str, str]]:
     needed = {*_KEY, "value", "ci_low", "ci_high", "sd", "seeds"}
     if not needed <= set(reader.fieldnames or ()):
         raise CorruptCacheError(f"{name}: no table of this project; restore it with git checkout")
-    return {tuple(line[k] or "" for k in _KEY): line for line in reader}
+    try:
+        return {tuple(line[k] or "" for k in _KEY): line for line in reader}
+    except csv.Error as error:
+        raise CorruptCacheError(f"{name}: no table of this project ({error})") from error
 
 
 def _verdict(old: dict[str, str], new: dict[str, str], name: str) -> tuple[str, str]:

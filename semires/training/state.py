@@ -34,7 +34,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any] | None:
     """The newest undamaged state, or None."""
     for candidate in (path, previous(path)):
-        if not candidate.exists():
+        if not candidate.is_file():
             continue
         data = candidate.read_bytes()
         digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]

@@ -199,14 +199,14 @@ def sources(params: Params, cell: Cell) -> dict[str, Any]:
 
 def counts_of(params: Params, cell: Cell) -> Counts:
     """The counts of a cell's val references, from the cache or made by its burn-in teacher."""
-    from semires.proposals.cache import ProposalCache
+    from semires.proposals.cache import open_proposals
 
+    proposals = open_proposals(params, cell)
     key = fingerprint(sources(params, cell))
     parts = cell.folder.parts
     name = "-".join(["counts", parts[1], parts[2], layout.source_of(params, cell), parts[4]])
-    folder = layout.proposals(cell.dataset, layout.source_of(params, cell))
     path = layout.work(name, key) / "counts.npz"
-    return cached(path, key, lambda: count(pseudo_labels(params, cell), ProposalCache(folder)))
+    return cached(path, key, lambda: count(pseudo_labels(params, cell), proposals))
 
 
 def pseudo_labels(params: Params, cell: Cell) -> Iterator[PseudoLabel]:

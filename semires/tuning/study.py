@@ -91,7 +91,7 @@ def tune(params: Params, cell: Cell) -> None:
     from semires import process
     from semires.tuning.results import Result, publish
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what stops a trial is said in one line
     axes = space(params, cell)
     counts = counts_of(params, cell)
     table = make_table(counts, params.refine[cell.method].strategy)

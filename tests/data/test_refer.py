@@ -159,6 +159,9 @@ def test_damage_is_one_line(tmp_path: Path, data: st.DataObject):
         ([ref(1, sentences=[{"sent": " "}])], None, "empty expression: ref 1"),
         ([ref(1, sentences=[])], None, "empty expression: ref 1"),
         ([ref(1, sentences=[])], [[]], "empty expression: ref 1; empty polygon: annotation 1"),
+        ([ref(1)], [[[*SQUARE, 5.0]]], "an odd number of coordinates"),
+        ([ref(1)], [[[-32.0, 0.0, 32.0, 0.0] * 140_000]], "too long an outline"),
+        ([ref(i, sentences=[{"sent": "x" * 2**20}] * 99) for i in range(3)], None, "characters in"),
         ([{"ref_id": 1}], None, "lack a field"),
         ([], None, "holds no references"),
     ],
@@ -186,6 +189,17 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path):
     ramp = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     assert (read_picture(tmp_path / "ramp.png")[..., 1].ravel() == np.arange(256)).all()
+
+
+def test_an_id_that_stands_twice_is_named(tmp_path: Path):
+    write(tmp_path, [ref(1)], [[SQUARE], [SQUARE]])
+    path = tmp_path / "refcoco/instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["id"] = 1
+    content["images"] *= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="id in images: 1; duplicate id in annotations: 1"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../one.jpg", "/etc/passwd", "a/../../b.jpg"])

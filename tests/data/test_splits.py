@@ -77,9 +77,10 @@ def test_an_explicit_list_replaces_the_draw(project: Path):
         make_split(load_params_at(project, **{"1": "list.json"}), "refscenes", 1)
 
 
-@pytest.mark.parametrize(
-    "content", ["{}", '{"train": [{"x": 1}]}', "[]", '["a"]', "[1.5]", "nonsense"]
-)
+NO_LISTS = ["{}", '{"train": [{"x": 1}]}', "[]", '["a"]', "[1.5]", "nonsense", '"123"']
+
+
+@pytest.mark.parametrize("content", [*NO_LISTS, '["' + "[" * 10**5 + '"]'], ids=range(8))
 def test_a_list_of_something_else_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "list.json"
     path.write_text(content)

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
+from semires.config import load_params
 from semires.errors import DataError
+from semires.evaluation import predict as module
 from semires.evaluation.predict import read_expressions
 
 HEAD = "image,expression\n"
@@ -22,6 +25,25 @@ def test_tables_of_expressions(tmp_path: Path, text: str, pairs: list[tuple[str,
     table = tmp_path / "table.csv"
     table.write_text(text, encoding="utf-8", newline="")
     assert read_expressions(table) == pairs
+
+
+@pytest.mark.parametrize(
+    ("image", "output", "line"),
+    [
+        ("photo.png", "photo.png", "would replace the picture"),
+        ("photo-mask.png", "photo.png", "would replace the picture"),
+        ("photo.png", ".", "is a folder"),
+        (".", None, "is a folder, no picture"),
+        ("/", None, "is a folder, no picture"),
+    ],
+)
+def test_a_picture_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str, output: str | None, line: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "open_checkpoint", lambda *_: None)  # comes later
+    with pytest.raises(DataError, match=line):
+        module.predict(load_params(ROOT / "params.yaml"), "x", image, "red star", output)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import argparse
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,26 @@ def test_foreign_files_are_named_in_one_line(tmp_path, content):
     with pytest.raises(WeightsError) as caught:
         load_official_lavt(path)
     one_line(caught.value, path)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_key_nested_a_million_deep_does_not_end_the_process(tmp_path, archived):
+    deep = b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns."
+    path = tmp_path / "deep.pth"
+    if archived:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("deep/data.pkl", deep)
+    else:
+        path.write_bytes(deep)
+    with pytest.raises(WeightsError, match=r"deep\.pth: .*nested too deep"):
+        load_official_lavt(path)
+
+
+def test_the_old_format_still_loads(tmp_path):
+    path = tmp_path / "old.pth"
+    content = {"model": {"x": torch.zeros(2)}, "args": argparse.Namespace(mha="1-1-1-1")}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path)["model"]["x"].tolist() == [0, 0]
 
 
 def test_missing_file(tmp_path):

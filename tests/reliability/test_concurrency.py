@@ -18,9 +18,12 @@ from helpers import ROOT
 from helpers.small_study import small_params
 
 from semires import files, layout, tracking
+from semires.config import load_params
+from semires.data.pictures import read_picture
 from semires.errors import SemiresError
 from semires.layout import Cell
 from semires.proposals.cache import ProposalCache
+from semires.training.state import load_state
 
 
 def semires(*words: str, **more: Any) -> subprocess.Popen[str]:
@@ -112,6 +115,16 @@ def test_what_a_killed_process_leaves_is_swept_up(tmp_path: Path, monkeypatch: p
     child.wait(30)
     assert len(names) == 3
     assert ".mine.tmp" in names
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused(tmp_path: Path):
+    """Reading one that nobody writes to would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for read in (files.read_json, read_picture, load_params):
+        with pytest.raises(SemiresError, match=r"pipe: (is )?no "):
+            read(tmp_path / "pipe")
+    (tmp_path / "last.pt").symlink_to(tmp_path / "pipe")
+    assert load_state(tmp_path / "last.pt") is None
 
 
 @pytest.mark.parametrize("successor", [False, True])

@@ -11,10 +11,11 @@ import yaml
 from helpers import fake_runs
 
 from semires.config import validate
-from semires.errors import CorruptCacheError
+from semires.errors import ConfigError, CorruptCacheError
 from semires.layout import Cell
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
+from semires.reporting.report import build_tables
 from semires.reporting.tables import TableBuilder
 
 
@@ -177,6 +178,23 @@ def test_seeds_trained_otherwise_than_the_studys_are_left_out(own_workspace, cap
     assert "1 runs were trained with other parameters" in capsys.readouterr().out
     change(Cell("refscenes", 1, "supervised", 0), 32)  # and with it all that started from it
     assert seeds(1) == [[1], [0, 1], [1], [1]]
+
+
+@pytest.mark.parametrize("value", ["x", None, {"val": True}, {"val": "40"}, [1.0]])
+def test_the_papers_values_are_numbers(own_workspace, small_params, value):
+    path = own_workspace / "experiments/tables/paper.json"
+    values = json.loads(path.read_text())
+    values["table1"]["RefCOCO"]["Baseline"]["1%"] = value or {"val": None}
+    path.write_text(json.dumps(values))
+    with pytest.raises(CorruptCacheError, match=r"paper\.json: .*no numbers"):
+        build(small_params, "main")
+
+
+def test_a_row_of_no_method_is_refused(own_workspace, small_params):
+    path = own_workspace / "experiments/tables/table2.yaml"
+    path.write_text(path.read_text().replace("method: cpi-u", "method: cpi-uu", 1))
+    with pytest.raises(ConfigError, match=r"table2\.yaml: rows\.\d+\.method: 'cpi-uu' .*'cpi-u'"):
+        build_tables(small_params, load_records(default_source="sam"))
 
 
 def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params):
