@@ -250,9 +250,9 @@ def read_json(path: str | Path) -> Any:
         CorruptCacheError: it is not JSON, or no longer what was sealed.
     """
     path = Path(path)
-    if path.is_fifo():  # reading would wait for ever
-        raise CorruptCacheError(f"{path}: is no file")
     try:
+        if path.is_fifo():  # reading would wait for ever
+            raise CorruptCacheError(f"{path}: is no file")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SemiresError(f"{path}: no such file") from error

@@ -28,9 +28,9 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
         DataError: missing, damaged, no picture, or of more than ``max_pixels``; also for what goes
             wrong while it is open.
     """
-    if Path(path).is_fifo():  # reading would wait for ever
-        raise DataError(f"{path}: is no file")
     try:
+        if Path(path).is_fifo():  # reading would wait for ever
+            raise DataError(f"{path}: is no file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large or odd files: the size is checked below
             with (

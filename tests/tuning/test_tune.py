@@ -9,7 +9,7 @@ from PIL import Image
 
 from semires import layout
 from semires.config import load_params, read_yaml
-from semires.errors import ConfigError, SemiresError
+from semires.errors import ConfigError, CorruptCacheError, SemiresError
 from semires.files import fingerprint, read_json, write_json, write_parquet
 from semires.layout import Cell
 from semires.proposals.partition import Partition
@@ -52,7 +52,10 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     set_teacher(b"teacher")
-    write_json(layout.proposals("refscenes", "sam") / "manifest.json", {"fingerprint": "f" * 64})
+    made_with = load_params(ROOT / "params.yaml").proposals.sources["sam"].model_dump()
+    manifest = {"format": 1, "fingerprint": "f" * 64, "n_images": 0, "shards": []}
+    path = layout.proposals("refscenes", "sam") / "manifest.json"
+    write_json(path, {**manifest, "params": made_with})
     table = pd.DataFrame({"image_id": [1]})
     for name in ("images", "refs"):
         write_parquet(layout.prepared("refscenes") / f"{name}.parquet", table)
@@ -139,6 +142,17 @@ def test_another_teacher_is_another_study(workspace):
     set_teacher(b"teacher")
     with pytest.raises(SemiresError, match=r"teacher \w{12} there, \w{12} here"):
         tune(shared, cell)
+
+
+def test_proposals_of_other_parameters_are_refused(workspace):
+    params, cell = configured(), Cell("refscenes", 1, "cpi", 0)
+    remember_counts(params, cell)
+    path = layout.proposals("refscenes", "sam") / "manifest.json"
+    manifest = read_json(path)
+    manifest["params"]["points_per_side"] += 1
+    write_json(path, manifest)
+    with pytest.raises(CorruptCacheError, match=r"proposals\.sources\.sam has now; run the stage"):
+        tune(params, cell)
 
 
 def test_grid_runs_the_papers_values_alone(workspace):
