@@ -18,17 +18,11 @@ from semires.proposals.partition import Partition
 
 def best_ious(partition: Partition, truths: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Largest IoU (R,) of any proposal with each of the R masks (R,H,W); 0 without proposals."""
-    members = np.asarray(partition.members, dtype=np.float64)
-    if len(members) == 0:
-        return np.zeros(len(truths))
-    atoms = np.asarray(partition.atoms).ravel()
-    n_atoms = members.shape[1]
-    areas = members @ np.bincount(atoms, minlength=n_atoms)
     best = []
     for truth in truths:
-        flat = truth.ravel()
-        common = members @ np.bincount(atoms[flat], minlength=n_atoms)
-        best.append((common / np.maximum(areas + flat.sum() - common, 1)).max())
+        common = partition.sums(partition.count(truth))
+        union = partition.areas + truth.sum() - common
+        best.append((common / np.maximum(union, 1)).max(initial=0.0))
     return np.array(best, dtype=np.float64)
 
 
