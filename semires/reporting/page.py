@@ -21,6 +21,7 @@ from semires.reporting.pipeline import pipeline_svg
 from semires.reporting.records import Records
 from semires.reporting.render import claimed, place, to_html
 from semires.reporting.tables import Table
+from semires.tracking.journal import flatten
 from semires.tracking.links import run_links
 
 #: Which table a figure follows; others come last.
@@ -222,16 +223,6 @@ def _varying(values: list[dict[str, Any]]) -> str:
     rows = [[key, " | ".join(texts[:12]) + (" | …" if texts[12:] else "")]
             for key, texts in sorted(seen.items())]  # fmt: skip
     return _html_table(["Key", "Value"], rows, "text")
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay whole."""
-    if not isinstance(values, dict):
-        return {prefix: values} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -136,7 +136,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of mappings as dotted names."""
+    """A tree of mappings as dotted names; lists stay whole."""
     if not isinstance(values, Mapping):
         return {prefix: values}
     flat: dict[str, Any] = {}
