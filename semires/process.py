@@ -1,4 +1,4 @@
-"""What every stage's process does about signals, orphans, threads and memory.
+"""What every stage's process does about signals, orphans and threads, and says of itself.
 
 A stage under DVC ends with its parent, finishes its step and saves on SIGTERM or SIGINT, and runs
 torch as ``runtime`` in params.yaml says.
@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -157,6 +158,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree, or None outside git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def peak_rss_mb() -> float:

@@ -22,6 +22,7 @@ from semires.errors import SemiresError
 from semires.files import fingerprint, read_json, sha256_file
 from semires.layout import Cell, fraction_name
 from semires.methods import COLOURS
+from semires.process import git_commit
 from semires.tracking.journal import Event, Journal, flatten, folder, numbers, try_lock
 
 if TYPE_CHECKING:
@@ -194,8 +195,7 @@ def start_event(cell: Cell, values: Mapping[str, Any], stage: str) -> Event:
 
 def origin() -> dict[str, str]:
     """Tags that say which code and which DVC stage a run is of."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    commit = done.stdout.strip()
+    commit = git_commit() or ""
     found = {
         "semires.origin": here(),
         "git_commit": commit,

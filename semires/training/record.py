@@ -9,7 +9,6 @@ import errno
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from semires.files import (
     write_parquet,
     write_text,
 )
-from semires.process import peak_rss_mb
+from semires.process import git_commit, peak_rss_mb
 from semires.training.loop import Loop
 from semires.training.task import Task
 
@@ -157,12 +156,6 @@ def environment(params: Params, device: str, world: int) -> dict[str, Any]:
         "precision": params.runtime.precision,
         "git_commit": git_commit(),
     }
-
-
-def git_commit() -> str | None:
-    """The commit of the working tree, or None outside git."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def code_fingerprint() -> str:
