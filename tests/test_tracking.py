@@ -287,18 +287,13 @@ def test_sync_closes_what_died_without_a_journal(project: Path, params: Params):
     assert store.client.get_run(theirs.info.run_id).info.status == "RUNNING"
 
 
-def test_a_study_has_its_trials_nested(project: Path, params: Params):
+def test_a_study_has_its_trials_nested(
+    project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+):
     folder = Path("tune/refscenes/1/cpi-u/seed0")
     folder.mkdir(parents=True)
-    trials = pd.DataFrame(
-        {
-            "number": [0, 1],
-            "state": ["COMPLETE", "PRUNED"],
-            "value": [40.0, np.nan],
-            "params_threshold_u": [0.7, 0.5],
-            "oIoU": [40.0, 41.0],
-        }
-    )
+    rows = [(0, "COMPLETE", 40.0, 0.7, 40.0), (1, "PRUNED", np.nan, 0.5, 41.0)]
+    trials = pd.DataFrame(rows, columns=["number", "state", "value", "params_threshold_u", "oIoU"])
     trials.to_csv(folder / "trials.csv", index=False)
     tracking.log_study(CELL, params, trials, folder)
     sent()
@@ -308,6 +303,11 @@ def test_a_study_has_its_trials_nested(project: Path, params: Params):
     assert {r.data.params["threshold_u"] for r in nested} == {"0.7", "0.5"}
     assert {r.data.tags["state"] for r in nested} == {"COMPLETE", "PRUNED"}
     assert "1 records, 0 of them new" in tracking.sync()
+    trials[:1].to_csv(folder / "trials.csv", index=False)
+    monkeypatch.setattr("semires.tracking.runs.git_commit", lambda: "today's")
+    assert "1 records, 1 of them new" in tracking.sync()
+    (again,) = (r for r in runs() if r.data.tags.get("replayed") == "true")
+    assert not {"git_commit", "mlflow.source.git.commit"} & set(again.data.tags)
 
 
 def test_a_sender_killed_among_trials_leaves_none_out_and_none_twice(project: Path):

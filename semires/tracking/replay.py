@@ -90,13 +90,12 @@ def _replay_run(path: Path) -> Iterator[Event]:
         cell = _cell(record["cell"])
         began, ended = (_ms(record[name]) for name in ("started", "finished"))
         stage = "burn_in" if cell.method == "supervised" else "mutual"
-        start = start_event(cell, flatten(record["params"]), stage)
         commit = str(record["environment"].get("git_commit") or "")
+        made_by = {"git_commit": commit, "mlflow.source.git.commit": commit, **_replayed()}
+        start = start_event(cell, flatten(record["params"]), stage, made_by)
         metrics = record["metrics"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCacheError(f"{path}: no run record ({error!r})") from error
-    start["tags"].update(git_commit=commit, replayed="true", **{"mlflow.source.git.commit": commit})
-    start["tags"].pop("dvc_stage", None)
     start["key"] = fingerprint(["replay", sha256_file(path)])
     yield {**start, "time_ms": began}
     rows = list(_history(path.parent / "history.csv"))
@@ -107,6 +106,11 @@ def _replay_run(path: Path) -> Iterator[Event]:
     for event in record_events(metrics, path.parent):
         yield {**event, "time_ms": ended}
     yield {"event": "end", "status": "FINISHED", "time_ms": ended}
+
+
+def _replayed() -> dict[str, str]:
+    """Tags of every replayed run; today's commit and DVC stage are not those that made it."""
+    return {"semires.origin": here(), "replayed": "true"}
 
 
 def _cell(values: dict[str, Any]) -> Cell:
@@ -154,7 +158,7 @@ def _replay_study(path: Path) -> Iterator[Event]:
             trials = [_trial(row) for row in csv.DictReader(file)]
     except (KeyError, ValueError) as error:
         raise CorruptCacheError(f"{path}: no table of trials ({error!r})") from error
-    start = start_event(cell, {}, "tune")
+    start = start_event(cell, {}, "tune", _replayed())
     start["key"] = fingerprint(["replay", sha256_file(path)])
     ended = int(path.stat().st_mtime * 1000)
     for event in (start, *study_events(trials, path.parent)):

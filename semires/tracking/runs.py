@@ -173,8 +173,16 @@ def _parameters(params: Params, cell: Cell, sections: Iterable[str]) -> dict[str
     return flatten(chosen)
 
 
-def start_event(cell: Cell, values: Mapping[str, Any], stage: str) -> Event:
-    """The event that opens a cell's run: experiment, name, tags and flattened parameters."""
+def start_event(
+    cell: Cell,
+    values: Mapping[str, Any],
+    stage: str,
+    made_by: Mapping[str, str] | None = None,
+) -> Event:
+    """The event that opens a cell's run: experiment, name, tags and flattened parameters.
+
+    ``made_by``: tags that say where the run is from, instead of :func:`origin`'s.
+    """
     return {
         "event": "start",
         "key": fingerprint([stage, cell.__dict__, dict(values)]),
@@ -187,7 +195,7 @@ def start_event(cell: Cell, values: Mapping[str, Any], stage: str) -> Event:
             "method": cell.label,
             "seed": str(cell.seed),
             **({"mlflow.runColor": COLOURS[cell.method]} if cell.method in COLOURS else {}),
-            **origin(),
+            **(origin() if made_by is None else made_by),
         },
         "params": {name: str(value)[:MAX_VALUE] for name, value in values.items()},
     }
