@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from semires import files, layout
 from semires.config import Params
-from semires.errors import ConfigError, CorruptCacheError, DataError, Interrupted, SemiresError
+from semires.errors import CorruptCacheError, DataError, Interrupted, SemiresError
 from semires.proposals.workers import Recipe, Task, process_count, segment
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Job:
 def propose(params: Params, dataset: str, source: str) -> None:
     """Make the proposals of ``dataset`` by the entry ``source`` of ``proposals.sources``.
 
-    Under torchrun the ranks share out the shards and rank 0 publishes.
+    The parameters have both names, which the command line has made sure of. Under torchrun the
+    ranks share out the shards and rank 0 publishes.
 
     Raises:
         SemiresError: bad input, or another process makes the same proposals.
@@ -89,11 +90,6 @@ def propose(params: Params, dataset: str, source: str) -> None:
 
 
 def _plan(params: Params, dataset: str, source: str) -> Job:
-    if dataset not in params.datasets:
-        raise ConfigError(f"datasets: has no {dataset!r}; it has {', '.join(params.datasets)}")
-    if source not in params.proposals.sources:
-        known = ", ".join(params.proposals.sources)
-        raise ConfigError(f"proposals.sources: has no {source!r}; it has {known}")
     settings = params.proposals.sources[source]
     images = Path(params.datasets[dataset].images)
     tasks = _tasks(dataset, images)
