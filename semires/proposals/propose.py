@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from semires import files, layout
 from semires.config import Params
 from semires.errors import CorruptCacheError, DataError, Interrupted, SemiresError
-from semires.proposals.workers import Recipe, Task, process_count, segment
+from semires.proposals.workers import Recipe, Task, process_count, propose_rows
 
 if TYPE_CHECKING:
     from semires.proposals.cache import Row
@@ -154,7 +154,7 @@ def _make(job: Job, todo: list[Shard], total: int, rank: int) -> None:
     tasks = [task for shard in todo for task in shard.tasks]
     if not tasks:
         return
-    rows = segment(job.recipe, tasks, job.processes)
+    rows = propose_rows(job.recipe, tasks, job.processes)
     with (
         contextlib.closing(rows),
         tqdm(

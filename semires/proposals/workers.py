@@ -63,7 +63,7 @@ def process_count(params: Params, settings: Any) -> int:
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def segment(recipe: Recipe, tasks: list[Task], processes: int) -> Generator[Any, None, None]:
+def propose_rows(recipe: Recipe, tasks: list[Task], processes: int) -> Generator[Any, None, None]:
     """`Row` of every task, in order.
 
     Raises:
@@ -74,7 +74,7 @@ def segment(recipe: Recipe, tasks: list[Task], processes: int) -> Generator[Any,
         with _one_thread(recipe.settings):
             _prepare(recipe)
             for chunk in chunks:
-                yield from _segment(chunk)
+                yield from _rows(chunk)
         return
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if hasattr(context, "set_forkserver_preload"):
@@ -98,7 +98,7 @@ def segment(recipe: Recipe, tasks: list[Task], processes: int) -> Generator[Any,
 def _in_order(pool: ProcessPoolExecutor, chunks: list[list[Task]], ahead: int) -> Iterator[Any]:
     waiting: deque[Future[list[Any]]] = deque()
     for chunk in chunks:
-        waiting.append(pool.submit(_segment, chunk))
+        waiting.append(pool.submit(_rows, chunk))
         if len(waiting) >= ahead:
             yield from waiting.popleft().result()
     while waiting:
@@ -146,7 +146,7 @@ def _prepare(recipe: Recipe) -> None:
     _recipe, _source = recipe, build_source(recipe.settings, recipe.sam_folder)
 
 
-def _segment(tasks: list[Task]) -> list[Any]:
+def _rows(tasks: list[Task]) -> list[Any]:
     from semires.proposals.cache import Row
     from semires.proposals.partition import Partition
     from semires.proposals.sources import read_image
