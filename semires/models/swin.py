@@ -73,13 +73,6 @@ def resize_positions(positions: torch.Tensor, grid: Grid) -> torch.Tensor:
     return resized.flatten(2).transpose(1, 2)
 
 
-def run_blocks(stage: Any, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The transformer blocks of one stage."""
-    for block in stage.blocks:
-        tokens = run_block(block, tokens, grid)
-    return tokens
-
-
 def run_block(block: Any, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Window attention and MLP, each with its residual."""
     attended = window_attention(block, block.layernorm_before(tokens), grid)

@@ -36,7 +36,8 @@ def test_swin_b_has_its_published_operations():
     def forward() -> None:
         tokens, grid = swin_ops.embed(swin, pixels)
         for i, stage in enumerate(swin.encoder.layers):
-            tokens = swin_ops.run_blocks(stage, tokens, grid)
+            for block in stage.blocks:
+                tokens = swin_ops.run_block(block, tokens, grid)
             if i < 3:
                 tokens, grid = swin_ops.downsample(stage, tokens, grid)
 
