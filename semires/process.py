@@ -102,7 +102,9 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Waits for what is being made: at the interpreter's end a pool that is still closing
+            # may write to a pipe that is closed already (Python 3.11), with a traceback.
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
