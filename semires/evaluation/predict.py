@@ -17,8 +17,8 @@ from semires.data.pictures import read_picture
 from semires.errors import DataError
 from semires.evaluation.checkpoint import Trained, open_checkpoint
 from semires.files import atomic_path
+from semires.proposals.sources import MAX_PIXELS
 
-MAX_PIXELS = 2**24  # as `propose`: some 150 bytes a pixel are needed at once
 OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
 
 

@@ -14,7 +14,7 @@ from semires import layout, tracking
 from semires.checks import RESERVED
 from semires.config import Params
 from semires.errors import ConfigError
-from semires.explain import nearest
+from semires.explain import require
 from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.layout import fraction_name
 from semires.reporting.curves import curves_csv
@@ -66,11 +66,11 @@ def check_methods(params: Params, name: str, definition: TableDefinition) -> Non
     """
     known = [RESERVED, *params.refine]
     for i, row in enumerate(definition.rows):
-        if row.method not in known and row.needs is None:
-            raise ConfigError(
-                f"{layout.TABLES}/{name}.yaml: rows.{i}.method: {row.method!r} is not a key of "
-                f"`refine`{nearest(row.method, known)}"
-            )
+        if row.needs is None:
+            try:
+                require([row.method], known, f"rows.{i}.method", "refine")
+            except ValueError as error:
+                raise ConfigError(f"{layout.TABLES}/{name}.yaml: {error}") from error
 
 
 def write_tables(tables: Tables, folder: Path) -> None:

@@ -88,15 +88,14 @@ def train_mutual(
     student = task.build_model(pretrained=False)
     load_weights(student, task.burn_in_folder / "model.safetensors")
     teacher, trained = make_teacher(student), task.trainable(student)
-    labelled, unlabelled = _parts(task, method)
+    parts = _parts(task, method)
     refiner, weights = make_refiner(params, method), params.loss.class_weights
     keep = ConfidenceFilter(method.keep, task.group.concat).to(task.group.device)
     alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
     with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:
         modules = {"model": student, "teacher": teacher, "filter": keep}
-        steps = _total_steps(task, len(labelled), len(unlabelled))
-        loop = _teacher_loop(task, steps, modules, on_evaluation or run.log_metrics)
-        for sure, unsure in loop.steps(lambda a, b: _pairs(task, labelled, unlabelled, a, b)):
+        loop = _teacher_loop(task, parts, modules, on_evaluation or run.log_metrics)
+        for sure, unsure in loop.steps(lambda a, b: _pairs(task, *parts, a, b)):
             # 1. The teacher labels the weak view; proposals refine its labels.
             targets = None
             if unsure is not None:
@@ -151,12 +150,13 @@ def _kept(
 
 def _teacher_loop(
     task: Task,
-    steps: int,
+    parts: tuple[ExpressionDataset, ExpressionDataset],
     modules: dict[str, nn.Module],
     log: Callable[[dict[str, float], int], None],
 ) -> Loop:
     """A loop that evaluates the teacher on val and keeps its best weights."""
     teacher, val = modules["teacher"], task.evaluation_sets(["val"])["val"]
+    steps = _total_steps(task, *map(len, parts))
     return Loop(
         task, task.params.mutual, steps, modules, teacher,
         evaluate=lambda: evaluate_split(task, teacher, val), log=log,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def write(
     }
     (root / "instances.json").write_text(json.dumps(instances))
     return folder
+
+
+@contextlib.contextmanager
+def changed_instances(folder: Path) -> Iterator[Any]:
+    path = folder / "refcoco/instances.json"
+    content = json.loads(path.read_text())
+    yield content
+    path.write_text(json.dumps(content))
 
 
 def read(folder: Path) -> Any:
@@ -193,11 +202,9 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path):
 
 def test_an_id_that_stands_twice_is_named(tmp_path: Path):
     write(tmp_path, [ref(1)], [[SQUARE], [SQUARE]])
-    path = tmp_path / "refcoco/instances.json"
-    content = json.loads(path.read_text())
-    content["annotations"][1]["id"] = 1
-    content["images"] *= 2
-    path.write_text(json.dumps(content))
+    with changed_instances(tmp_path) as content:
+        content["annotations"][1]["id"] = 1
+        content["images"] *= 2
     with pytest.raises(DataError, match="id in images: 1; duplicate id in annotations: 1"):
         read(tmp_path)
 
@@ -205,10 +212,8 @@ def test_an_id_that_stands_twice_is_named(tmp_path: Path):
 @pytest.mark.parametrize("name", ["../one.jpg", "/etc/passwd", "a/../../b.jpg"])
 def test_file_names_stay_inside(tmp_path: Path, name: str):
     write(tmp_path, [ref(1)])
-    path = tmp_path / "refcoco/instances.json"
-    content = json.loads(path.read_text())
-    content["images"][0]["file_name"] = name
-    path.write_text(json.dumps(content))
+    with changed_instances(tmp_path) as content:
+        content["images"][0]["file_name"] = name
     with pytest.raises(DataError, match="leaves the images' folder"):
         read(tmp_path)
 
@@ -216,10 +221,8 @@ def test_file_names_stay_inside(tmp_path: Path, name: str):
 @pytest.mark.parametrize("value", [None, 1, ["ab"], {"ab": "cd"}, "\ud800"])
 def test_a_digest_that_is_no_text_is_refused(tmp_path: Path, value: Any):
     write(tmp_path, [ref(1)])
-    path = tmp_path / "refcoco/instances.json"
-    content = json.loads(path.read_text())
-    content["images"][0]["sha256"] = value
-    path.write_text(json.dumps(content))
+    with changed_instances(tmp_path) as content:
+        content["images"][0]["sha256"] = value
     with pytest.raises(DataError, match="text is due"):
         read(tmp_path)
 
