@@ -12,7 +12,7 @@ import common
 import numpy as np
 from pycocotools import mask as coco
 
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
 
 OF_JSON, OF_COCO = 1 / 4, 1.3
 

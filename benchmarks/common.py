@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semires.config import Model, Params, load_params, validate
+from semires.config.load import load_params
+from semires.config.schema import Model, Params
+from semires.config.validate import validate
 
 ROOT = Path(__file__).parent.parent
 Masks = NDArray[np.bool_]

@@ -23,21 +23,21 @@ from typing import Any
 import common
 import numpy as np
 
-from semires.config import Params
+from semires.config.schema import Params
 from semires.data.prepare import prepare
 from semires.data.refscenes import generate
 from semires.data.splits import make_split
 from semires.files import atomic_path
-from semires.layout import Cell
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.propose import propose
+from semires.runs.key import RunKey
 from semires.training.burn_in import burn_in
 from semires.training.mutual import mutual
 from semires.tuning.study import tune
 
 BOUND = 1.1
 DATASET, FRACTION = "refscenes", 10.0
-CELL = Cell(DATASET, FRACTION, "cpi-u", 0)
+CELL = RunKey(DATASET, FRACTION, "cpi-u", 0)
 Stages = dict[str, Callable[[Params], Any]]
 
 # A stage that stands here with a dash only makes what the next ones need.
@@ -47,7 +47,7 @@ STAGES: Stages = {
     "- split": lambda params: make_split(params, DATASET, FRACTION),
     "- sam": prepare_checkpoint,
     "propose": lambda params: propose(params, DATASET, params.proposals.source),
-    "- burn-in": lambda params: burn_in(params, Cell(DATASET, FRACTION, "supervised", 0)),
+    "- burn-in": lambda params: burn_in(params, RunKey(DATASET, FRACTION, "supervised", 0)),
     "tune": lambda params: tune(params, CELL),
     "training epoch": lambda params: mutual(params, CELL),
 }

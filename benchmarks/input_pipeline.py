@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from semires.config import Params
-from semires.data.augment import normalise, strong_view, weak_view
-from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.config.schema import Params
 from semires.data.scenes import render, sample_scene
-from semires.layout import Cell
+from semires.data.tables import Tables
 from semires.models.text import Tokenizer
+from semires.runs.key import RunKey
+from semires.samples.augment import normalise, strong_view, weak_view
+from semires.samples.dataset import ExpressionDataset, ImageStore
 
 HEIGHT, WIDTH, SIZE = 480, 640, 480
 BOUND = 5
@@ -124,7 +125,7 @@ def waits(steps: int) -> dict[str, float]:
         prepare(params, "refscenes")
         make_split(params, "refscenes", 10)
         propose(params, "refscenes", "felzenszwalb")
-        cells = [Cell("refscenes", 10, method, 0) for method in ("supervised", "cpi-u")]
+        cells = [RunKey("refscenes", 10, method, 0) for method in ("supervised", "cpi-u")]
         burn_in(params, cells[0])
         mutual(params, cells[1])
         found = {}

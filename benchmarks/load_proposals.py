@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from semires.proposals.partition import HEADER, Partition
+from semires.refine.partition import HEADER, Partition
 
 TARGET = 80
 

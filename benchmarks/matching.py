@@ -13,10 +13,10 @@ import common
 import numpy as np
 import torch
 
-from semires.proposals.partition import Partition
 from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import match
-from semires.strategies import Thresholds
+from semires.refine.partition import Partition
+from semires.refine.strategies import Thresholds
 
 TARGET = 30
 SIZE, NUMBER, BATCH = 480, 100, 16

@@ -18,7 +18,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from semires.config import Params, load_params
+from semires.config.load import load_params
+from semires.config.schema import Params
 from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
 from semires.models.lavt import LAVT
 from semires.models.pretrained import freeze_text

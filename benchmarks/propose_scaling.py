@@ -23,12 +23,14 @@ import psutil
 from PIL import Image
 from safetensors.torch import save_file
 
-from semires import files, layout
-from semires.config import load_params, read_yaml, validate
+from semires import files
+from semires.config.load import load_params
+from semires.config.validate import read_yaml, validate
 from semires.data.scenes import render, sample_scene
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.propose import propose
 from semires.proposals.tiny_sam import build_tiny_sam
+from semires.runs import layout
 
 TARGET = 1.8
 MEMORY_BOUND = 1.25

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.data.scenes import render, sample_scene
-from semires.proposals.automatic import AutomaticMasks
+from semires.proposals.fast_amg import AutomaticMasks
 from semires.proposals.tiny_sam import build_tiny_sam
 
 TARGETS = {"96x96": 1.3, "640x427": 4.0}

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from semires.models import LAVT
-from semires.proposals.partition import Partition
 from semires.refine import PseudoLabelRefiner
+from semires.refine.partition import Partition
 from semires.training.ema import make_teacher, update_ema
 from semires.training.losses import supervised_loss, unsupervised_loss
 

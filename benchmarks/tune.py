@@ -19,10 +19,10 @@ from typing import Any
 import common
 import numpy as np
 
-from semires import layout
-from semires.config import load_params
-from semires.layout import Cell
-from semires.proposals.partition import Partition
+from semires.config.load import load_params
+from semires.refine.partition import Partition
+from semires.runs import layout
+from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count
 from semires.tuning.objective import (
     CPI,
@@ -50,7 +50,7 @@ def proposals(refs: int) -> dict[int, Any]:
     folder = layout.proposals("refscenes", load_params().proposals.source)
     images = -(-refs // 3)
     if (folder / "manifest.json").exists():
-        from semires.data.dataset import Tables
+        from semires.data.tables import Tables
         from semires.proposals.cache import ProposalCache
 
         cache, tables = ProposalCache(folder), Tables.load("refscenes")
@@ -115,7 +115,7 @@ def with_optuna(table: Any, strategy: str, trials: int) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'study.db'}"
-        cell = Cell("benchmark", 1, strategy, 0)
+        cell = RunKey("benchmark", 1, strategy, 0)
         search = studies.Search(cell, axes, "tpe", 0, trials, url, False, {}, {}, first)
         study = studies.open_study(search)
         gate = open_gate(url, search.name)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from semires.errors import SemiresError
 
 if TYPE_CHECKING:
-    from semires.config import Params
-    from semires.layout import Cell
+    from semires.config.schema import Params
+    from semires.runs.key import RunKey
 
 Arguments = argparse.Namespace
 Command = Callable[[Arguments], int | None]
@@ -58,19 +58,19 @@ def _say(line: str, exit_code: int) -> int:
 
 
 def _params(arguments: Arguments) -> Params:
-    from semires.config import load_params
+    from semires.config.load import load_params
 
     return load_params(arguments.params)
 
 
-def _cell(arguments: Arguments, method: str | None = None) -> Cell:
+def _cell(arguments: Arguments, method: str | None = None) -> RunKey:
     from semires.errors import ConfigError
-    from semires.layout import Cell
+    from semires.runs.key import RunKey
 
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
     _percent(arguments.fraction)
-    return Cell(
+    return RunKey(
         dataset=arguments.dataset,
         fraction=arguments.fraction,
         method=method or arguments.method,
@@ -144,13 +144,13 @@ def _mutual(arguments: Arguments) -> None:
 
 def _tune(arguments: Arguments) -> None:
     params, cell = _method_cell(arguments)
-    from semires.methods import resolve
+    from semires.config.resolve import resolve
     from semires.tuning.study import tune
 
     tune(resolve(params, cell, tuned=False), cell)
 
 
-def _method_cell(arguments: Arguments) -> tuple[Params, Cell]:
+def _method_cell(arguments: Arguments) -> tuple[Params, RunKey]:
     """All parameters, and the cell of a method that they know."""
     params = _params(arguments)
     known = {"dataset": arguments.dataset, "method": arguments.method}
@@ -182,7 +182,7 @@ def _verify(arguments: Arguments) -> int:
 
 
 def _use(arguments: Arguments) -> None:
-    from semires.activate import use
+    from semires.config.compose import use
 
     print(use(arguments.file, arguments.params))
 
@@ -221,7 +221,7 @@ def _predict(arguments: Arguments) -> None:
 
 
 def _doctor(arguments: Arguments) -> int:
-    from semires.activate import doctor
+    from semires.doctor import doctor
 
     return doctor(arguments.params)
 
@@ -233,8 +233,8 @@ def _known(
     source: str | None = None,
 ) -> None:
     """Refuse names that params.yaml does not have, before any heavy import."""
+    from semires.config.messages import require
     from semires.errors import ConfigError
-    from semires.explain import require
 
     given = (
         (dataset, params.datasets, "--dataset", "datasets"),

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from semires.config import Runtime
 
 PR_SET_PDEATHSIG = 1
+STAGE_TIMES = Path(".work/stages.jsonl")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -71,16 +72,14 @@ def stage_process() -> None:
 def note_duration() -> None:
     """Under DVC, append this stage's name, seconds and memory to ``.work/stages.jsonl``."""
     if "DVC_STAGE" in os.environ:
-        from semires import layout
-
         line = {
             "stage": os.environ["DVC_STAGE"],
             "seconds": round(time.monotonic() - _state.started, 2),
             "peak_rss_mb": round(peak_rss_mb(), 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        layout.STAGE_TIMES.parent.mkdir(parents=True, exist_ok=True)
-        with open(layout.STAGE_TIMES, "a", encoding="utf-8") as file:
+        STAGE_TIMES.parent.mkdir(parents=True, exist_ok=True)
+        with open(STAGE_TIMES, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -138,18 +137,23 @@ def stop_at_once() -> None:
         raise Stopped(_state.received)
 
 
-def configure_torch(runtime: Runtime) -> None:
-    """Threads and determinism of this process, before the first tensor on a GPU is made."""
+def configure_torch(threads: int | None, deterministic: bool) -> None:
+    """Set torch's threads and determinism. Call it before the first tensor on a GPU is made.
+
+    Args:
+        threads: number of threads; None keeps torch's default, one per core.
+        deterministic: use deterministic algorithms only; False allows faster ones.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    if runtime.threads is not None:
-        torch.set_num_threads(runtime.threads)
-    torch.use_deterministic_algorithms(runtime.deterministic)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
     # Filling new tensors costs time and decides nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not runtime.deterministic
-    if not runtime.deterministic:
+    torch.backends.cudnn.benchmark = not deterministic
+    if not deterministic:
         torch.set_float32_matmul_precision("high")
 
 

@@ -76,7 +76,7 @@ def test_every_stage_of_the_pipeline_parses():
         "dataset": "refscenes", "key": "refscenes", "fraction": "0.1", "method": "cpi-u",
         "seed": "0", "source": "sam",
     }  # fmt: skip
-    from semires.config import read_yaml
+    from semires.config.validate import read_yaml
 
     stages = read_yaml(ROOT / "dvc.yaml")["stages"]
     for stage in stages.values():

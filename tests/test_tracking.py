@@ -19,9 +19,10 @@ import pandas as pd
 import pytest
 
 from semires import tracking
-from semires.config import Params, load_params
+from semires.config.load import load_params
+from semires.config.schema import Params
 from semires.errors import Interrupted, SemiresError
-from semires.layout import Cell
+from semires.runs.key import RunKey
 from semires.tracking.journal import Journal, flatten, numbers
 from semires.tracking.links import run_links
 from semires.tracking.runs import start_event, study_events
@@ -30,7 +31,7 @@ from semires.tracking.store import Store
 
 pytestmark = pytest.mark.tracked
 ROOT = Path(__file__).parent.parent
-CELL = Cell("refscenes", 1.0, "cpi-u", 0)
+CELL = RunKey("refscenes", 1.0, "cpi-u", 0)
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +148,10 @@ def test_nothing_is_tracked_without_a_log(project: Path, params: Params):
 WRITER = f"""
 import os, sys
 from semires import tracking
-from semires.config import load_params
-from semires.layout import Cell
+from semires.config.load import load_params
+from semires.runs.key import RunKey
 params = load_params({str(ROOT / "experiments/demo.yaml")!r})
-cell = Cell("refscenes", 1.0, "cpi-u", 0)
+cell = RunKey("refscenes", 1.0, "cpi-u", 0)
 with tracking.track_run(cell, params, ("mutual",), stage="mutual") as run:
     run.log_metrics({{"val/oIoU": 1.0}}, 10)
     run.log_metrics({{"val/oIoU": 2.0}}, 20)
@@ -194,7 +195,7 @@ def test_a_finished_run_is_not_written_into_again(project: Path, params: Params)
 
 def test_runs_are_told_apart_by_all_that_they_are_made_from():
     made = [(CELL, {"a": 1}, "mutual"), (CELL, {"a": 2}, "mutual"), (CELL, {"a": 1}, "tune")]
-    made.append((Cell("refscenes", 1.0, "cpi-u", 1), {"a": 1}, "mutual"))
+    made.append((RunKey("refscenes", 1.0, "cpi-u", 1), {"a": 1}, "mutual"))
     assert len({start_event(*each)["key"] for each in made}) == len(made)
     assert start_event(*made[0])["key"] == start_event(*made[0])["key"]
 
@@ -364,7 +365,7 @@ def test_a_journal_without_its_start_is_dropped(project: Path):
 
 
 def test_links_find_their_runs_in_this_store(project: Path, monkeypatch: pytest.MonkeyPatch):
-    other = Cell("other", 5.0, "iom", 1)
+    other = RunKey("other", 5.0, "iom", 1)
     database = (project / "mlflow.db").rename(project / "away.db")
     assert run_links([CELL, other])[CELL].split("/")[5] == "2", "as sync will number them"
     database.rename(project / "mlflow.db")

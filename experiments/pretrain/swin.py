@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from semires.config import load_params
-from semires.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from semires.config.load import load_params
 from semires.data.scenes import COLOURS, FIGURES, SIZES, THINGS, Scene, render, sample_scene
 from semires.files import atomic_path, write_json
 from semires.models.swin import new_swin
+from semires.samples.augment import IMAGENET_MEAN, IMAGENET_STD
 
 SEED = 31_337  # RefScenes' seed is params.scenes.seed
 SHAPES = THINGS + FIGURES

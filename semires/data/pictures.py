@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from PIL import Image, ImageOps
 
 from semires.errors import DataError
 
+MIN_SIDE = 8  # of an image to segment, pixels: SAM takes none that are smaller
+MAX_SEGMENTED_PIXELS = 4096 * 4096  # larger images would exhaust the memory of proposals
 MAX_PIXELS = 100_000_000  # a picture of a few bytes may claim any size
 BUFFER_BYTES = 2**20  # Pillow reads a header in many small pieces
 # Those that Pillow decodes by itself: EPS, say, would start Ghostscript.
@@ -89,3 +92,34 @@ def read_picture(
     with open_picture(path, max_pixels) as picture:
         turned = ImageOps.exif_transpose(picture) if upright else picture
         return np.asarray(to_rgb(turned))
+
+
+def as_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
+    """Grey (H,W), (H,W,1), RGB or RGBA uint8 to contiguous RGB uint8 (H,W,3).
+
+    Raises:
+        DataError: another type or shape, or a side below 8 pixels, which SAM cannot take.
+    """
+    if image.dtype != np.uint8:
+        raise DataError(f"{name}: pixels must be 0..255 as uint8, not {image.dtype}")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise DataError(f"{name}: shape {image.shape} is neither grey, RGB nor RGBA")
+    height, width, channels = image.shape
+    if min(height, width) < MIN_SIDE or height * width > MAX_SEGMENTED_PIXELS:
+        raise DataError(
+            f"{name}: {width}x{height} pixels; sides from {MIN_SIDE} and at most "
+            f"{MAX_SEGMENTED_PIXELS} pixels can be segmented"
+        )
+    rgb = np.repeat(image, 3, axis=2) if channels == 1 else image[:, :, :3]
+    return np.ascontiguousarray(rgb)
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Decode an image file to RGB uint8 (H,W,3).
+
+    Raises:
+        DataError: it is missing, damaged, too small or too large.
+    """
+    return as_rgb(read_picture(path, MAX_SEGMENTED_PIXELS), str(path))

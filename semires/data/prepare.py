@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from semires import layout
-from semires.config import Params
+from semires.config.schema import Params
 from semires.data.pictures import open_picture
 from semires.data.refer import Faults, read_refer
 from semires.errors import DataError
 from semires.files import atomic_folder, write_json, write_parquet
+from semires.runs import layout
 
 JPEG_END = b"\xff\xd9"
 Row = dict[str, int]

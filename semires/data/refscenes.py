@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from semires.config import Params
+from semires.config.schema import Params
 from semires.data.expressions import draw_expressions
 from semires.data.scenes import FIGURES, THINGS, Scene, render, sample_scene
 from semires.files import atomic_folder, sha256_file

@@ -9,10 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from semires import layout
-from semires.config import Params
+from semires.config.schema import Params
 from semires.errors import ConfigError, DataError
 from semires.files import read_json, read_parquet, write_json
+from semires.runs import layout
+from semires.runs.key import fraction_name
 
 
 def labelled_images(
@@ -45,7 +46,7 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
     refs = read_parquet(layout.prepared(dataset) / "refs.parquet", ["image_id", "split"])
     train = refs.loc[refs["split"] == "train", "image_id"]
     unique = [int(i) for i in dict.fromkeys(train)]
-    name = layout.fraction_name(fraction)
+    name = fraction_name(fraction)
     listed = params.datasets[dataset].labelled_lists.get(name)
     if listed is None:
         chosen = labelled_images(unique, Fraction(str(fraction)) / 100, params.split.seed)

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pandas as pd
 from torch import nn
 
-from semires.config import Bert, Data, Model, Params
-from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.config.schema import Bert, Data, Model, Params
+from semires.data.tables import Tables
 from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
 from semires.evaluation.evaluate import evaluate_shared, summarise
@@ -20,6 +20,7 @@ from semires.models.lavt import new_bert
 from semires.models.pretrained import load_bert, load_weights
 from semires.models.text import Tokenizer
 from semires.process import configure_torch
+from semires.samples.dataset import ExpressionDataset, ImageStore
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def evaluate_checkpoint(
     Raises:
         SemiresError: the data set has no such split.
     """
-    configure_torch(params.runtime)
+    configure_torch(params.runtime.threads, params.runtime.deterministic)
     trained = open_checkpoint(checkpoint, params)
     tables = Tables.load(dataset)
     refs = tables.part(split)

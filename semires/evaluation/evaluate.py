@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from semires.data.dataset import ExpressionDataset, collate
 from semires.dist import Group
 from semires.evaluation.metrics import segmentation_metrics
 from semires.process import autocast
+from semires.samples.dataset import ExpressionDataset
+from semires.samples.stream import collate
 
 
 def batches(

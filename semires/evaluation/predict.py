@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from semires.config import Params
-from semires.data.augment import normalise
-from semires.data.pictures import read_picture
+from semires.config.schema import Params
+from semires.data.pictures import MAX_SEGMENTED_PIXELS, read_picture
 from semires.errors import DataError
 from semires.evaluation.checkpoint import Trained, open_checkpoint
 from semires.files import atomic_path
-from semires.proposals.sources import MAX_PIXELS
+from semires.samples.augment import normalise
 
 OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
 
@@ -94,7 +93,7 @@ def predict(
         if path.resolve() in (target.resolve(), _mask_of(target).resolve()):
             raise DataError(f"{path}: --output would replace the picture; give another name")
     for path, text, target in jobs:
-        picture = read_picture(path, MAX_PIXELS, upright=True)
+        picture = read_picture(path, MAX_SEGMENTED_PIXELS, upright=True)
         prediction = segment(trained, picture, text)
         _save(overlay(picture, prediction.mask), target)
         _save(prediction.mask.astype(np.uint8) * 255, _mask_of(target))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from semires.config import Model
+from semires.config.schema import Model
 from semires.errors import ConfigError
 from semires.models.lavt import LAVT
 from semires.models.official import load_official_lavt

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from semires.config import Bert, Model
+from semires.config.schema import Bert, Model
 from semires.errors import ConfigError, WeightsError
 from semires.models import swin as swin_ops
 from semires.models.decoder import Decoder, resize

@@ -21,9 +21,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from semires.config import Bert, Model, Swin
+from semires.config.messages import explain
+from semires.config.schema import Bert, Model, Swin
 from semires.errors import ConfigError, WeightsError
-from semires.explain import explain
 from semires.models import swin as swin_ops
 from semires.models.lavt import LAVT, new_bert
 from semires.models.naming import SWIN, State, is_derived, rename, split_qkv, to_ours

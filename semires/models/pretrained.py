@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
-from semires.config import Model
+from semires.config.schema import Model
 from semires.errors import WeightsError
 from semires.models.lavt import LAVT
 from semires.models.official import check_fit, read_checkpoint, swin_from_microsoft

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from semires.config import Swin
+from semires.config.schema import Swin
 from semires.errors import ConfigError
 
 Grid = tuple[int, int]

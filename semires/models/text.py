@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from semires.config import Bert
+from semires.config.schema import Bert
 from semires.errors import WeightsError
 from semires.files import read_json
 from semires.models.sources import VOCABULARY, folder_of, shipped

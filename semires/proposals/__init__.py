@@ -1,5 +1,5 @@
 """Proposals: SAM's segment-everything masks of an image, kept as one partition of its pixels."""
 
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
 
 __all__ = ["Partition"]

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from semires import files, layout
-from semires.config import Params
+from semires import files
+from semires.config.resolve import source_of
+from semires.config.schema import Params
 from semires.errors import CorruptCacheError, SemiresError
-from semires.layout import Cell
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
+from semires.runs import layout
+from semires.runs.key import RunKey
 
 FORMAT = 1
 MEMORY_BYTES = 2 * 2**30  # compressed partitions kept in memory
@@ -154,13 +156,13 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def open_proposals(params: Params, cell: Cell) -> ProposalCache:
+def open_proposals(params: Params, cell: RunKey) -> ProposalCache:
     """The proposals of the cell's source.
 
     Raises:
         CorruptCacheError: they are damaged, or were made with other parameters.
     """
-    source = layout.source_of(params, cell)
+    source = source_of(params, cell)
     cache = ProposalCache(layout.proposals(cell.dataset, source))
     made_with, wanted = cache.manifest.get("params"), params.proposals.sources[source].model_dump()
     if made_with is not None and made_with != wanted:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semires import files, layout
-from semires.config import Params
+from semires import files
+from semires.config.schema import Params
 from semires.errors import CorruptCacheError, WeightsError
+from semires.runs import layout
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

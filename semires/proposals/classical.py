@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
-from semires.config import FelzenszwalbSource
-from semires.proposals.sources import Proposals
+from semires.config.schema import FelzenszwalbSource
+from semires.proposals.base import Proposals
 
 
 class FelzenszwalbMasks:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from semires.config import TransformersSource
+from semires.config.schema import TransformersSource
 from semires.errors import WeightsError
-from semires.proposals.sources import Proposals
+from semires.proposals.base import Proposals
 
 
 class TransformersMasks:

@@ -20,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from semires import files, layout
-from semires.config import Params
+from semires import files
+from semires.config.schema import Params
 from semires.errors import CorruptCacheError, DataError, Interrupted, SemiresError
 from semires.proposals.workers import Recipe, Task, process_count, propose_rows
+from semires.runs import layout
 
 if TYPE_CHECKING:
     from semires.proposals.cache import Row

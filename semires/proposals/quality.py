@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from semires.errors import DataError
 from semires.proposals.cache import ProposalCache
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
 
 
 def best_ious(partition: Partition, truths: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semires.config import Params
+from semires.config.schema import Params
 from semires.errors import DataError, SemiresError
 
 CHUNK = 8  # images per task
@@ -141,15 +141,15 @@ def _uses_torch(settings: Any) -> bool:
 
 def _prepare(recipe: Recipe) -> None:
     global _recipe, _source
-    from semires.proposals.sources import build_source
+    from semires.proposals.registry import build_source
 
     _recipe, _source = recipe, build_source(recipe.settings, recipe.sam_folder)
 
 
 def _rows(tasks: list[Task]) -> list[Any]:
+    from semires.data.pictures import read_image
     from semires.proposals.cache import Row
-    from semires.proposals.partition import Partition
-    from semires.proposals.sources import read_image
+    from semires.refine.partition import Partition
 
     assert _recipe is not None
     if _source is None:  # here, not in the initialiser, whose errors only break the pool

@@ -1,6 +1,28 @@
-"""Refining pseudo-labels by proposals: matching (IOM, CPI) and weighting (PWA)."""
+"""Refining pseudo-labels with proposals: matching (IOM, CPI) and weighting (PWA).
 
-from semires.refine.batch import PartitionBatch
-from semires.refine.refiner import PseudoLabelRefiner, RefinedLabels
+The classes that need torch are imported on first access, so that reading params.yaml, which checks
+the names of the strategies, stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semires.refine.batch import PartitionBatch
+    from semires.refine.refiner import PseudoLabelRefiner, RefinedLabels
 
 __all__ = ["PartitionBatch", "PseudoLabelRefiner", "RefinedLabels"]
+
+_MODULES = {
+    "PartitionBatch": "semires.refine.batch",
+    "PseudoLabelRefiner": "semires.refine.refiner",
+    "RefinedLabels": "semires.refine.refiner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from semires.proposals.partition import Partition
-from semires.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.partition import Partition
+from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from semires.proposals.partition import Partition
-from semires.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.partition import Partition
+from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
 
 
 def overlaps(partition: Partition, label: NDArray[np.bool_]) -> Overlaps:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from semires.proposals.partition import Partition
 from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import match
+from semires.refine.partition import Partition
+from semires.refine.strategies import STRATEGIES, Thresholds
 from semires.refine.weighting import pwa_weight
-from semires.strategies import STRATEGIES, Thresholds
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import io
 
-from semires.layout import fraction_name
 from semires.reporting.records import Records, Run
+from semires.runs.key import fraction_name
 
 COLUMNS = ("panel", "method", "step", "val/oIoU")
 

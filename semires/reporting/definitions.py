@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from semires import layout
-from semires.config import Name, Params, Percent, Section, read_yaml
+from semires.config.schema import Name, Params, Percent, Section
+from semires.config.validate import read_yaml
 from semires.errors import ConfigError, CorruptCacheError
 from semires.files import read_json
+from semires.runs import layout
 
 Fractions = list[Percent] | Literal["study"]
 

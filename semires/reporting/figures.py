@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semires.config import Params
+from semires.config.resolve import COLOURS
+from semires.config.schema import Params
 from semires.files import read_json
-from semires.layout import fraction_name, split_file
-from semires.methods import COLOURS
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -25,6 +24,8 @@ from semires.reporting.definitions import (
 )
 from semires.reporting.panels import panel_figure
 from semires.reporting.records import Records, Run
+from semires.runs.key import fraction_name
+from semires.runs.layout import split_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semires.config import Params
+from semires.config.schema import Params
 from semires.reporting.definitions import FigureDefinition, display_name
 from semires.reporting.figures import style_of
 from semires.reporting.page_template import TEMPLATE

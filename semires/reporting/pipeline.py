@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from semires.config import read_yaml
+from semires.config.validate import read_yaml
 
 _BOX_W, _BOX_H, _GAP_X, _GAP_Y = 134, 60, 32, 14
 _PER_LINE = 2  # keys of a matrix on a line of small print

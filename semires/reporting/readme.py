@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from semires import layout
 from semires.files import read_json, write_text
+from semires.process import STAGE_TIMES
+from semires.runs import layout
+from semires.runs.key import RUNS
 
 
 def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None:
@@ -34,7 +36,7 @@ def _results() -> str:
         for name in ("main", "listening")
     ]
     parts.append("![What refinement does](reports/qualitative.png)")
-    records = [read_json(p) for p in sorted(layout.RUNS.glob("*/*/*/*/run.json"))]
+    records = [read_json(p) for p in sorted(RUNS.glob("*/*/*/*/run.json"))]
     hours = sum(record["duration_s"] for record in records) / 3600
     parts.append(
         f"Made from {len(records)} runs of {hours:.1f} hours in all (two side by side take half), "
@@ -61,7 +63,7 @@ def _made_with(records: list[dict[str, Any]]) -> str:
 
 def _times() -> str:
     """Seconds of each kind of stage as DVC last ran it."""
-    lines = layout.STAGE_TIMES.read_text(encoding="utf-8").splitlines()
+    lines = STAGE_TIMES.read_text(encoding="utf-8").splitlines()
     latest = {row["stage"]: row for row in map(json.loads, lines)}
     kinds: dict[str, list[float]] = {}
     for stage, row in latest.items():
@@ -70,7 +72,7 @@ def _times() -> str:
         f"| {kind} | {len(s)} | {sum(s) / len(s):.1f} | {sum(s):.0f} |" for kind, s in kinds.items()
     ]
     total = sum(sum(seconds) for seconds in kinds.values())
-    records = [read_json(p) for p in sorted(layout.RUNS.glob("*/*/*/*/run.json"))]
+    records = [read_json(p) for p in sorted(RUNS.glob("*/*/*/*/run.json"))]
     return "\n".join(
         (
             "| stage | runs | seconds a run | seconds |",

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semires import layout
-from semires.checks import RESERVED
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
 from semires.files import read_json, read_parquet, sha256_file
-from semires.layout import Cell, fraction_name
+from semires.runs.key import RUNS, SUPERVISED, RunKey, fraction_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +34,7 @@ _TOLERANCE = 0.01  # percentage points between metrics.json and predictions.parq
 class Run:
     """One run folder; ``cell`` is as run.json states it."""
 
-    cell: Cell
+    cell: RunKey
     folder: Path
     record: dict[str, Any]
     _sums: dict[tuple[str, float | None], ImageSums | None] = field(default_factory=dict)
@@ -183,7 +181,7 @@ def _other_trainings(runs: list[Run], seeds: Sequence[int]) -> list[Run]:
     for run in sorted(runs, key=lambda run: run.cell.seed not in seeds):
         leaders.setdefault(_key(run), run)
     other = [run for run in runs if run.made_with != leaders[_key(run)].made_with]
-    burn_ins = {_burn_in(run) for run in other if run.cell.method == RESERVED}
+    burn_ins = {_burn_in(run) for run in other if run.cell.method == SUPERVISED}
     return [run for run in runs if run in other or _burn_in(run) in burn_ins]
 
 
@@ -201,7 +199,7 @@ def _order(run: Run) -> tuple[str, float, str, int]:
 
 
 def load_records(
-    runs: Path = layout.RUNS,
+    runs: Path = RUNS,
     proposals: Path = Path("proposals"),
     default_source: str | None = None,
     seeds: Sequence[int] = (),
@@ -242,7 +240,7 @@ def _read_run(path: Path, default_source: str | None) -> Run:
         method = str(values["method"])
         if source and source != default_source:
             method = method.removesuffix(f"+{source}")
-        cell = Cell(
+        cell = RunKey(
             dataset=str(values["dataset"]),
             fraction=float(values["fraction"]),
             method=method,

@@ -10,18 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from semires import layout, tracking
-from semires.checks import RESERVED
-from semires.config import Params
+from semires import tracking
+from semires.config.messages import require
+from semires.config.schema import Params
 from semires.errors import ConfigError
-from semires.explain import require
 from semires.files import atomic_folder, write_bytes, write_json, write_text
-from semires.layout import fraction_name
 from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
 from semires.reporting.records import Records, load_records
 from semires.reporting.render import body, to_csv, to_markdown, to_tex
 from semires.reporting.tables import Table, TableBuilder
+from semires.runs import layout
+from semires.runs.key import RUNS, SUPERVISED, fraction_name
 
 Tables = list[tuple[Table, Table | None]]
 KEPT = ("benchmarks.md", "growth.svg")  # by `make bench`, not from runs
@@ -64,7 +64,7 @@ def check_methods(params: Params, name: str, definition: TableDefinition) -> Non
     Raises:
         ConfigError: the text names the file, the row and the nearest method.
     """
-    known = [RESERVED, *params.refine]
+    known = [SUPERVISED, *params.refine]
     for i, row in enumerate(definition.rows):
         if row.needs is None:
             try:
@@ -154,7 +154,7 @@ def print_summary(params: Params) -> None:
         console.print(escape(f"–: {note}"))
     console.print("With confidence intervals, the paper's values and figures:", end=" ")
     console.print(f"{layout.REPORTS}/index.html, {layout.REPORTS}/main.md")
-    console.print(f"Runs with their checkpoints: {layout.RUNS}/D/F/M/seedS/")
+    console.print(f"Runs with their checkpoints: {RUNS}/D/F/M/seedS/")
     console.print("MLflow store: mlflow.db (look at it with `make ui`)")
     if waiting := tracking.pending():
         console.print(f"{waiting} runs wait for the store in .work/tracking: `semires track sync`")

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from semires.config import Params, Study
+from semires.config.schema import Params, Study
 from semires.evaluation.bootstrap import ImageSums, confidence_interval, paired_difference
-from semires.layout import Cell, fraction_name
 from semires.reporting.definitions import (
     PaperValues,
     TableDefinition,
@@ -24,6 +23,7 @@ from semires.reporting.definitions import (
     paper_name,
 )
 from semires.reporting.records import Records, Run
+from semires.runs.key import RunKey, fraction_name
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,9 @@ class TableBuilder:
             footnote=None if values else missing.add(cell, row.needs),
         )
 
-    def _cell(self, row: TableRow, dataset: str, fraction: float) -> Cell:
+    def _cell(self, row: TableRow, dataset: str, fraction: float) -> RunKey:
         source = None if row.source == self.params.proposals.source else row.source
-        return Cell(dataset, fraction, row.method, self.params.study.seeds[0], source)
+        return RunKey(dataset, fraction, row.method, self.params.study.seeds[0], source)
 
     def _value(self, sums: list[ImageSums]) -> Value:
         interval = confidence_interval(sums, self.samples)
@@ -257,9 +257,9 @@ class _Missing:
     def __init__(self, params: Params) -> None:
         self._params = params
         self._reasons: list[str] = []
-        self._cells: dict[str, list[Cell]] = {}
+        self._cells: dict[str, list[RunKey]] = {}
 
-    def add(self, cell: Cell, needs: str | None) -> int:
+    def add(self, cell: RunKey, needs: str | None) -> int:
         """Note an empty row; returns the position of its footnote."""
         if needs is not None:
             reason = f"no run: needs {needs}."
@@ -274,7 +274,7 @@ class _Missing:
         """The text of each footnote, commands in backticks."""
         return [self._text(reason) for reason in self._reasons]
 
-    def _in_study(self, cell: Cell) -> bool:
+    def _in_study(self, cell: RunKey) -> bool:
         """Whether some stage of the study as it is makes the cell."""
         return not _additions([cell], self._params.study)
 
@@ -287,7 +287,7 @@ class _Missing:
         return reason
 
 
-def fill_command(cells: list[Cell], study: Study) -> str:
+def fill_command(cells: list[RunKey], study: Study) -> str:
     """The command that adds the runs of some cells to the study, which keeps what it has."""
     settings = []
     for key, values in _additions(cells, study).items():
@@ -296,7 +296,7 @@ def fill_command(cells: list[Cell], study: Study) -> str:
     return " ".join(["dvc exp run", *settings])
 
 
-def _additions(cells: list[Cell], study: Study) -> dict[str, list[Any]]:
+def _additions(cells: list[RunKey], study: Study) -> dict[str, list[Any]]:
     """The lists of the study that must grow to hold the cells, by key, as they must become."""
     lists: dict[str, list[Any]] = {key: list(v) for key, v in study if isinstance(v, list)}
 
@@ -318,7 +318,7 @@ def _additions(cells: list[Cell], study: Study) -> dict[str, list[Any]]:
     return {key: all_ for key, all_ in lists.items() if all_ != getattr(study, key)}
 
 
-def _made(cell: Cell, lists: dict[str, list[Any]]) -> bool:
+def _made(cell: RunKey, lists: dict[str, list[Any]]) -> bool:
     """Whether a stage of mutual learning has the cell's fraction and method."""
     return any(
         cell.fraction in lists[fractions] and cell.method in lists[methods]

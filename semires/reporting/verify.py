@@ -17,12 +17,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from semires import layout
-from semires.config import Params
+from semires.config.schema import Params
 from semires.errors import CorruptCacheError, SemiresError
 from semires.files import atomic_folder
 from semires.reporting.records import load_records
 from semires.reporting.report import build_tables, write_tables
+from semires.runs import layout
+from semires.runs.key import RUNS
 
 _KEY = ("table", "dataset", "fraction", "row", "split")
 _VERDICTS = ("equal", "within", "outside", "not run here", "not committed")
@@ -47,7 +48,7 @@ def verify(params: Params) -> int:
     """
     records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
     if not records.all:
-        raise SemiresError(f"{layout.RUNS}: holds no run to verify; run `make repro` first")
+        raise SemiresError(f"{RUNS}: holds no run to verify; run `make repro` first")
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary) / "reports"
         with atomic_folder(fresh) as folder:

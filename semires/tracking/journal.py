@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semires import layout
 from semires.files import read_json, write_json
+from semires.runs import layout
 
 Event = dict[str, Any]
 

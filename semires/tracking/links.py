@@ -13,14 +13,14 @@ import urllib.request
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from semires import layout
-from semires.layout import Cell
+from semires.runs import layout
+from semires.runs.key import RunKey
 
 UI = "http://127.0.0.1:5000"  # `make ui`
 WAIT_S = 3.0
 
 
-def run_links(cells: Iterable[Cell]) -> dict[Cell, str]:
+def run_links(cells: Iterable[RunKey]) -> dict[RunKey, str]:
     """Every cell's address: the experiment of its data set, searched for the run's name.
 
     A cell whose experiment cannot be found has none.

@@ -13,10 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from semires import layout
 from semires.errors import CorruptCacheError, SemiresError
 from semires.files import fingerprint, read_json, sha256_file
-from semires.layout import Cell
+from semires.runs.key import RUNS, RunKey
 from semires.tracking.journal import Event, Journal, flatten, numbers
 from semires.tracking.runs import here, record_events, start_event, study_events
 from semires.tracking.sender import drain
@@ -80,7 +79,7 @@ def close_dead(store: Store) -> int:
 
 
 def _run_records() -> Iterator[Record]:
-    for path in sorted(layout.RUNS.glob("*/*/*/seed*/run.json")):
+    for path in sorted(RUNS.glob("*/*/*/seed*/run.json")):
         yield sha256_file(path), _replay_run(path)
 
 
@@ -113,9 +112,9 @@ def _replayed() -> dict[str, str]:
     return {"semires.origin": here(), "replayed": "true"}
 
 
-def _cell(values: dict[str, Any]) -> Cell:
+def _cell(values: dict[str, Any]) -> RunKey:
     source = values.get("source")
-    return Cell(
+    return RunKey(
         dataset=str(values["dataset"]),
         fraction=float(values["fraction"]),
         method=str(values["method"]),
@@ -153,7 +152,7 @@ def _replay_study(path: Path) -> Iterator[Event]:
     _, dataset, fraction, label, seed = path.parent.parts
     method, _, source = label.partition("+")
     try:
-        cell = Cell(dataset, float(fraction), method, int(seed[4:]), source or None)
+        cell = RunKey(dataset, float(fraction), method, int(seed[4:]), source or None)
         with open(path, newline="", encoding="utf-8") as file:
             trials = [_trial(row) for row in csv.DictReader(file)]
     except (KeyError, ValueError) as error:

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semires import layout
-from semires.config import Params
+from semires.config.resolve import COLOURS, source_of
+from semires.config.schema import Params
 from semires.errors import SemiresError
 from semires.files import fingerprint, read_json, sha256_file
-from semires.layout import Cell, fraction_name
-from semires.methods import COLOURS
 from semires.process import git_commit
+from semires.runs import layout
+from semires.runs.key import RunKey, fraction_name
 from semires.tracking.journal import Event, Journal, flatten, folder, numbers, try_lock
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _warn(line: str) -> None:
 
 @contextlib.contextmanager
 def track_run(
-    cell: Cell, params: Params, sections: Iterable[str], stage: str
+    cell: RunKey, params: Params, sections: Iterable[str], stage: str
 ) -> Iterator[TrackedRun]:
     """Track one training: the same unfinished run goes on under its key.
 
@@ -122,7 +122,7 @@ def track_run(
         run.close(status)
 
 
-def log_study(cell: Cell, params: Params, trials: pd.DataFrame, study_folder: Path) -> None:
+def log_study(cell: RunKey, params: Params, trials: pd.DataFrame, study_folder: Path) -> None:
     """A threshold search: the study a run, its trials nested; sent without waiting."""
     values = _parameters(params, cell, ("tune",))
     run = TrackedRun(start_event(cell, values, "tune"), _enabled())
@@ -164,17 +164,17 @@ def _enabled() -> bool:
     return os.environ.get("RANK", "0") == "0" and os.environ.get("SEMIRES_TRACKING") != "off"
 
 
-def _parameters(params: Params, cell: Cell, sections: Iterable[str]) -> dict[str, Any]:
+def _parameters(params: Params, cell: RunKey, sections: Iterable[str]) -> dict[str, Any]:
     values = params.model_dump()
     chosen = {name: values[name] for name in sections}
     if cell.method in values["refine"]:
         chosen["refine"] = values["refine"][cell.method]
-        chosen["proposals"] = {"source": layout.source_of(params, cell)}
+        chosen["proposals"] = {"source": source_of(params, cell)}
     return flatten(chosen)
 
 
 def start_event(
-    cell: Cell,
+    cell: RunKey,
     values: Mapping[str, Any],
     stage: str,
     made_by: Mapping[str, str] | None = None,

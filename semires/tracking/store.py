@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semires import layout
+from semires.runs import layout
 from semires.tracking.journal import Event
 
 EXPERIMENT = {  # tags that make the UI open on runs, and say what they are

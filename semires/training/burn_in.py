@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import time
 
-from semires import layout, tracking
-from semires.config import Params
-from semires.data.dataset import Stream, stream_loader
-from semires.layout import Cell
+from semires import tracking
+from semires.config.schema import Params
+from semires.runs import layout
+from semires.runs.key import RunKey
+from semires.samples.stream import Stream, stream_loader
+from semires.training.context import RunContext
 from semires.training.loop import Loop, total_steps
 from semires.training.losses import supervised_loss
 from semires.training.profile import trace_steps
 from semires.training.record import evaluate_split, write_run
-from semires.training.task import Task
 
 SECTIONS = ("data", "model", "loss", "optimizer", "burn_in", "evaluation")
 
 
-def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
+def burn_in(params: Params, cell: RunKey, profile: bool = False) -> None:
     """Train on the labelled part and write the run's folder.
 
     Args:
@@ -33,7 +34,7 @@ def burn_in(params: Params, cell: Cell, profile: bool = False) -> None:
         NonFiniteLossError: training diverged.
     """
     started = time.time()
-    task = Task(params, cell, SECTIONS)
+    task = RunContext(params, cell, SECTIONS)
     settings = params.burn_in
     model = task.build_model()
     trained = task.trainable(model)

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from semires import process
-from semires.config import BurnIn, Mutual
+from semires.config.schema import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.evaluation.evaluate import summarise
+from semires.training.context import RunContext
 from semires.training.state import load_state, save_state
-from semires.training.task import Task
 
 Batch = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Loop:
 
     def __init__(
         self,
-        task: Task,
+        task: RunContext,
         schedule: BurnIn | Mutual,
         steps: int,
         modules: dict[str, nn.Module],

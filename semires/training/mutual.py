@@ -18,20 +18,21 @@ import torch
 from torch import nn
 
 from semires import tracking
-from semires.config import Method, Params
-from semires.data.dataset import ExpressionDataset, Stream, stream_loader
-from semires.layout import Cell
-from semires.methods import resolve
+from semires.config.resolve import resolve
+from semires.config.schema import Method, Params
+from semires.evaluation.corrections import measure_corrections, overlap_sums
 from semires.models.pretrained import load_weights
 from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
-from semires.training.corrections import measure_corrections, overlap_sums
+from semires.runs.key import RunKey
+from semires.samples.dataset import ExpressionDataset
+from semires.samples.stream import Stream, stream_loader
+from semires.training.context import RunContext
 from semires.training.ema import make_teacher, update_ema
 from semires.training.loop import Loop, total_steps
 from semires.training.losses import supervised_loss, unsupervised_loss
 from semires.training.record import evaluate_split, write_run
-from semires.training.task import Task
 
 Batch = dict[str, Any]
 SECTIONS = ("data", "model", "augment", "loss", "optimizer", "mutual", "evaluation")
@@ -55,7 +56,7 @@ def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
     )
 
 
-def mutual(params: Params, cell: Cell) -> None:
+def mutual(params: Params, cell: RunKey) -> None:
     """Train with the cell's method, from its burn-in, and write the run's folder.
 
     The method's overrides and tuned thresholds are applied here, once.
@@ -65,7 +66,7 @@ def mutual(params: Params, cell: Cell) -> None:
 
 def train_mutual(
     params: Params,
-    cell: Cell,
+    cell: RunKey,
     on_evaluation: Callable[[dict[str, float], int], None] | None = None,
     val_images: tuple[int, ...] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -83,7 +84,7 @@ def train_mutual(
         NonFiniteLossError: training diverged.
     """
     started = time.time()
-    task = Task(params, cell, SECTIONS, val_images=val_images)
+    task = RunContext(params, cell, SECTIONS, val_images=val_images)
     settings, method = params.mutual, params.refine[cell.method]
     student = task.build_model(pretrained=False)
     load_weights(student, task.burn_in_folder / "model.safetensors")
@@ -126,7 +127,7 @@ def train_mutual(
 
 
 def _finish(
-    task: Task, loop: Loop, refiner: PseudoLabelRefiner, started: float
+    task: RunContext, loop: Loop, refiner: PseudoLabelRefiner, started: float
 ) -> dict[str, dict[str, float]]:
     """Count what refinement corrects, if anything, and write the run's folder; its metrics."""
     if not task.params.refine[task.cell.method].unlabelled:
@@ -149,7 +150,7 @@ def _kept(
 
 
 def _teacher_loop(
-    task: Task,
+    task: RunContext,
     parts: tuple[ExpressionDataset, ExpressionDataset],
     modules: dict[str, nn.Module],
     log: Callable[[dict[str, float], int], None],
@@ -164,14 +165,14 @@ def _teacher_loop(
 
 
 @torch.no_grad()
-def _teach(task: Task, teacher: nn.Module, unsure: Batch) -> torch.Tensor:
+def _teach(task: RunContext, teacher: nn.Module, unsure: Batch) -> torch.Tensor:
     """The teacher's logits (B,2,H,W) on the weak view."""
     with task.autocast():
         logits = teacher(unsure["image"], unsure["input_ids"], unsure["attention_mask"])
     return cast(torch.Tensor, logits.float())
 
 
-def _study(task: Task, student: nn.Module, sure: Batch, unsure: Batch | None) -> torch.Tensor:
+def _study(task: RunContext, student: nn.Module, sure: Batch, unsure: Batch | None) -> torch.Tensor:
     """The student's logits, labelled samples first, then the strong views."""
     parts = [(sure["image"], sure["input_ids"], sure["attention_mask"])]
     if unsure is not None:
@@ -181,7 +182,7 @@ def _study(task: Task, student: nn.Module, sure: Batch, unsure: Batch | None) ->
     return cast(torch.Tensor, logits.float())
 
 
-def _parts(task: Task, method: Method) -> tuple[ExpressionDataset, ExpressionDataset]:
+def _parts(task: RunContext, method: Method) -> tuple[ExpressionDataset, ExpressionDataset]:
     """Labelled samples as they are; unlabelled ones with weak and strong views and proposals."""
     params, seed = task.params, task.cell.seed
     labelled = task.dataset(task.labelled, sentences=params.data.sentences, seed=seed)
@@ -197,7 +198,7 @@ def _parts(task: Task, method: Method) -> tuple[ExpressionDataset, ExpressionDat
     return labelled, unlabelled
 
 
-def _total_steps(task: Task, labelled: int, unlabelled: int) -> int:
+def _total_steps(task: RunContext, labelled: int, unlabelled: int) -> int:
     """An epoch is one pass over the longer of the two parts, the other one cycling."""
     settings, repeat = task.params.mutual, task.params.runtime.accumulate * task.group.world
     passes = max(
@@ -208,7 +209,11 @@ def _total_steps(task: Task, labelled: int, unlabelled: int) -> int:
 
 
 def _pairs(
-    task: Task, labelled: ExpressionDataset, unlabelled: ExpressionDataset, first: int, last: int
+    task: RunContext,
+    labelled: ExpressionDataset,
+    unlabelled: ExpressionDataset,
+    first: int,
+    last: int,
 ) -> Iterator[tuple[Batch, Batch | None]]:
     """Labelled and unlabelled batches of micro-steps ``first .. last - 1``, side by side.
 

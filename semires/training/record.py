@@ -19,8 +19,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from semires.config import Params
-from semires.data.dataset import ExpressionDataset
+from semires.config.schema import Params
 from semires.evaluation.evaluate import evaluate_shared, summarise
 from semires.files import (
     atomic_folder,
@@ -33,14 +32,15 @@ from semires.files import (
     write_text,
 )
 from semires.process import git_commit, peak_rss_mb
+from semires.samples.dataset import ExpressionDataset
+from semires.training.context import RunContext
 from semires.training.loop import Loop
-from semires.training.task import Task
 
 SHUFFLED = "_shuffled"
 HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
-def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
+def evaluate_split(task: RunContext, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
     """Predictions over a split, shared out over the group's processes."""
     batch_size, runtime = task.params.evaluation.batch_size, task.params.runtime
     return evaluate_shared(
@@ -49,7 +49,7 @@ def evaluate_split(task: Task, model: nn.Module, dataset: ExpressionDataset) -> 
 
 
 def write_run(
-    task: Task,
+    task: RunContext,
     loop: Loop,
     started: float,
     pseudo: dict[str, float] | None = None,
@@ -116,7 +116,7 @@ def write_history(history: list[dict[str, float]], path: Path) -> None:
 
 
 def _record(
-    task: Task, model: nn.Module, metrics: dict[str, Any], best_step: int, started: float
+    task: RunContext, model: nn.Module, metrics: dict[str, Any], best_step: int, started: float
 ) -> dict[str, Any]:
     cell, values = task.cell, task.params.model_dump()
     sections = {name: values[name] for name in task.sections}

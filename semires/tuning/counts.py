@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semires import layout
+from semires.config.resolve import source_of
 from semires.errors import CorruptCacheError, DataError
 from semires.files import fingerprint, read_json, sha256_bytes, sha256_file, write_bytes
+from semires.runs import layout
 
 if TYPE_CHECKING:
-    from semires.config import Params
-    from semires.layout import Cell
-    from semires.proposals.partition import Partition
+    from semires.config.schema import Params
+    from semires.refine.partition import Partition
+    from semires.runs.key import RunKey
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -176,17 +177,17 @@ def cached(path: Path, key: str, make: Callable[[], Counts]) -> Counts:
     return counts
 
 
-def sources(params: Params, cell: Cell) -> dict[str, Any]:
+def sources(params: Params, cell: RunKey) -> dict[str, Any]:
     """What the counts are made from: teacher, proposals, data and the size of the model's image.
 
     Raises:
         SemiresError: the burn-in or the proposals are missing; the text names the file.
     """
-    burn_in = layout.Cell(cell.dataset, cell.fraction, "supervised", cell.seed).folder
+    burn_in = RunKey(cell.dataset, cell.fraction, "supervised", cell.seed).folder
     teacher = burn_in / "model.safetensors"
     if not teacher.is_file():
         raise DataError(f"{teacher}: no such file; run the burn-in of {burn_in} first")
-    folder = layout.proposals(cell.dataset, layout.source_of(params, cell))
+    folder = layout.proposals(cell.dataset, source_of(params, cell))
     tables = sorted(layout.prepared(cell.dataset).glob("*.parquet"))
     return {
         "teacher": sha256_file(teacher),
@@ -197,19 +198,19 @@ def sources(params: Params, cell: Cell) -> dict[str, Any]:
     }
 
 
-def counts_of(params: Params, cell: Cell) -> Counts:
+def counts_of(params: Params, cell: RunKey) -> Counts:
     """The counts of a cell's val references, from the cache or made by its burn-in teacher."""
     from semires.proposals.cache import open_proposals
 
     proposals = open_proposals(params, cell)
     key = fingerprint(sources(params, cell))
     parts = cell.folder.parts
-    name = "-".join(["counts", parts[1], parts[2], layout.source_of(params, cell), parts[4]])
+    name = "-".join(["counts", parts[1], parts[2], source_of(params, cell), parts[4]])
     path = layout.work(name, key) / "counts.npz"
     return cached(path, key, lambda: count(pseudo_labels(params, cell), proposals))
 
 
-def pseudo_labels(params: Params, cell: Cell) -> Iterator[PseudoLabel]:
+def pseudo_labels(params: Params, cell: RunKey) -> Iterator[PseudoLabel]:
     """The burn-in teacher's hard pseudo-labels of val: the first expression of each reference.
 
     The unit is the reference, counted once, as in the paper's Figure 6.
@@ -218,9 +219,9 @@ def pseudo_labels(params: Params, cell: Cell) -> Iterator[PseudoLabel]:
 
     from semires.evaluation.evaluate import predict_masks
     from semires.models.pretrained import load_weights
-    from semires.training.task import Task
+    from semires.training.context import RunContext
 
-    task = Task(params, cell, ("data", "model"))
+    task = RunContext(params, cell, ("data", "model"))
     dataset = task.dataset(task.tables.part("val"))
     teacher = task.build_model()
     load_weights(teacher, task.burn_in_folder / "model.safetensors")

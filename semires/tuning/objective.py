@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from semires.errors import ConfigError
 from semires.evaluation.metrics import iou_per_expression, overall_iou
 from semires.refine.matching import select
-from semires.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
 from semires.tuning.counts import Counts
 
 if TYPE_CHECKING:
     import optuna
 
-    from semires.config import Params
-    from semires.layout import Cell
+    from semires.config.schema import Params
+    from semires.runs.key import RunKey
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -297,7 +297,7 @@ class Axis:
     log: bool = False
 
 
-def space(params: Params, cell: Cell) -> dict[str, Axis]:
+def space(params: Params, cell: RunKey) -> dict[str, Axis]:
     """What ``tune.objective`` searches for a method, by name.
 
     ``labels`` searches the method's thresholds; ``training`` also what labels cannot tell: PWA
@@ -333,9 +333,9 @@ def suggest(trial: optuna.Trial, axes: Mapping[str, Axis]) -> dict[str, float]:
     return {n: trial.suggest_float(n, a.low, a.high, log=a.log) for n, a in axes.items()}
 
 
-def with_values(params: Params, cell: Cell, values: Mapping[str, float]) -> Params:
+def with_values(params: Params, cell: RunKey, values: Mapping[str, float]) -> Params:
     """Parameters with a trial's values and ``tune.steps`` steps of mutual learning."""
-    from semires.config import validate
+    from semires.config.validate import validate
 
     tree = params.model_dump()
     for name, value in values.items():
@@ -351,7 +351,7 @@ def with_values(params: Params, cell: Cell, values: Mapping[str, float]) -> Para
 
 
 def training_objective(
-    trial: optuna.Trial, params: Params, cell: Cell, val_images: tuple[int, ...]
+    trial: optuna.Trial, params: Params, cell: RunKey, val_images: tuple[int, ...]
 ) -> float:
     """Best oIoU (percent) on ``val_images`` of a short mutual learning; the pruner sees each one.
 
@@ -364,8 +364,8 @@ def training_objective(
     import optuna
 
     from semires.errors import NonFiniteLossError
+    from semires.training.context import RunContext
     from semires.training.mutual import SECTIONS, train_mutual
-    from semires.training.task import Task
 
     def on_evaluation(metrics: dict[str, float], step: int) -> None:
         trial.report(metrics["val/oIoU"], step)
@@ -373,7 +373,7 @@ def training_objective(
             raise optuna.TrialPruned
 
     changed = with_values(params, cell, suggest(trial, space(params, cell)))
-    work = Task(changed, cell, SECTIONS, val_images=val_images).work
+    work = RunContext(changed, cell, SECTIONS, val_images=val_images).work
     try:
         value = train_mutual(changed, cell, on_evaluation, val_images)["val"]["oIoU"]
     except (optuna.TrialPruned, NonFiniteLossError) as error:

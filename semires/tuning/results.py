@@ -14,8 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from semires import layout
-from semires.config import Params
+from semires.config.schema import Params
 from semires.errors import SemiresError
 from semires.evaluation.bootstrap import (
     ImageSums,
@@ -25,7 +24,8 @@ from semires.evaluation.bootstrap import (
     paired_difference,
 )
 from semires.files import atomic_folder, write_json, write_text
-from semires.layout import Cell
+from semires.runs import layout
+from semires.runs.key import RunKey, fraction_name
 from semires.tuning.objective import Axis, Outcome, Table, summarise, untouched
 from semires.tuning.storage import hidden
 
@@ -37,7 +37,7 @@ class Result:
     """A finished search. ``tables``: both halves of val; ``trials``: done, in order."""
 
     params: Params
-    cell: Cell
+    cell: RunKey
     axes: Mapping[str, Axis]
     tables: Mapping[str, Table]
     trials: list[Any]
@@ -150,13 +150,13 @@ def without_password(params: Params) -> Params:
     return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
 
 
-def tuned_file(cell: Cell) -> Path:
+def tuned_file(cell: RunKey) -> Path:
     """Where methods with ``thresholds: tuned`` find them (in git), whatever their own seed.
 
     One search speaks for a method, so its seed is not in the name: ``study.tune_seeds`` holds one
     seed at most, and `semires tune` with another one does not write here.
     """
-    fraction = layout.fraction_name(cell.fraction)
+    fraction = fraction_name(cell.fraction)
     return layout.TUNED / f"{cell.dataset}-{fraction}-{cell.label}.yaml"
 
 
@@ -166,7 +166,7 @@ def best_yaml(result: Result, thresholds_only: bool = False) -> str:
     difference = held_out["best_minus_paper"]
     lines = [
         f"# Best of {len(result.trials)} trials, objective {result.params.tune.objective}, "
-        f"{result.cell.dataset}, {layout.fraction_name(result.cell.fraction)} % labelled, "
+        f"{result.cell.dataset}, {fraction_name(result.cell.fraction)} % labelled, "
         f"{result.cell.label}, seed {result.cell.seed}.",
         f"# Pseudo-labels' oIoU on the held-out half of val: {held_out['best']['oIoU']:.2f}, "
         f"with params.yaml's thresholds {held_out['paper']['oIoU']:.2f} (difference "

@@ -21,9 +21,9 @@ import sqlalchemy.event
 import sqlalchemy.exc
 from filelock import FileLock, Timeout
 
-from semires import layout
 from semires.errors import BusyError, ConfigError, SemiresError
 from semires.files import verify_sqlite
+from semires.runs import layout
 
 HEARTBEAT_S = 10
 GRACE_S = 60

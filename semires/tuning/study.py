@@ -16,10 +16,10 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from semires.config import Params
+from semires.config.schema import Params
 from semires.errors import Interrupted, SemiresError
 from semires.files import fingerprint
-from semires.layout import Cell
+from semires.runs.key import RunKey
 from semires.tuning.counts import counts_of, halves, sources
 from semires.tuning.objective import (
     Axis,
@@ -54,7 +54,7 @@ MADE_FROM = "made_from"  # the study's attribute that says which teacher and dat
 class Search:
     """Everything that identifies one study and decides its trials."""
 
-    cell: Cell
+    cell: RunKey
     axes: Mapping[str, Axis]
     sampler: str
     seed: int
@@ -77,7 +77,7 @@ class Search:
         return f"{self.stem}-{fingerprint(self.made_from)[:8]}"
 
 
-def tune(params: Params, cell: Cell) -> None:
+def tune(params: Params, cell: RunKey) -> None:
     """Search a cell's thresholds (``tune`` in params.yaml) and write what was found.
 
     A study goes on where it was: ``tune.trials`` is the number of trials in all. Several processes
@@ -113,7 +113,7 @@ def tune(params: Params, cell: Cell) -> None:
     publish(Result(params, cell, axes, tables, trials, search.name, search.url))
 
 
-def plan(params: Params, cell: Cell, axes: Mapping[str, Axis], seen: Table) -> Search:
+def plan(params: Params, cell: RunKey, axes: Mapping[str, Axis], seen: Table) -> Search:
     """The study that the parameters describe: its name, storage, first trials and their number."""
     settings = params.tune
     made_from = sources(params, cell)
@@ -157,7 +157,9 @@ def first_trials(params: Params, axes: Mapping[str, Axis], seen: Table) -> list[
     return [given, {**given, **best}]
 
 
-def make_objective(params: Params, cell: Cell, axes: Mapping[str, Axis], seen: Table) -> Objective:
+def make_objective(
+    params: Params, cell: RunKey, axes: Mapping[str, Axis], seen: Table
+) -> Objective:
     """The function of a trial: oIoU (percent) of refined labels, or of a short training."""
     if params.tune.objective == "training":
         val_images = tuple(int(image) for image in np.unique(seen.labels.image_ids))

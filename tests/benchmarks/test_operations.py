@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.models import swin as swin_ops
 
 ROOT = Path(__file__).parents[2]

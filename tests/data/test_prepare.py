@@ -24,7 +24,7 @@ from semires.files import read_json, read_parquet
 STAGES = """
 import sys
 from pathlib import Path
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.data.prepare import prepare
 from semires.data.splits import make_split
 params = load_params(sys.argv[1])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.data.pictures import read_picture
 from semires.data.prepare import compare, prepare, summarise
 from semires.data.refer import read_refer

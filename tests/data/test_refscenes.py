@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from semires.config import Params, load_params
+from semires.config.load import load_params
+from semires.config.schema import Params
 from semires.data.refer import read_refer
 from semires.data.refscenes import generate
 from semires.data.scenes import FIGURES, sample_scene

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.data.splits import labelled_images, make_split, read_labelled_list
 from semires.errors import ConfigError, DataError
 from semires.files import read_json, write_parquet

@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import BertConfig
 
-from semires.config import Params, load_params, validate
+from semires.config.load import load_params
+from semires.config.schema import Params
+from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.errors import WeightsError
 from semires.evaluation.checkpoint import evaluate_checkpoint, open_checkpoint

@@ -10,12 +10,13 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from semires.config import load_params
-from semires.data import dataset as dataset_module
-from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.config.load import load_params
+from semires.data.tables import Tables
 from semires.evaluation.evaluate import evaluate, predict_masks, segment
 from semires.models import LAVT
 from semires.models.text import Tokenizer
+from semires.samples import dataset as dataset_module
+from semires.samples.dataset import ExpressionDataset, ImageStore
 
 SIZE, CPU = 32, torch.device("cpu")
 WORDS = ["red", "circle", "left object", "blue square at the top", "the small green mushroom"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.errors import DataError
 from semires.evaluation import predict as module
 from semires.evaluation.predict import read_expressions

@@ -8,7 +8,7 @@ import pandas as pd
 
 from semires import files
 from semires.evaluation.metrics import segmentation_metrics
-from semires.layout import Cell, fraction_name
+from semires.runs.key import RunKey, fraction_name
 
 BASE = {0.1: 15.0, 1: 37.0, 5: 50.0, 10: 54.0}
 GAIN = {
@@ -176,11 +176,11 @@ def write_study(root, params, seeds=(0,), ablations=False):
             files.write_json(root / name, split)
             for method in methods:
                 for seed in seeds:
-                    write_run(Cell(dataset, fraction, method, seed), root=root)
+                    write_run(RunKey(dataset, fraction, method, seed), root=root)
         if ablations:
             for method in set(params.refine) - set(methods):
-                write_run(Cell(dataset, 1, method, 0), root=root)
-            write_run(Cell(dataset, 1, "cpi-u", 0, "felzenszwalb"), gain=5.5, root=root)
+                write_run(RunKey(dataset, 1, method, 0), root=root)
+            write_run(RunKey(dataset, 1, "cpi-u", 0, "felzenszwalb"), gain=5.5, root=root)
         for source, best in (("sam", 0.81), ("felzenszwalb", 0.79)):
             values = {"val": {"mean_best_iou": best, "recall_50": 0.91},
                       "proposals_per_image": 41.2}  # fmt: skip
@@ -190,7 +190,7 @@ def write_study(root, params, seeds=(0,), ablations=False):
 if __name__ == "__main__":
     import sys
 
-    from semires.config import load_params
+    from semires.config.load import load_params
 
     write_study(Path(sys.argv[1]), load_params(), ablations="ablations" in sys.argv,
                 seeds=(0, 1, 2) if "seeds" in sys.argv else (0,))  # fmt: skip

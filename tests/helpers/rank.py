@@ -19,15 +19,15 @@ from typing import Any
 import torch
 
 from semires import process
-from semires.config import load_params
-from semires.data import augment, dataset
+from semires.config.load import load_params
 from semires.errors import SemiresError
 from semires.files import write_parquet
-from semires.layout import Cell
+from semires.runs.key import RunKey
+from semires.samples import augment, dataset
 from semires.training.burn_in import SECTIONS, burn_in
+from semires.training.context import RunContext
 from semires.training.loop import Loop
 from semires.training.mutual import mutual
-from semires.training.task import Task
 
 RANK = int(os.environ["RANK"])
 
@@ -76,7 +76,7 @@ def save_gradients(file: str) -> None:
     Loop.optimise = optimise  # type: ignore[method-assign]
 
 
-def evaluate(task: Task, file: str) -> None:
+def evaluate(task: RunContext, file: str) -> None:
     """Predictions of the burn-in's weights on testA, by all processes together."""
     from semires.models.pretrained import load_weights
     from semires.training.record import evaluate_split
@@ -97,8 +97,10 @@ def use_double() -> None:
 def main(what: str, *rest: str) -> None:
     params = load_params("params.json")
     if what == "evaluate":
-        return evaluate(Task(params, Cell("refscenes", 25, "supervised", 0), SECTIONS), rest[0])
-    cell = Cell("refscenes", 25, rest[0], 0)
+        return evaluate(
+            RunContext(params, RunKey("refscenes", 25, "supervised", 0), SECTIONS), rest[0]
+        )
+    cell = RunKey("refscenes", 25, rest[0], 0)
     if what == "gradients":
         save_gradients(rest[1])
     elif len(rest) > 1:

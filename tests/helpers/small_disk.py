@@ -24,7 +24,7 @@ from semires.data.refscenes import _write_annotations
 from semires.errors import SemiresError
 from semires.evaluation.predict import _save
 from semires.proposals.cache import Row, write_shard
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
 from semires.training.record import save_model, write_history
 from semires.training.state import load_state, save_state
 from semires.tuning.counts import Counts, fields

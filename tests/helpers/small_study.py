@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers import ROOT
-from semires.config import Params, load_params, validate
+from semires.config.load import load_params
+from semires.config.schema import Params
+from semires.config.validate import validate
 
 
 def small_params(**changes: Any) -> Params:

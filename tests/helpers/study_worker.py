@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from semires.layout import Cell
+from semires.runs.key import RunKey
 from semires.tuning import study as studies
 from semires.tuning.objective import Axis, CpiTable, Labels, suggest, summarise
 from semires.tuning.storage import open_gate
 
-CELL = Cell("demo", 1.0, "cpi", 0)
+CELL = RunKey("demo", 1.0, "cpi", 0)
 AXES = {"threshold_u": Axis(0, 1, 0.7), "threshold_o": Axis(0, 1, 0.7)}
 
 

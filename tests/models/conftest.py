@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from semires.config import Bert, Model, Swin
+from semires.config.schema import Bert, Model, Swin
 from semires.models import LAVT
 
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from semires.config import Model
+from semires.config.schema import Model
 from semires.errors import ConfigError, WeightsError
 from semires.models import LAVT, build_model
 from semires.models import swin as swin_ops

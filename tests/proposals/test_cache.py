@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from semires import files
 from semires.errors import CorruptCacheError, SemiresError
 from semires.proposals.cache import FORMAT, ProposalCache, Row, write_shard
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
 
 SIZES = [(7, 9), (12, 12), (20, 31), (9, 7), (16, 10)]
 

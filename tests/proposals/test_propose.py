@@ -17,17 +17,20 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import save_file
 
-from semires import files, layout
-from semires.config import Params, load_params, read_yaml
+from semires import files
+from semires.config.load import load_params
+from semires.config.schema import Params
+from semires.config.validate import read_yaml
 from semires.errors import BusyError, DataError
 from semires.proposals.cache import ProposalCache
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.propose import propose
+from semires.runs import layout
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.errors import SemiresError
 from semires.proposals.propose import propose
 if __name__ == "__main__":

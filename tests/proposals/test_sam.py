@@ -18,10 +18,11 @@ from segment_anything.modeling import (
 )
 
 from semires import files
-from semires.config import Params, read_yaml, validate
+from semires.config.schema import Params
+from semires.config.validate import read_yaml, validate
 from semires.errors import CorruptCacheError, SemiresError, WeightsError
-from semires.proposals.automatic import AutomaticMasks
 from semires.proposals.checkpoint import checkpoint_sha256, load_sam, prepare_checkpoint
+from semires.proposals.fast_amg import AutomaticMasks
 
 ROOT = Path(__file__).parents[2]
 

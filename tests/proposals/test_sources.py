@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
-from semires import config
-from semires.config import FelzenszwalbSource, TransformersSource
+from semires.config import schema as config
+from semires.config.schema import FelzenszwalbSource, TransformersSource
+from semires.data.pictures import as_rgb, read_image
 from semires.errors import DataError, WeightsError
-from semires.proposals.sources import SOURCES, as_rgb, build_source, read_image
+from semires.proposals.registry import SOURCES, build_source
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.data.scenes import render, sample_scene
 from semires.errors import WeightsError
 from semires.proposals.checkpoint import read_sam

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from semires.proposals import Partition
 from semires.refine.matching import match, overlaps, select
-from semires.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
 
 REAL = [s for s in STRATEGIES if s != "none"]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from semires.proposals import Partition
 from semires.refine import PartitionBatch, PseudoLabelRefiner
+from semires.refine.strategies import STRATEGIES
 from semires.refine.weighting import pwa_weight
-from semires.strategies import STRATEGIES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "refine_dev.npz"
 

@@ -17,12 +17,13 @@ import pytest
 from helpers import ROOT
 from helpers.small_study import small_params
 
-from semires import files, layout, tracking
-from semires.config import load_params
+from semires import files, tracking
+from semires.config.load import load_params
 from semires.data.pictures import read_picture
 from semires.errors import SemiresError
-from semires.layout import Cell
 from semires.proposals.cache import ProposalCache
+from semires.runs import layout
+from semires.runs.key import RunKey
 from semires.training.state import load_state
 
 
@@ -79,7 +80,7 @@ def test_a_training_saves_and_says_so_in_one_line(small_study: Path, number: sig
         assert child.returncode == 128 + number
         assert len(lines) == 1
         assert "state saved" in lines[0] or "goes on from what was saved" in lines[0]
-    shutil.rmtree(Cell("refscenes", 25, "supervised", 1).folder, ignore_errors=True)
+    shutil.rmtree(RunKey("refscenes", 25, "supervised", 1).folder, ignore_errors=True)
 
 
 HOLDER = """
@@ -183,14 +184,14 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_former(
 def test_a_sender_that_dies_in_mid_run_leaves_the_rest_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    from semires.config import load_params
+    from semires.config.load import load_params
     from semires.tracking.store import Store
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("SEMIRES_TRACKING", "on")
     Store()
-    params, cell = load_params(ROOT / "experiments/demo.yaml"), Cell("refscenes", 1, "cpi-u", 0)
+    params, cell = load_params(ROOT / "experiments/demo.yaml"), RunKey("refscenes", 1, "cpi-u", 0)
     with tracking.track_run(cell, params, ("mutual",), stage="mutual") as run:
         run.log_metrics({"val/oIoU": 1.0}, 10)
         deadline = time.monotonic() + 60
@@ -221,7 +222,7 @@ UNBOUNDED = {"stability_score_offset", "offset"}  # any finite number is one
 
 def test_every_number_of_the_parameters_is_bounded():
     """NaN, infinities and a negative number, wherever params.yaml has a number."""
-    from semires.config import read_yaml, validate
+    from semires.config.validate import read_yaml, validate
 
     demo, tried = read_yaml(ROOT / "experiments/demo.yaml"), 0
     for leaf in leaves(demo):
@@ -255,7 +256,7 @@ def test_every_number_of_the_parameters_is_bounded():
     ],
 )
 def test_parameters_that_contradict_each_other(key: str, value: Any, wanted: str):
-    from semires.config import read_yaml, validate
+    from semires.config.validate import read_yaml, validate
 
     tree = read_yaml(ROOT / "experiments/demo.yaml")
     node = tree

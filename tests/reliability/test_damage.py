@@ -24,22 +24,24 @@ from helpers.damage import WAYS, damaged
 from helpers.small_study import small_params
 from PIL import Image
 
-from semires import files, layout
-from semires.config import Params, load_params
-from semires.data.dataset import Tables
+from semires import files
+from semires.config.load import load_params
+from semires.config.schema import Params
 from semires.data.pictures import read_picture
 from semires.data.refer import read_refer
+from semires.data.tables import Tables
 from semires.errors import SemiresError
-from semires.layout import Cell
 from semires.models import load_official_lavt
 from semires.models.pretrained import load_weights
 from semires.proposals.cache import ProposalCache
 from semires.proposals.checkpoint import checkpoint_sha256
 from semires.reporting.records import load_records
+from semires.runs import layout
+from semires.runs.key import RunKey
 from semires.tracking.journal import Journal
 from semires.training.state import load_state, save_state
 
-CELL = Cell("refscenes", 25, "supervised", 0)
+CELL = RunKey("refscenes", 25, "supervised", 0)
 RUN = str(CELL.folder)
 
 

@@ -14,14 +14,15 @@ import torch
 from helpers.small_study import small_params
 from PIL import Image
 
-from semires import files, layout
+from semires import files
 from semires.data.prepare import prepare
 from semires.data.splits import make_split
 from semires.errors import BusyError, ConfigError, CorruptCacheError, DataError, NonFiniteLossError
-from semires.layout import Cell
 from semires.proposals.cache import Row, write_shard
-from semires.proposals.partition import Partition
 from semires.proposals.propose import propose
+from semires.refine.partition import Partition
+from semires.runs import layout
+from semires.runs.key import RunKey
 from semires.training import burn_in as burn_in_module
 from semires.training.burn_in import burn_in
 from semires.training.mutual import mutual
@@ -29,7 +30,7 @@ from semires.training.state import load_state
 
 SIDES = [(96, 96), (1, 1), (2, 3), (3, 1), (5, 200), (96, 96), (40, 30), (7, 7)]
 WORDS = ["zyx qwv", "\U0001f436", "of of of", "x" * 300, "\u05db\u05dc\u05d1", "red", "?!", "a b c"]
-SUPERVISED = Cell("refscenes", 10, "supervised", 0)
+SUPERVISED = RunKey("refscenes", 10, "supervised", 0)
 
 
 def small(**changes: Any) -> Any:
@@ -102,7 +103,7 @@ def test_one_labelled_image_tiny_pictures_no_proposals_unknown_words(project: Pa
     no_proposals(params)
     burn_in(params, SUPERVISED)
     for method in ("baseline", "iom", "cpi", "cpi-u"):
-        cell = Cell("refscenes", 10, method, 0)
+        cell = RunKey("refscenes", 10, method, 0)
         mutual(params, cell)
         metrics = files.read_json(cell.folder / "metrics.json")
         assert all(map(math.isfinite, numbers(metrics)))
@@ -137,19 +138,19 @@ def test_a_batch_larger_than_the_labelled_set_is_refused_before_any_step(project
     no_proposals(params)
     burn_in(params, SUPERVISED)
     with pytest.raises(ConfigError, match=r"mutual\.labelled_batch: a batch of 2 is more than "):
-        mutual(params, Cell("refscenes", 10, "cpi-u", 0))
+        mutual(params, RunKey("refscenes", 10, "cpi-u", 0))
     assert not list(Path(".work").glob("runs-*"))
 
 
 def test_stale_inputs_are_refused(project: Path):
     """Proposals of other parameters or of fewer images; a split of other data."""
     params = small(burn_in={"batch_size": 1}, mutual={"labelled_batch": 1})
-    cell = Cell("refscenes", 10, "iom", 0)
+    cell = RunKey("refscenes", 10, "iom", 0)
     no_proposals(params)
     burn_in(params, SUPERVISED)
     other = params.model_dump()
     other["proposals"]["sources"]["felzenszwalb"]["sigma"] = 0.9
-    from semires.config import validate
+    from semires.config.validate import validate
 
     with pytest.raises(CorruptCacheError, match=r"made with other parameters than proposals\.sou"):
         mutual(validate(other), cell)
@@ -195,8 +196,8 @@ def test_a_loss_that_diverges_names_its_references_and_keeps_the_state(
 
 def test_the_control_needs_no_unlabelled_image(project: Path):
     make_split(small(), "refscenes", 100)
-    burn_in(small(), Cell("refscenes", 100, "supervised", 0))
-    control = Cell("refscenes", 100, "control", 0)
+    burn_in(small(), RunKey("refscenes", 100, "supervised", 0))
+    control = RunKey("refscenes", 100, "control", 0)
     no_proposals(small())
     mutual(small(), control)
     assert "pseudo" not in files.read_json(control.folder / "metrics.json")
@@ -244,11 +245,11 @@ def test_another_state_is_left_alone_and_named(
 
 
 def test_one_process_makes_a_run(project: Path):
-    from semires.training.task import Task
+    from semires.training.context import RunContext
 
     params = small(burn_in={"batch_size": 1})
     with (
-        Task(params, SUPERVISED, burn_in_module.SECTIONS).lock(),
+        RunContext(params, SUPERVISED, burn_in_module.SECTIONS).lock(),
         pytest.raises(BusyError, match=r"another process is making the run runs/refscenes/10/sup"),
     ):
         burn_in(params, SUPERVISED)
@@ -260,7 +261,7 @@ def test_loader_processes_change_nothing_in_mutual_learning(project: Path, worke
     params = small(burn_in={"batch_size": 1}, mutual={"labelled_batch": 1, "steps": 3})
     no_proposals(params)
     burn_in(params, SUPERVISED)
-    cell = Cell("refscenes", 10, "cpi-u", 0)
+    cell = RunKey("refscenes", 10, "cpi-u", 0)
     digests = []
     for count in (0, workers):
         runtime = params.runtime.model_copy(update={"workers": count})

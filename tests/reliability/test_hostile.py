@@ -28,7 +28,7 @@ from helpers.refer_fixture import write_refer
 from helpers.small_study import small_params
 from PIL import Image
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.data import pictures
 from semires.data.refer import read_refer
 from semires.data.unpickle import read_plain_pickle
@@ -310,15 +310,15 @@ def test_expressions_are_data_everywhere(
 ):
     from semires import tracking
     from semires.evaluation.predict import predict
-    from semires.layout import Cell
     from semires.reporting.report import report
+    from semires.runs.key import RunKey
     from semires.training.mutual import mutual
 
     monkeypatch.setenv("SEMIRES_TRACKING", "off")
     params = small_params()
     hostile_study(params)
     before = {p for p in small_study.rglob("*") if ".work" not in p.parts}
-    cell = Cell("refscenes", 25, "cpi-u", 0)
+    cell = RunKey("refscenes", 25, "cpi-u", 0)
     mutual(params, cell)
     shutil.copytree(ROOT / "experiments/tables", "experiments/tables")
     report(params)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from helpers import ROOT, fake_runs
 
-from semires.config import read_yaml, validate
+from semires.config.validate import read_yaml, validate
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.errors import ConfigError
 from semires.reporting.definitions import PaperValues, load_definitions, paper_name
 

@@ -2,8 +2,9 @@
 
 import json
 
-from semires import layout
+from semires.process import STAGE_TIMES
 from semires.reporting.readme import update_readme
+from semires.runs import layout
 
 TEXT = """top
 <!-- results -->
@@ -20,9 +21,9 @@ def test_blocks_are_renewed_and_the_rest_stays(own_workspace):
     layout.REPORTS.mkdir(exist_ok=True)
     (layout.REPORTS / "main.md").write_text("# Main\n")
     (layout.REPORTS / "listening.md").write_text("# Listening\n")
-    layout.STAGE_TIMES.parent.mkdir(exist_ok=True)
+    STAGE_TIMES.parent.mkdir(exist_ok=True)
     notes = [("burn_in@a-1-0", 9.0), ("burn_in@a-1-0", 10.0), ("burn_in@a-1-1", 20.0)]
-    layout.STAGE_TIMES.write_text(
+    STAGE_TIMES.write_text(
         "".join(json.dumps({"stage": name, "seconds": s}) + "\n" for name, s in notes)
     )
     readme = own_workspace / "README.md"

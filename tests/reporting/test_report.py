@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import pytest
 from helpers import ROOT
 
-from semires.layout import Cell
 from semires.reporting.pipeline import edges_of, pipeline_svg, stages_of
 from semires.reporting.records import load_records
 from semires.reporting.report import print_summary, report
+from semires.runs.key import RunKey
 from semires.tracking.links import UI
 
 TABLES = ["main", *(f"table{n}" for n in range(2, 10))]
@@ -127,7 +127,7 @@ def test_page_is_self_contained_and_complete(made):
 
 
 def test_what_records_say_is_data(own_workspace, small_params):
-    path = Cell("refscenes", 1, "baseline", 0).folder / "run.json"
+    path = RunKey("refscenes", 1, "baseline", 0).folder / "run.json"
     record = json.loads(path.read_text())
     record["environment"]["platform"] = "<script>alert(1)</script>{{ 7 * 7 }}"
     path.write_text(json.dumps(record))

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from helpers import fake_runs
 
-from semires.config import validate
+from semires.config.validate import validate
 from semires.errors import ConfigError, CorruptCacheError
-from semires.layout import Cell
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
 from semires.reporting.report import build_tables
 from semires.reporting.tables import TableBuilder
+from semires.runs.key import RunKey
 
 
 def build(params, name, source="sam"):
@@ -47,7 +47,7 @@ def test_main_table_has_the_studys_rows_and_fractions(workspace, small_params):
 def test_a_cell_is_the_mean_over_seeds_with_its_deviation(workspace, small_params):
     table, _ = build(small_params, "main")
     value = table.sections[1].rows[2].values["testA"]
-    each = [oiou(Cell("refscenes", 10, "cpi-u", seed), "testA") for seed in (0, 1)]
+    each = [oiou(RunKey("refscenes", 10, "cpi-u", seed), "testA") for seed in (0, 1)]
     assert value.value == pytest.approx(np.mean(each))
     assert value.sd == pytest.approx(np.std(each, ddof=1))
     assert value.seeds == 2
@@ -103,7 +103,7 @@ def test_a_footnotes_command_is_valid_and_makes_the_cells_part_of_the_study(
 
 def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_params):
     for seed in (0, 1):
-        shutil.rmtree(Cell("refscenes", 10, "cpi-u", seed).folder)
+        shutil.rmtree(RunKey("refscenes", 10, "cpi-u", seed).folder)
     table, pairs = build(small_params, "main")
     row = table.sections[1].rows[2]
     assert row.values == {}
@@ -113,7 +113,7 @@ def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_
 
 def test_smallest_objects_are_whole_references(workspace, small_params):
     table, pairs = build(small_params, "table9")
-    rows = pd.read_parquet(Cell("refscenes", 1, "cpi-u", 0).folder / "predictions.parquet")
+    rows = pd.read_parquet(RunKey("refscenes", 1, "cpi-u", 0).folder / "predictions.parquet")
     rows = rows[rows["split"] == "val"]
     areas = rows.drop_duplicates("ref_id")["object_area"]
     kept = smallest_objects(rows, 0.1)
@@ -132,7 +132,7 @@ def test_a_share_too_small_for_one_reference_keeps_one():
 
 
 def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params):
-    fake_runs.write_run(Cell("refscenes", 1, "cpi-u", 0, "felzenszwalb"))
+    fake_runs.write_run(RunKey("refscenes", 1, "cpi-u", 0, "felzenszwalb"))
     table, _ = build(small_params, "table8")
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["SemiRES, Felzenszwalb"].method == "cpi-u+felzenszwalb"
@@ -144,7 +144,7 @@ def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):
     values = small_params.model_dump()
     values["refine"]["mine"] = values["refine"]["cpi-u"]
     values["study"]["methods"] = ["mine"]
-    fake_runs.write_run(Cell("refscenes", 1, "mine", 0))
+    fake_runs.write_run(RunKey("refscenes", 1, "mine", 0))
     table, _ = build(validate(values), "main")
     assert [row.label for row in table.sections[0].rows] == ["Supervised", "mine"]
     assert table.sections[0].rows[1].values["val"].seeds == 1
@@ -173,10 +173,10 @@ def test_seeds_trained_otherwise_than_the_studys_are_left_out(own_workspace, cap
 
     assert seeds(0) == [[0, 1]] * 4
     assert not capsys.readouterr().out
-    change(Cell("refscenes", 10, "baseline", 1), 32)
+    change(RunKey("refscenes", 10, "baseline", 1), 32)
     assert seeds(0) == [[0], [0, 1], [0, 1], [0, 1]]
     assert "1 runs were trained with other parameters" in capsys.readouterr().out
-    change(Cell("refscenes", 1, "supervised", 0), 32)  # and with it all that started from it
+    change(RunKey("refscenes", 1, "supervised", 0), 32)  # and with it all that started from it
     assert seeds(1) == [[1], [0, 1], [1], [1]]
 
 
@@ -201,14 +201,14 @@ def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params):
     values = small_params.model_dump()
     values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
     values["study"] |= {"datasets": ["coco"], "fractions": [1.0]}
-    fake_runs.write_run(Cell("coco", 1, "baseline", 0))
+    fake_runs.write_run(RunKey("coco", 1, "baseline", 0))
     table, _ = build(validate(values), "main")
     assert table.comparable
     assert not any("not comparable" in note for note in table.notes)
 
 
 def test_a_record_that_contradicts_its_predictions_is_refused(own_workspace, small_params):
-    path = Cell("refscenes", 1, "baseline", 1).folder / "metrics.json"
+    path = RunKey("refscenes", 1, "baseline", 1).folder / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["testB"]["oIoU"] += 0.5
     path.write_text(json.dumps(metrics))
@@ -219,7 +219,7 @@ def test_a_record_that_contradicts_its_predictions_is_refused(own_workspace, sma
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "predictions.parquet"])
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"[]"])
 def test_a_damaged_record_is_named(own_workspace, small_params, name, damage):
-    path = Cell("refscenes", 1, "baseline", 0).folder / name
+    path = RunKey("refscenes", 1, "baseline", 0).folder / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CorruptCacheError, match="baseline"):
         build(small_params, "main")
@@ -227,7 +227,7 @@ def test_a_damaged_record_is_named(own_workspace, small_params, name, damage):
 
 def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params):
     for seed in (0, 1):
-        folder = Cell("refscenes", 1, "baseline", seed).folder
+        folder = RunKey("refscenes", 1, "baseline", seed).folder
         rows = pd.read_parquet(folder / "predictions.parquet")
         rows = rows[rows["sentence"] == 0]
         rows.to_parquet(folder / "predictions.parquet")
@@ -240,8 +240,8 @@ def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params):
 def test_rows_of_several_fractions_are_paired_too(own_workspace, small_params):
     assert build(small_params, "table6")[1] is None  # one row has runs: nothing to compare
     for seed in (0, 1):
-        folder = Cell("refscenes", 20, "cpi-u", seed).folder
-        shutil.copytree(Cell("refscenes", 1, "cpi-u", seed).folder, folder)
+        folder = RunKey("refscenes", 20, "cpi-u", seed).folder
+        shutil.copytree(RunKey("refscenes", 1, "cpi-u", seed).folder, folder)
         record = json.loads((folder / "run.json").read_text())
         record["cell"]["fraction"] = 20
         (folder / "run.json").write_text(json.dumps(record))

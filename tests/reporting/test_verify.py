@@ -7,10 +7,10 @@ import pytest
 from helpers import fake_runs
 
 from semires.errors import CorruptCacheError, SemiresError
-from semires.layout import Cell
 from semires.reporting.records import load_records
 from semires.reporting.report import build_tables, write_tables
 from semires.reporting.verify import compare, verify
+from semires.runs.key import RunKey
 
 HEAD = "table,dataset,fraction,row,split,value,ci_low,ci_high,sd,seeds\n"
 
@@ -76,7 +76,7 @@ def test_a_worse_run_is_outside_and_the_working_tree_does_not_hide_it(
     committed, small_params, capsys
 ):
     for seed in (0, 1):
-        cell = Cell("refscenes", 10, "cpi-u", seed)
+        cell = RunKey("refscenes", 10, "cpi-u", seed)
         shutil.rmtree(cell.folder)
         fake_runs.write_run(cell, gain=-25)
     tables = build_tables(small_params, load_records(default_source="sam"))

@@ -17,19 +17,20 @@ from helpers import HELPERS, ROOT
 from helpers.small_study import small_params
 from safetensors.torch import load_file
 
-from semires.config import Params, validate
-from semires.data import augment, dataset
-from semires.data.dataset import Stream, collate
+from semires.config.schema import Params
+from semires.config.validate import validate
 from semires.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
-from semires.layout import Cell
 from semires.models.pretrained import freeze_text, load_weights
+from semires.runs.key import RunKey
+from semires.samples import augment, dataset
+from semires.samples.stream import Stream, collate
 from semires.training.burn_in import burn_in
+from semires.training.context import RunContext
 from semires.training.losses import supervised_loss, unsupervised_loss
 from semires.training.mutual import SECTIONS, _parts, make_refiner, mutual
 from semires.training.record import evaluate_split
-from semires.training.task import Task
 
-BURN_IN = Cell("refscenes", 25, "supervised", 0)
+BURN_IN = RunKey("refscenes", 25, "supervised", 0)
 SAME = {"model.safetensors", "metrics.json", "predictions.parquet", "corrections.parquet"}
 THRESHOLD = 0.4  # of IOM: one of the first three pseudo-labels of rank 0 matches, two of rank 1
 RANK = str(HELPERS / "rank.py")
@@ -118,11 +119,11 @@ def test_burn_in_by_two_is_burn_in_with_twice_the_batch(start: Path, evaluations
 def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(start: Path):
     """Batch statistics are those of all samples; matched and unmatched mix within a process."""
     params = params_of(refine={"mixed": {"strategy": "iom", "threshold": THRESHOLD, "pwa": True}})
-    which = Cell("refscenes", 25, "mixed", 0)
+    which = RunKey("refscenes", 25, "mixed", 0)
     together("gradients", "mixed", "gradients.pt", params=params)
     found = torch.load("gradients.pt", weights_only=True)
 
-    task = Task(params, which, SECTIONS)
+    task = RunContext(params, which, SECTIONS)
     model = task.build_model(pretrained=False)
     freeze_text(model, 1)
     load_weights(model, start / "model.safetensors")
@@ -161,7 +162,7 @@ def test_a_run_by_two_goes_on_as_the_unbroken_one(start: Path):
     """Dropout, moving average and the filter's window come back; a signal reaches one of them."""
     method = {"strategy": "iom", "threshold": THRESHOLD, "pwa": True, "keep": 0.6}
     params = params_of(refine={"sure": method}, model={"fusion_dropout": 0.2})
-    folder = Cell("refscenes", 25, "sure", 0).folder
+    folder = RunKey("refscenes", 25, "sure", 0).folder
     together("train", "sure", params=params)
     unbroken = {p.name: sha256_file(p) for p in folder.iterdir() if p.name in SAME}
     wanted = history(folder)
@@ -180,7 +181,7 @@ def test_a_run_by_two_goes_on_as_the_unbroken_one(start: Path):
 def test_a_state_is_continued_only_by_as_many_samples_a_step(
     start: Path, capsys: pytest.CaptureFixture[str]
 ):
-    cell = Cell("refscenes", 25, "baseline", 0)
+    cell = RunKey("refscenes", 25, "baseline", 0)
     said = together("train", "baseline", "4", params=params_of(), code=143)
     assert "state saved" in said
     mutual(params_of(), cell)
@@ -193,7 +194,7 @@ def test_predictions_are_the_same_bytes(start: Path):
     """Small batches of shared images, and a split that leaves one process without any."""
     for size in (2, 64):
         params = params_of(evaluation={"batch_size": size})
-        task = Task(params, BURN_IN, SECTIONS)
+        task = RunContext(params, BURN_IN, SECTIONS)
         model = task.build_model(pretrained=False)
         load_weights(model, start / "model.safetensors")
         table = evaluate_split(task, model, task.evaluation_sets(["testA"])["testA"])

@@ -12,19 +12,19 @@ import pytest
 from helpers.small_study import small_params
 
 from semires import process, tracking
-from semires.config import Params
-from semires.data.dataset import ExpressionDataset
+from semires.config.schema import Params
 from semires.errors import Interrupted, NonFiniteLossError
-from semires.layout import Cell
+from semires.runs.key import RunKey
+from semires.samples.dataset import ExpressionDataset
 from semires.training import mutual
 from semires.training.burn_in import burn_in
+from semires.training.context import RunContext
 from semires.training.record import evaluate_split
-from semires.training.task import Task
 from semires.tuning import study as studies
 from semires.tuning.objective import make_table, summarise
 from semires.tuning.results import tuned_file
 
-CELL = Cell("refscenes", 25, "cpi-u", 0)
+CELL = RunKey("refscenes", 25, "cpi-u", 0)
 FOLDER = Path("tune/refscenes/25/cpi-u/seed0")
 
 
@@ -47,7 +47,7 @@ def searching(storage: str | None = None, **changes: Any) -> Params:
 def teacher(small_study: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEMIRES_TRACKING", "off")
-        burn_in(small_params(), Cell("refscenes", 25, "supervised", 0))
+        burn_in(small_params(), RunKey("refscenes", 25, "supervised", 0))
     return small_study
 
 
@@ -106,7 +106,7 @@ def test_trials_are_valued_on_their_half_of_val(
 ):
     valued: list[set[int]] = []
 
-    def spy(task: Task, model: Any, samples: ExpressionDataset) -> pd.DataFrame:
+    def spy(task: RunContext, model: Any, samples: ExpressionDataset) -> pd.DataFrame:
         table = evaluate_split(task, model, samples)
         valued.append(set(table["image_id"]))
         return table

@@ -14,24 +14,25 @@ from helpers.small_study import small_params
 from safetensors.torch import load_file
 
 from semires import process
-from semires.config import Params, validate
+from semires.config.schema import Params
+from semires.config.validate import validate
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.files import read_json, sha256_file
-from semires.layout import Cell
+from semires.runs.key import RunKey
 from semires.training import loop as loop_module
 from semires.training.burn_in import burn_in
+from semires.training.context import RunContext
 from semires.training.loop import total_steps
 from semires.training.mutual import mutual
-from semires.training.task import Task
 
-BURN_IN = Cell("refscenes", 25, "supervised", 0)
-
-
-def cell(method: str) -> Cell:
-    return Cell("refscenes", 25, method, 0)
+BURN_IN = RunKey("refscenes", 25, "supervised", 0)
 
 
-def train(params: Params, which: Cell) -> None:
+def cell(method: str) -> RunKey:
+    return RunKey("refscenes", 25, method, 0)
+
+
+def train(params: Params, which: RunKey) -> None:
     burn_in(params, which) if which.method == "supervised" else mutual(params, which)
 
 
@@ -85,7 +86,7 @@ def test_replaced_weights_make_another_run(small_study: Path, tmp_path: Path, so
     work = []
     for content in (words, words, words + "another\n"):
         file.write_text(content)
-        work.append(Task(validate(tree), BURN_IN, ("model",)).work)
+        work.append(RunContext(validate(tree), BURN_IN, ("model",)).work)
     assert work[0] == work[1] != work[2]
 
 
@@ -147,7 +148,7 @@ def test_a_cheaper_way_learns_the_same(
         compile_(module, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    which = Cell("refscenes", 25, "supervised", 1)
+    which = RunKey("refscenes", 25, "supervised", 1)
     histories = []
     for changes in ({}, runtime):
         burn_in(small_params(runtime=changes), which)
@@ -221,7 +222,7 @@ def test_corrections_and_panels_are_written(burned: Path):
 
 
 def test_shuffled_expressions_are_anothers(burned: Path):
-    sets = Task(small_params(), BURN_IN, ()).evaluation_sets(["val"])
+    sets = RunContext(small_params(), BURN_IN, ()).evaluation_sets(["val"])
     plain, shuffled = sets["val"], sets["val"].shuffled()
     lent = plain.refs["raw"].map(set)
     assert len(shuffled) == len(plain)

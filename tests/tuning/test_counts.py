@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semires.errors import CorruptCacheError, DataError
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
 from semires.tuning.counts import PseudoLabel, cached, count, halves, load, save
 
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semires.config import load_params
+from semires.config.load import load_params
 from semires.errors import ConfigError
-from semires.layout import Cell
-from semires.proposals.partition import Partition
 from semires.refine import PseudoLabelRefiner
-from semires.strategies import STRATEGIES, Strategy
+from semires.refine.partition import Partition
+from semires.refine.strategies import STRATEGIES, Strategy
+from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count
 from semires.tuning.objective import (
     CPI,
@@ -164,11 +164,11 @@ def test_unknown_strategy():
 
 def test_space_of_labels_and_of_training():
     params = load_params(PARAMS)
-    cell = Cell("refscenes", 1, "cpi-u", 0)
+    cell = RunKey("refscenes", 1, "cpi-u", 0)
     assert list(space(params, cell)) == ["threshold_u"]
     for method in ("baseline", "nonesuch"):
         with pytest.raises(ConfigError, match=f"refine.{method}: thresholds cannot be searched"):
-            space(params, Cell("refscenes", 1, method, 0))
+            space(params, RunKey("refscenes", 1, method, 0))
     tune = params.tune.model_copy(update={"objective": "training"})
     training = params.model_copy(update={"tune": tune})
     axes = space(training, cell)
@@ -182,7 +182,7 @@ def test_space_of_labels_and_of_training():
 
 
 def test_trial_values_reach_the_parameters():
-    params, cell = load_params(PARAMS), Cell("refscenes", 1, "cpi", 0)
+    params, cell = load_params(PARAMS), RunKey("refscenes", 1, "cpi", 0)
     values = {
         "threshold_u": 0.61, "threshold_o": 0.62, "pwa_mean": 0.4, "pwa_variance": 0.2,
         "pwa_offset": 1.5, "lambda_unsup": 0.3, "ema": 0.97,

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from semires import layout
-from semires.config import load_params, read_yaml
+from semires.config.load import load_params
+from semires.config.resolve import source_of
+from semires.config.validate import read_yaml
 from semires.errors import ConfigError, CorruptCacheError, SemiresError
 from semires.files import fingerprint, read_json, write_json, write_parquet
-from semires.layout import Cell
-from semires.proposals.partition import Partition
+from semires.refine.partition import Partition
+from semires.runs import layout
+from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count, save, sources
 from semires.tuning.results import without_password
 from semires.tuning.study import tune
@@ -41,7 +43,7 @@ def pseudo_labels(seed=0, images=30, refs=2):
 
 def counts_path(params, cell):
     key = fingerprint(sources(params, cell))
-    name = "-".join(["counts", cell.dataset, "1", layout.source_of(params, cell), "seed0"])
+    name = "-".join(["counts", cell.dataset, "1", source_of(params, cell), "seed0"])
     return layout.work(name, key) / "counts.npz", key
 
 
@@ -63,7 +65,7 @@ def workspace(tmp_path, monkeypatch):
 
 
 def set_teacher(content):
-    folder = Cell("refscenes", 1, "supervised", 0).folder
+    folder = RunKey("refscenes", 1, "supervised", 0).folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(content)
 
@@ -81,7 +83,7 @@ def remember_counts(params, cell, seed=0):
 
 
 def test_stage_writes_everything_and_goes_on(workspace, capsys):
-    params, cell = configured(), Cell("refscenes", 1, "cpi", 0)
+    params, cell = configured(), RunKey("refscenes", 1, "cpi", 0)
     remember_counts(params, cell)
     tune(params, cell)
     folder = Path("tune/refscenes/1/cpi/seed0")
@@ -128,7 +130,7 @@ def check_summary(summary, trials):
 
 
 def test_another_teacher_is_another_study(workspace):
-    params, cell = configured(trials=12), Cell("refscenes", 1, "iom", 0)
+    params, cell = configured(trials=12), RunKey("refscenes", 1, "iom", 0)
     remember_counts(params, cell)
     tune(params, cell)
     first = Path("tune/refscenes/1/iom/seed0/trials.csv").read_bytes()
@@ -145,7 +147,7 @@ def test_another_teacher_is_another_study(workspace):
 
 
 def test_proposals_of_other_parameters_are_refused(workspace):
-    params, cell = configured(), Cell("refscenes", 1, "cpi", 0)
+    params, cell = configured(), RunKey("refscenes", 1, "cpi", 0)
     remember_counts(params, cell)
     path = layout.proposals("refscenes", "sam") / "manifest.json"
     manifest = read_json(path)
@@ -156,7 +158,7 @@ def test_proposals_of_other_parameters_are_refused(workspace):
 
 
 def test_grid_runs_the_papers_values_alone(workspace):
-    params, cell = configured(sampler="grid", trials=200), Cell("refscenes", 1, "cpi-u", 0)
+    params, cell = configured(sampler="grid", trials=200), RunKey("refscenes", 1, "cpi-u", 0)
     remember_counts(params, cell)
     tune(params, cell)
     trials = pd.read_csv("tune/refscenes/1/cpi-u/seed0/trials.csv")
@@ -167,8 +169,8 @@ def test_one_search_speaks_for_a_method(workspace, capsys):
     """Its file has no seed in its name: the seed that the study names writes it, no other one."""
     tuned = Path("experiments/tuned/refscenes-1-iom.yaml")
     for seed in (0, 1):
-        cell = Cell("refscenes", 1, "iom", seed)
-        teacher = Cell("refscenes", 1, "supervised", seed).folder / "model.safetensors"
+        cell = RunKey("refscenes", 1, "iom", seed)
+        teacher = RunKey("refscenes", 1, "supervised", seed).folder / "model.safetensors"
         teacher.parent.mkdir(parents=True, exist_ok=True)
         teacher.write_bytes(b"teacher %d" % seed)
         params = configured(trials=5)
@@ -189,9 +191,9 @@ def test_no_password_leaves_the_parameters():
 
 
 def test_bad_input_is_one_line(workspace):
-    cell = Cell("refscenes", 1, "baseline", 0)
+    cell = RunKey("refscenes", 1, "baseline", 0)
     with pytest.raises(ConfigError, match=r"refine\.baseline: .* strategy none has none"):
         tune(configured(), cell)
-    (Cell("refscenes", 1, "supervised", 0).folder / "model.safetensors").unlink()
+    (RunKey("refscenes", 1, "supervised", 0).folder / "model.safetensors").unlink()
     with pytest.raises(SemiresError, match=r"model\.safetensors: no such file; run the burn-in"):
-        tune(configured(), Cell("refscenes", 1, "iom", 0))
+        tune(configured(), RunKey("refscenes", 1, "iom", 0))

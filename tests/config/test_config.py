@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semires.activate import composed, use
-from semires.config import Params, load_params, read_yaml, validate
+from semires.config.compose import composed, use
+from semires.config.load import load_params
+from semires.config.resolve import resolve
+from semires.config.schema import Params
+from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
-from semires.layout import Cell
-from semires.methods import resolve
-from semires.strategies import STRATEGIES, Strategy
+from semires.refine.strategies import STRATEGIES, Strategy
+from semires.runs.key import RunKey
 from semires.tuning.objective import space
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = read_yaml(ROOT / "experiments/demo.yaml")
 
 
@@ -250,7 +252,7 @@ def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
     rule = Strategy(("threshold",), lambda found, at: found.of_label > at.iom)
     monkeypatch.setitem(STRATEGIES, "cpi-a", rule)
     params = with_method(strategy="cpi-a", threshold=0.5)
-    assert list(space(params, Cell("refscenes", 1, "mine", 0))) == ["threshold"]
+    assert list(space(params, RunKey("refscenes", 1, "mine", 0))) == ["threshold"]
     with pytest.raises(ConfigError, match=r"refine\.mine: strategy cpi-a takes threshold$"):
         with_method(strategy="cpi-a", threshold_u=0.5)
 
@@ -284,24 +286,24 @@ def test_what_a_file_alone_can_hold(tmp_path: Path, old: str, new: str, line: st
 
 def test_overrides_reach_the_parameters():
     params = with_method(overrides={"mutual.ema": 0.5, "loss.pwa.offset": 2.0})
-    resolved = resolve(params, Cell("refscenes", 1, "mine", 0))
+    resolved = resolve(params, RunKey("refscenes", 1, "mine", 0))
     assert resolved.mutual.ema == 0.5
     assert resolved.loss.pwa.offset == 2.0
     assert params.mutual.ema != 0.5
-    assert resolve(params, Cell("refscenes", 1, "iom", 0)) == params
+    assert resolve(params, RunKey("refscenes", 1, "iom", 0)) == params
 
 
 @pytest.mark.parametrize("key", ["model.name", "mutual", "mutual.emma", "loss.pwa.x.y"])
 def test_overrides_elsewhere_are_refused(key: str):
     params = with_method(overrides={key: 0.5})
     with pytest.raises(ConfigError, match=r"refine\.mine\.overrides"):
-        resolve(params, Cell("refscenes", 1, "mine", 0))
+        resolve(params, RunKey("refscenes", 1, "mine", 0))
 
 
 def test_tuned_thresholds_come_from_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     params = with_method(strategy="cpi-u", threshold_u=0.7, thresholds="tuned")
-    cell = Cell("refscenes", 1, "mine", 0)
+    cell = RunKey("refscenes", 1, "mine", 0)
     with pytest.raises(ConfigError, match="semires tune --dataset refscenes --fraction 1 "):
         resolve(params, cell)
     folder = tmp_path / "experiments/tuned"

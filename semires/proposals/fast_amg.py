@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from semires.proposals.sources import Proposals
+from semires.proposals.base import Proposals
 
 BLOCK_BYTES = 2 * 2**20  # enlarged logits of one block: they should stay in the cache
 

@@ -16,34 +16,36 @@ import pandas as pd
 import torch
 from torch import nn
 
-from semires import layout
-from semires.config import Params
-from semires.data.dataset import ExpressionDataset, ImageStore, Tables
+from semires.config.resolve import source_of
+from semires.config.schema import Params
+from semires.data.tables import Tables
 from semires.dist import Group, join_group
 from semires.errors import ConfigError
 from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
-from semires.layout import Cell
 from semires.models import build_model
 from semires.models.pretrained import freeze_text, parameter_groups
 from semires.models.sources import shipped
 from semires.models.text import Tokenizer
 from semires.process import autocast, configure_torch
+from semires.runs import layout
+from semires.runs.key import RunKey
+from semires.samples.dataset import ExpressionDataset, ImageStore
 
 STATE_FORMAT = 2  # raised when the content of a training state changes its meaning
 
 
 @dataclass
-class Task:
+class RunContext:
     """One training's inputs. ``sections`` names the parameters that its result depends on."""
 
     params: Params
-    cell: Cell
+    cell: RunKey
     sections: tuple[str, ...]
     group: Group = field(default_factory=join_group)
     val_images: tuple[int, ...] | None = None  # evaluate val on these alone
 
     def __post_init__(self) -> None:
-        configure_torch(self.params.runtime)
+        configure_torch(self.params.runtime.threads, self.params.runtime.deterministic)
         torch.manual_seed(self.cell.seed)
         self.tables = Tables.load(self.cell.dataset)
         place = self.params.datasets[self.cell.dataset]
@@ -66,7 +68,7 @@ class Task:
             "weights": fingerprint(self._weights()),
         }
         if self.cell.method != "supervised":
-            folder = layout.proposals(self.cell.dataset, layout.source_of(self.params, self.cell))
+            folder = layout.proposals(self.cell.dataset, source_of(self.params, self.cell))
             prints["proposals"] = str(read_json(folder / "manifest.json")["fingerprint"])
             prints["burn_in"] = sha256_file(self.burn_in_folder / "model.safetensors")
         return prints
@@ -82,7 +84,7 @@ class Task:
     def burn_in_folder(self) -> Path:
         """The run folder of this cell's burn-in."""
         cell = self.cell
-        return Cell(cell.dataset, cell.fraction, "supervised", cell.seed).folder
+        return RunKey(cell.dataset, cell.fraction, "supervised", cell.seed).folder
 
     @property
     def work(self) -> Path:

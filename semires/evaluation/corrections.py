@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from semires.data.dataset import ExpressionDataset
 from semires.evaluation.evaluate import predict_masks
 from semires.files import atomic_path, write_parquet
 from semires.models.pretrained import load_weights
 from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.training.task import Task
+from semires.samples.dataset import ExpressionDataset
+from semires.training.context import RunContext
 
 PANELS_PER_RULE = 3
 
@@ -51,7 +51,7 @@ def overlap_sums(
 
 
 def measure_corrections(
-    task: Task, refiner: PseudoLabelRefiner, final: nn.Module
+    task: RunContext, refiner: PseudoLabelRefiner, final: nn.Module
 ) -> tuple[dict[str, float], Callable[[Path], None]]:
     """Refine the burn-in teacher's labels on a sample of unlabelled references.
 
@@ -105,7 +105,7 @@ def _percent(part: float, whole: float) -> float:
 
 
 def _correct(
-    task: Task,
+    task: RunContext,
     teacher: nn.Module,
     refiner: PseudoLabelRefiner,
     dataset: ExpressionDataset,
@@ -151,7 +151,7 @@ def choose_panels(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:
 
 
 def _panels(
-    task: Task,
+    task: RunContext,
     teacher: nn.Module,
     final: nn.Module,
     refiner: PseudoLabelRefiner,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.proposals import Partition
-from semires.proposals.partition import HEADER, MAGIC, nearest_indices
+from semires.refine.partition import HEADER, MAGIC, nearest_indices
 
 sizes = st.integers(1, 24)
 
@@ -200,7 +200,7 @@ def test_a_hostile_header_allocates_little():
     code = """
 import resource, struct, zlib, sys
 import numpy, pyarrow
-from semires.proposals.partition import HEADER, MAGIC, Partition
+from semires.refine.partition import HEADER, MAGIC, Partition
 from semires.errors import CorruptCacheError
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from semires.explain import require
-
-if TYPE_CHECKING:
-    from semires.config import Params, Study
-
-RESERVED = "supervised"  # the folder of burn-in
+from semires.config.messages import require
+from semires.config.schema import Params, Study
+from semires.runs.key import SUPERVISED
 
 
 def check(params: Params) -> None:
@@ -51,7 +48,7 @@ def _names(params: Params) -> None:
         require(getattr(study, key), params.proposals.sources, f"study.{key}", "proposals.sources")
     for name, known in (("refine", params.refine), ("datasets", params.datasets)):
         for key in known:
-            if "." in key or (name == "refine" and ("+" in key or key == RESERVED)):
+            if "." in key or (name == "refine" and ("+" in key or key == SUPERVISED)):
                 raise ValueError(f"{name}.{key}: this name is reserved, or holds a dot or a plus")
     for key, values in study:
         if isinstance(values, list) and len(set(values)) < len(values):

@@ -1,4 +1,4 @@
-"""`semires use FILE` makes a parameter file the active params.yaml; `semires doctor` looks around.
+"""`semires use FILE` makes a parameter file the active params.yaml.
 
 A file whose first key is ``extends`` holds only what it changes of another one beside it.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import io
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semires.config import Params, load_params, read_yaml, validate_file
-from semires.errors import ConfigError, SemiresError
+from semires.config.load import validate_file
+from semires.config.schema import Params
+from semires.config.validate import read_yaml
+from semires.errors import ConfigError
 from semires.files import write_text
 
 EXTENDS = "extends"
-TOOLS = {"git": "to know which code made a run", "dvc": "to run the study"}
 
 
 def use(source: str | Path, target: str | Path = "params.yaml") -> str:
@@ -121,23 +121,3 @@ def _absent(key: str, path: str | None, hub: bool = False) -> Iterator[str]:
     if hub and path.count("/") <= 1 and not path.endswith((".pth", ".safetensors", ".bin")):
         return
     yield f"{key}: {path} is not there (docs/paper.md says where it comes from)"
-
-
-def doctor(path: str | Path = "params.yaml") -> int:
-    """Print what this machine and this checkout have and lack; 1 if something is lacking."""
-    import torch
-
-    lacking = []
-    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"GPUs: {', '.join(gpus) or 'none'}; CPU threads: {torch.get_num_threads()}")
-    free = shutil.disk_usage(".").free / 2**30
-    print(f"free disk here: {free:.0f} GiB")
-    lacking += [f"{name}, {why}" for name, why in TOOLS.items() if shutil.which(name) is None]
-    try:
-        lacking += missing_files(load_params(path))
-    except SemiresError as error:
-        lacking.append(str(error))
-    for line in lacking:
-        print(f"missing: {line}")
-    return 1 if lacking else 0

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,66 +19,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from semires import layout
-from semires.config import Augment
-from semires.data.augment import normalise, renormalise, strong_view, weak_view
+from semires.config.schema import Augment
 from semires.data.pictures import open_picture, to_rgb
+from semires.data.tables import Tables
 from semires.errors import CorruptCacheError, DataError
-from semires.files import read_json, read_parquet
+from semires.samples.augment import normalise, renormalise, strong_view, weak_view
 
 if TYPE_CHECKING:
     from semires.models.text import Tokenizer
     from semires.proposals.cache import ProposalCache
-    from semires.proposals.partition import Partition
+    from semires.refine.partition import Partition
 
-IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "split"]
-REF_COLUMNS = ["ref_id", "image_id", "split", "mask", "sentences", "raw"]
 # Decoded images, masks and partitions are kept while they fit.
 IMAGE_CACHE_BYTES = 2 * 2**30
 MASK_CACHE_BYTES = PARTITION_CACHE_BYTES = 2**29
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The prepared tables of a data set: ``images`` (index: image_id) and ``refs``."""
-
-    images: pd.DataFrame
-    refs: pd.DataFrame
-
-    @staticmethod
-    def load(dataset: str) -> Tables:
-        """Read ``data/prepared/D``."""
-        folder = layout.prepared(dataset)
-        images = read_parquet(folder / "images.parquet", IMAGE_COLUMNS).set_index("image_id")
-        return Tables(images, read_parquet(folder / "refs.parquet", REF_COLUMNS))
-
-    def part(self, split: str) -> pd.DataFrame:
-        """References of one split, in order."""
-        return self.refs[self.refs["split"] == split].reset_index(drop=True)
-
-    def labelled_and_unlabelled(
-        self, dataset: str, fraction: float
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The train split's references, by the images that the split stage drew.
-
-        Raises:
-            CorruptCacheError: the split's file is none, or of other data; the text names it.
-        """
-        train, path = self.part("train"), layout.split_file(dataset, fraction)
-        split = read_json(path)
-        drawn = split.get("labelled_images") if isinstance(split, dict) else None
-        if not isinstance(drawn, list) or not all(type(i) is int for i in drawn):
-            raise CorruptCacheError(f"{path}: holds no labelled images; run the stage split again")
-        unknown = sorted(set(drawn) - set(train["image_id"]))
-        if unknown:
-            raise CorruptCacheError(
-                f"{path}: made from other data: image {unknown[0]} is not in the train split; run "
-                "the stage split again"
-            )
-        labelled = train["image_id"].isin(drawn)
-        return train[labelled].reset_index(drop=True), train[~labelled].reset_index(drop=True)
 
 
 class ImageStore:
@@ -230,65 +184,3 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
     def _partition_of(self, image_id: int) -> Partition:
         assert self.proposals is not None
         return self.proposals[image_id].resize(self.images.size, self.images.size)
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors, keep partitions and indices as lists."""
-    return {
-        key: torch.stack([s[key] for s in samples])
-        if isinstance(samples[0][key], torch.Tensor)
-        else [s[key] for s in samples]
-        for key in samples[0]
-    }
-
-
-class Stream:
-    """Batches ``first_step .. steps - 1`` of the stream, as lists of ``(place, index)``.
-
-    Step ``k`` takes ``world * batch`` consecutive places, rank ``r`` the ``r``-th part of them, so
-    that several processes see together what one process with the larger batch sees.
-    """
-
-    def __init__(
-        self,
-        dataset: ExpressionDataset,
-        batch: int,
-        steps: int,
-        first_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if len(dataset) == 0:
-            raise DataError("a part of the train split has no expression to learn from")
-        self.length, self.seed, self.batch = len(dataset), dataset.seed, batch
-        self.first_step, self.steps, self.rank, self.world = first_step, steps, rank, world
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
-
-    def __len__(self) -> int:
-        return self.steps - self.first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first_step, self.steps):
-            start = (step * self.world + self.rank) * self.batch
-            yield [
-                (place, int(self._order(place // self.length)[place % self.length]))
-                for place in range(start, start + self.batch)
-            ]
-
-
-def stream_loader(
-    dataset: ExpressionDataset, stream: Stream, workers: int
-) -> Iterator[dict[str, Any]]:
-    """Load the stream's batches, in order, in ``workers`` processes ahead of time."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=stream,
-        num_workers=workers,
-        collate_fn=collate,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return iter(loader)

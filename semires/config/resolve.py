@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from semires import layout
-from semires.config import Params, read_yaml, validate
+from semires.config.messages import nearest
+from semires.config.schema import Params
+from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
-from semires.explain import nearest
-from semires.layout import Cell
+from semires.runs import layout
+from semires.runs.key import RunKey, fraction_name
 
 COLOURS = {  # of a method in figures and in MLflow: Okabe and Ito's, told apart by every eye
     "supervised": "#000000",
@@ -25,7 +26,7 @@ COLOURS = {  # of a method in figures and in MLflow: Okabe and Ito's, told apart
 }
 
 
-def resolve(params: Params, cell: Cell, tuned: bool = True) -> Params:
+def resolve(params: Params, cell: RunKey, tuned: bool = True) -> Params:
     """Parameters as ``refine[cell.method]`` changes them.
 
     Args:
@@ -54,7 +55,7 @@ def check_overrides(params: Params) -> None:
     """
     for name, method in params.refine.items():
         if method.overrides:
-            resolve(params, Cell(params.study.datasets[0], 1, name, 0), tuned=False)
+            resolve(params, RunKey(params.study.datasets[0], 1, name, 0), tuned=False)
 
 
 def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -76,9 +77,9 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     node[name] = value
 
 
-def tuned_thresholds(cell: Cell) -> dict[str, float]:
+def tuned_thresholds(cell: RunKey) -> dict[str, float]:
     """The thresholds that `semires tune` found for this cell's method."""
-    fraction = layout.fraction_name(cell.fraction)
+    fraction = fraction_name(cell.fraction)
     path = layout.TUNED / f"{cell.dataset}-{fraction}-{cell.label}.yaml"
     if not path.is_file():
         raise ConfigError(
@@ -89,3 +90,8 @@ def tuned_thresholds(cell: Cell) -> dict[str, float]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no thresholds; make it again with `semires tune`")
     return {str(k): v for k, v in values.items() if str(k).startswith("threshold")}
+
+
+def source_of(params: Params, key: RunKey) -> str:
+    """The proposal source that a run uses: its own, or the study's default one."""
+    return key.source or params.proposals.source

@@ -6,15 +6,12 @@ wrong values with the key's path, one line each, before any work starts.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from semires.checks import check, misspelt_fractions
-from semires.errors import ConfigError
-from semires.explain import explain, nearest
-from semires.strategies import FIELDS, STRATEGIES
+from semires.config.messages import nearest
+from semires.refine.strategies import FIELDS, STRATEGIES
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 # Upper bounds are far above what makes sense: beyond them lie overflows and full memories.
@@ -352,54 +349,3 @@ class Params(Section):
     evaluation: Evaluation
     tune: Tune
     runtime: Runtime
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Params:
-        check(self)
-        return self
-
-
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a parameter file.
-
-    Raises:
-        ConfigError: the file is missing, no YAML, or a key is unknown or wrong; one line a fault.
-    """
-    return validate_file(read_yaml(path), str(path))
-
-
-def validate_file(values: Any, where: str) -> Params:
-    """:func:`validate` for a file: fractions as DVC spells them, overrides that each method can."""
-    from semires.methods import check_overrides
-
-    params = validate(values, where)
-    if lines := misspelt_fractions(values["study"]):
-        raise ConfigError(f"{where}: {lines[0]}")
-    check_overrides(params)
-    return params
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Parse YAML 1.2 with the safe loader (so `1e-4` is a number, as for DVC)."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError, TypeError, LookupError, OSError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def validate(values: Any, where: str = "params") -> Params:
-    """Check a mapping against :class:`Params`; `where` names its origin in messages."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: holds no mapping of parameters")
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        lines = [explain(e, Params) for e in error.errors()]
-        lines[8:] = [f"and {len(lines) - 8} more"] * (len(lines) > 8)
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from None

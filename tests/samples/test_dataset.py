@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from semires.config import load_params
-from semires.data.augment import normalise, renormalise, strong_view, weak_view
-from semires.data.dataset import Stream, decode_mask
+from semires.config.load import load_params
 from semires.errors import DataError
+from semires.samples.augment import normalise, renormalise, strong_view, weak_view
+from semires.samples.dataset import decode_mask
+from semires.samples.stream import Stream
 
 
 class Sized:

@@ -1,0 +1,44 @@
+"""Reading YAML and validating a mapping of parameters, with one line for each fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from semires.config.checks import check
+from semires.config.messages import explain
+from semires.config.schema import Params
+from semires.errors import ConfigError
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Parse YAML 1.2 with the safe loader (so `1e-4` is a number, as for DVC)."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError, TypeError, LookupError, OSError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def validate(values: Any, where: str = "params") -> Params:
+    """Check a mapping against :class:`Params`; `where` names its origin in messages."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: holds no mapping of parameters")
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        lines = [explain(e, Params) for e in error.errors()]
+        lines[8:] = [f"and {len(lines) - 8} more"] * (len(lines) > 8)
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+    try:
+        check(params)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return params

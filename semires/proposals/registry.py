@@ -1,0 +1,46 @@
+"""The registry of proposal sources, by their ``kind`` in params.yaml.
+
+A new source is a class with ``propose`` (see `ProposalSource`) and one entry of `SOURCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from semires.config.schema import FelzenszwalbSource, SegmentAnythingSource, TransformersSource
+from semires.proposals.base import ProposalSource, device
+from semires.runs import layout
+
+
+def _segment_anything(settings: SegmentAnythingSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.checkpoint import load_sam
+    from semires.proposals.fast_amg import AutomaticMasks
+
+    sam = load_sam(sam_folder).to(device())
+    return AutomaticMasks(sam, **settings.model_dump(exclude={"kind"}))
+
+
+def _transformers(settings: TransformersSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.hub import TransformersMasks
+
+    return TransformersMasks(settings, device())
+
+
+def _felzenszwalb(settings: FelzenszwalbSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.classical import FelzenszwalbMasks
+
+    return FelzenszwalbMasks(settings)
+
+
+SOURCES: dict[str, Callable[[Any, Path], ProposalSource]] = {
+    "segment_anything": _segment_anything,
+    "transformers": _transformers,
+    "felzenszwalb": _felzenszwalb,
+}
+
+
+def build_source(settings: Any, sam_folder: str | Path = layout.SAM) -> ProposalSource:
+    """The source that an entry of ``proposals.sources`` describes, ready to propose."""
+    return SOURCES[settings.kind](settings, Path(sam_folder))

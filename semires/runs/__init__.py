@@ -1,0 +1,1 @@
+"""Runs: which training, where its files are, and its record."""

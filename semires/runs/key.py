@@ -1,0 +1,45 @@
+"""The name of a training: data set, labelled fraction, method, seed, source of proposals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS = Path("runs")
+SUPERVISED = "supervised"  # the method of burn-in, the paper's Supervised row
+
+
+def fraction_name(fraction: float) -> str:
+    """``0.1``, ``1``, ``5``: a percentage as params.yaml and DVC spell it."""
+    return f"{fraction:g}"
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """One training: data set, labelled fraction (percent), method (`supervised` = burn-in), seed.
+
+    ``source`` is set where the proposals are not the study's default ones; the method's name then
+    carries it (``cpi-u+felzenszwalb``).
+    """
+
+    dataset: str
+    fraction: float
+    method: str
+    seed: int
+    source: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The method, with its source of proposals if that is not the default."""
+        return f"{self.method}+{self.source}" if self.source else self.method
+
+    @property
+    def name(self) -> str:
+        """The MLflow run's name, ``M-F-seedS``."""
+        return f"{self.label}-{fraction_name(self.fraction)}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """``runs/D/F/M/seedS``."""
+        fraction = fraction_name(self.fraction)
+        return RUNS / self.dataset / fraction / self.label / f"seed{self.seed}"
