@@ -14,12 +14,12 @@ from semires.data.tables import Tables
 from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
 from semires.evaluation.evaluate import evaluate_shared, summarise
-from semires.files import read_json
 from semires.models import LAVT, build_model, load_official_lavt
 from semires.models.lavt import new_bert
 from semires.models.pretrained import load_bert, load_weights
 from semires.models.text import Tokenizer
 from semires.process import configure_torch
+from semires.runs.record import RunRecord
 from semires.samples.dataset import ExpressionDataset, ImageStore
 
 
@@ -52,7 +52,7 @@ def open_checkpoint(path: str | Path, params: Params) -> Trained:
             f"{path}: no run folder (it has no run.json) and no published .pth checkpoint"
         )
     try:
-        sections: dict[str, Any] = read_json(record)["params"]
+        sections: dict[str, Any] = RunRecord.read(folder).params
         settings = Model.model_validate(sections["model"])
         data = Data.model_validate(sections["data"])
     except (LookupError, TypeError, ValueError) as error:

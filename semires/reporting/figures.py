@@ -247,7 +247,7 @@ class FigureMaker:
 def labelled_refs(runs: list[Run], dataset: str, fraction: float) -> int | None:
     """Number of labelled references: from the run record, else from the versioned split."""
     for run in runs:
-        stated = run.record.get("n_refs_labelled")
+        stated = run.record.n_refs_labelled
         if stated:
             return int(stated)
     path = split_file(dataset, fraction)

@@ -83,8 +83,8 @@ def render_page(
         proposals=_proposals(records),
         runs=_runs(records),
         pipeline=pipeline_svg(pipeline),
-        environment=_varying([run.record.get("environment", {}) for run in records.all]),
-        parameters=_varying([run.record.get("params", {}) for run in records.all]),
+        environment=_varying([run.record.numerics for run in records.all]),
+        parameters=_varying([run.record.params for run in records.all]),
     )
     return text
 
@@ -198,16 +198,14 @@ def _runs(records: Records) -> str:
             for split, values in run.metrics.items()
             if "oIoU" in values
         ]
-        duration = run.record.get("duration_s")
         rows.append(
             [
                 run.folder.as_posix(),
                 run.cell.name,
                 "; ".join(scores),
-                f"{duration:.0f} s" if isinstance(duration, int | float) else "–",
             ]
         )
-    head = ["Folder (link: MLflow)", "Run", "oIoU (%)", "Time"]
+    head = ["Folder (link: MLflow)", "Run", "oIoU (%)"]
     addresses = {run.folder.as_posix(): links[run.cell] for run in records.all if run.cell in links}
     return _html_table(head, rows, links=addresses)
 

@@ -10,12 +10,11 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from semires.files import read_json, write_text
+from semires.files import write_text
 from semires.process import STAGE_TIMES
 from semires.runs import layout
-from semires.runs.key import RUNS
+from semires.runs.record import Provenance, RunRecord, run_folders
 
 
 def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None:
@@ -36,8 +35,8 @@ def _results() -> str:
         for name in ("main", "listening")
     ]
     parts.append("![What refinement does](reports/qualitative.png)")
-    records = [read_json(p) for p in sorted(RUNS.glob("*/*/*/*/run.json"))]
-    hours = sum(record["duration_s"] for record in records) / 3600
+    records = _records()
+    hours = sum(made.duration_s for _, made in records if made) / 3600
     parts.append(
         f"Made from {len(records)} runs of {hours:.1f} hours in all (two side by side take half), "
         f"{_made_with(records)}."
@@ -45,15 +44,21 @@ def _results() -> str:
     return "\n\n".join(parts)
 
 
-def _made_with(records: list[dict[str, Any]]) -> str:
+def _records() -> list[tuple[RunRecord, Provenance | None]]:
+    return [(RunRecord.read(folder), Provenance.read(folder)) for folder in run_folders()]
+
+
+def _made_with(records: list[tuple[RunRecord, Provenance | None]]) -> str:
     """Machine, threads, versions, commits and dates of runs."""
-    places = [record["environment"] for record in records]
+    places = [
+        {**record.numerics, "git_commit": made and made.git_commit} for record, made in records
+    ]
 
     def values(name: str) -> str:
         return ", ".join(sorted({str(place[name])[:12] for place in places}))
 
     threads = f"{values('threads')} thread{'s' * (values('threads') != '1')}"
-    dates = sorted(record["finished"][:10] for record in records)
+    dates = sorted(made.finished[:10] for _, made in records if made) or ["?"]
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return (
         f"on {values('device')} with {threads}, torch {values('torch')}, "
@@ -72,7 +77,7 @@ def _times() -> str:
         f"| {kind} | {len(s)} | {sum(s) / len(s):.1f} | {sum(s):.0f} |" for kind, s in kinds.items()
     ]
     total = sum(sum(seconds) for seconds in kinds.values())
-    records = [read_json(p) for p in sorted(RUNS.glob("*/*/*/*/run.json"))]
+    records = _records()
     return "\n".join(
         (
             "| stage | runs | seconds a run | seconds |",

@@ -6,6 +6,7 @@ contradicts its own predictions is refused rather than shown.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ import numpy as np
 
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
-from semires.files import read_json, read_parquet, sha256_file
+from semires.files import read_json, read_parquet
 from semires.runs.key import RUNS, SUPERVISED, RunKey, fraction_name
+from semires.runs.record import RunRecord, run_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,17 +34,16 @@ _TOLERANCE = 0.01  # percentage points between metrics.json and predictions.parq
 
 @dataclass(eq=False)
 class Run:
-    """One run folder; ``cell`` is as run.json states it."""
+    """One run folder and its record."""
 
-    cell: RunKey
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     _sums: dict[tuple[str, float | None], ImageSums | None] = field(default_factory=dict)
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
         """What seeds of one cell share: the parameters that decide numbers, data and split."""
-        params, prints = self.record.get("params", {}), self.record.get("fingerprints", {})
+        params, prints = self.record.params, self.record.fingerprints
         sentences = params.get("evaluation", {}).get("sentences")
         inputs = [prints.get(name) for name in ("data", "split")]
         return {**params, "evaluation": sentences, "inputs": inputs}
@@ -50,7 +51,7 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: per split the metrics in percent, and `pseudo`."""
-        path = self._whole("metrics.json")
+        path = self.record.verified(self.folder, "metrics.json")
         values = read_json(path)
         if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
             raise CorruptCacheError(f"{path}: no metrics by split; make the run again")
@@ -59,14 +60,16 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row per expression, without the expressions' text."""
-        return read_parquet(self._whole("predictions.parquet"), columns=_PREDICTION_COLUMNS)
+        return read_parquet(
+            self.record.verified(self.folder, "predictions.parquet"), columns=_PREDICTION_COLUMNS
+        )
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """history.csv, one row per evaluation."""
         import pandas as pd
 
-        path = self._whole("history.csv")
+        path = self.record.verified(self.folder, "history.csv")
         try:
             return pd.read_csv(path)
         except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -75,13 +78,13 @@ class Run:
     @cached_property
     def corrections(self) -> pd.DataFrame | None:
         """corrections.parquet, or None where the run has none (burn-in, control)."""
-        path = self._whole("corrections.parquet")
+        path = self.record.verified(self.folder, "corrections.parquet")
         return read_parquet(path) if path.is_file() else None
 
     @cached_property
     def panels(self) -> dict[str, NDArray[Any]] | None:
         """panels.npz as arrays, or None where the run has none."""
-        path = self._whole("panels.npz")
+        path = self.record.verified(self.folder, "panels.npz")
         if not path.is_file():
             return None
         try:
@@ -90,19 +93,10 @@ class Run:
         except Exception as error:  # zipfile, zlib and numpy each have errors of their own
             raise CorruptCacheError(f"{path}: damaged panels ({error})") from error
 
-    def _whole(self, name: str) -> Path:
-        """A file of the run, which must be the bytes that run.json says.
-
-        Raises:
-            CorruptCacheError: it is not.
-        """
-        path, stated = self.folder / name, self.record.get("files", {}).get(name)
-        if stated is not None and not (path.is_file() and sha256_file(path) == stated):
-            raise CorruptCacheError(
-                f"{path}: missing or damaged: its SHA-256 is not the one in run.json; run "
-                "`dvc checkout`, or make the run again"
-            )
-        return path
+    @property
+    def cell(self) -> RunKey:
+        """Which run."""
+        return self.record.key
 
     def sums(self, split: str, smallest: float | None = None) -> ImageSums | None:
         """Per-image sums of a split, or None if the run has no such split.
@@ -215,7 +209,7 @@ def load_records(
     Raises:
         SemiresError: a record is missing parts or damaged; the text names the file.
     """
-    found = [_read_run(path, default_source) for path in sorted(runs.glob("*/*/*/seed*/run.json"))]
+    found = [_read_run(folder, default_source) for folder in run_folders(runs)]
     quality = {
         (path.parent.parent.name, path.parent.name): read_json(path)
         for path in sorted(proposals.glob("*/*/quality.json"))
@@ -230,23 +224,8 @@ def load_records(
     return records
 
 
-def _read_run(path: Path, default_source: str | None) -> Run:
-    record = read_json(path)
-    try:
-        values, files = record["cell"], record.get("files", {})
-        if not isinstance(files, dict):
-            raise TypeError("files")
-        source = values.get("source")
-        method = str(values["method"])
-        if source and source != default_source:
-            method = method.removesuffix(f"+{source}")
-        cell = RunKey(
-            dataset=str(values["dataset"]),
-            fraction=float(values["fraction"]),
-            method=method,
-            seed=int(values["seed"]),
-            source=None if source == default_source else source,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCacheError(f"{path}: no run record (bad `cell`: {error!r})") from error
-    return Run(cell, path.parent, record)
+def _read_run(folder: Path, default_source: str | None) -> Run:
+    record = RunRecord.read(folder)
+    if record.key.source == default_source:
+        record = dataclasses.replace(record, key=dataclasses.replace(record.key, source=None))
+    return Run(folder, record)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from semires.errors import CorruptCacheError, SemiresError
-from semires.files import fingerprint, read_json, sha256_file
-from semires.runs.key import RUNS, RunKey
+from semires.files import fingerprint, sha256_file
+from semires.runs.key import RunKey
+from semires.runs.record import RECORD, Provenance, RunRecord, run_folders
 from semires.tracking.journal import Event, Journal, flatten, numbers
 from semires.tracking.runs import here, record_events, start_event, study_events
 from semires.tracking.sender import drain
@@ -79,22 +80,21 @@ def close_dead(store: Store) -> int:
 
 
 def _run_records() -> Iterator[Record]:
-    for path in sorted(RUNS.glob("*/*/*/seed*/run.json")):
+    for folder in run_folders():
+        path = folder / RECORD
         yield sha256_file(path), _replay_run(path)
 
 
 def _replay_run(path: Path) -> Iterator[Event]:
-    record = read_json(path)
-    try:
-        cell = _cell(record["cell"])
-        began, ended = (_ms(record[name]) for name in ("started", "finished"))
-        stage = "burn_in" if cell.method == "supervised" else "mutual"
-        commit = str(record["environment"].get("git_commit") or "")
-        made_by = {"git_commit": commit, "mlflow.source.git.commit": commit, **_replayed()}
-        start = start_event(cell, flatten(record["params"]), stage, made_by)
-        metrics = record["metrics"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCacheError(f"{path}: no run record ({error!r})") from error
+    record, made = RunRecord.read(path.parent), Provenance.read(path.parent)
+    cell, metrics = record.key, record.metrics
+    began = ended = int(path.stat().st_mtime * 1000)
+    if made is not None:
+        began, ended = _ms(made.started), _ms(made.finished)
+    stage = "burn_in" if cell.method == "supervised" else "mutual"
+    commit = (made.git_commit if made else None) or ""
+    made_by = {"git_commit": commit, "mlflow.source.git.commit": commit, **_replayed()}
+    start = start_event(cell, flatten(record.params), stage, made_by)
     start["key"] = fingerprint(["replay", sha256_file(path)])
     yield {**start, "time_ms": began}
     rows = list(_history(path.parent / "history.csv"))
@@ -110,17 +110,6 @@ def _replay_run(path: Path) -> Iterator[Event]:
 def _replayed() -> dict[str, str]:
     """Tags of every replayed run; today's commit and DVC stage are not those that made it."""
     return {"semires.origin": here(), "replayed": "true"}
-
-
-def _cell(values: dict[str, Any]) -> RunKey:
-    source = values.get("source")
-    return RunKey(
-        dataset=str(values["dataset"]),
-        fraction=float(values["fraction"]),
-        method=str(values["method"]),
-        seed=int(values["seed"]),
-        source=str(source) if source else None,
-    )
 
 
 def _ms(text: str) -> int:

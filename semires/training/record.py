@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+import transformers
 from torch import nn
 
-from semires.config.schema import Params
 from semires.evaluation.evaluate import evaluate_shared, summarise
 from semires.files import (
     atomic_folder,
@@ -32,6 +33,7 @@ from semires.files import (
     write_text,
 )
 from semires.process import git_commit, peak_rss_mb
+from semires.runs.record import Provenance, RunRecord
 from semires.samples.dataset import ExpressionDataset
 from semires.training.context import RunContext
 from semires.training.loop import Loop
@@ -85,9 +87,8 @@ def write_run(
             write_parquet(folder / "predictions.parquet", predictions)
             if write_more is not None:
                 write_more(folder)
-            record = _record(task, model, metrics, loop.best["step"], started)
-            digests = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-            write_json(folder / "run.json", {**record, "files": digests}, seal=True)
+            _record(task, loop, model, metrics, folder).write(folder)
+            _provenance(started).write(folder)
         shutil.rmtree(task.work, ignore_errors=True)
     task.group.barrier()
     return metrics
@@ -116,46 +117,51 @@ def write_history(history: list[dict[str, float]], path: Path) -> None:
 
 
 def _record(
-    task: RunContext, model: nn.Module, metrics: dict[str, Any], best_step: int, started: float
-) -> dict[str, Any]:
-    cell, values = task.cell, task.params.model_dump()
+    task: RunContext, loop: Loop, model: nn.Module, metrics: dict[str, Any], folder: Path
+) -> RunRecord:
+    key, values = task.cell, task.params.model_dump()
     sections = {name: values[name] for name in task.sections}
-    if cell.method in values["refine"]:
-        sections["refine"] = values["refine"][cell.method]
-    return {
-        "cell": {**cell.__dict__, "label": cell.label, "name": cell.name},
-        "params": sections,
-        "metrics": metrics,
-        "best_step": best_step,
-        "fingerprints": {**task.fingerprints, "code": code_fingerprint()},
-        "environment": environment(task.params, str(task.group.device), task.group.world),
-        "n_refs_labelled": len(task.labelled),
-        "n_parameters": sum(p.numel() for p in model.parameters()),
-        "truncated_expressions": task.tokenizer.truncated,
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "duration_s": round(time.time() - started, 2),
-    }
+    if key.method in values["refine"]:
+        sections["refine"] = values["refine"][key.method]
+    return RunRecord(
+        key=key,
+        params=sections,
+        metrics=metrics,
+        best_step=loop.best["step"],
+        fingerprints=task.fingerprints,
+        numerics=_numerics(task),
+        n_refs_labelled=len(task.labelled),
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        truncated_expressions=task.tokenizer.truncated,
+        files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+    )
 
 
-def environment(params: Params, device: str, world: int) -> dict[str, Any]:
-    """What the run ran on."""
-    import torch
-    import transformers
-
+def _numerics(task: RunContext) -> dict[str, Any]:
+    """What decides the last bits of a result."""
+    device = task.group.device
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "processes": world,
-        "accumulate": params.runtime.accumulate,
-        "precision": params.runtime.precision,
-        "git_commit": git_commit(),
+        "processes": task.group.world,
+        "accumulate": task.params.runtime.accumulate,
+        "precision": task.params.runtime.precision,
     }
+
+
+def _provenance(started: float) -> Provenance:
+    return Provenance(
+        started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=round(time.time() - started, 2),
+        peak_rss_mb=round(peak_rss_mb(), 1),
+        platform=platform.platform(),
+        git_commit=git_commit(),
+        code=code_fingerprint(),
+    )
 
 
 def code_fingerprint() -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from semires import files
 from semires.evaluation.metrics import segmentation_metrics
 from semires.runs.key import RunKey, fraction_name
+from semires.runs.record import Provenance, RunRecord
 
 BASE = {0.1: 15.0, 1: 37.0, 5: 50.0, 10: 54.0}
 GAIN = {
@@ -77,23 +78,26 @@ def write_run(cell, gain=None, root=Path("."), expression="the red circle"):
         np.savez_compressed(folder / "panels.npz", **panels(seed, expression))
     files.write_json(folder / "metrics.json", metrics)
     history(metrics["val"]["oIoU"], mutual, seed).to_csv(folder / "history.csv", index=False)
-    files.write_json(folder / "run.json", record(cell, metrics))
+    record(cell, metrics).write(folder)
+    PROVENANCE.write(folder)
     return folder
 
 
 def record(cell, metrics):
-    return {
-        "cell": {"dataset": cell.dataset, "fraction": cell.fraction, "method": cell.method,
-                 "seed": cell.seed, "source": cell.source},
-        "params": {"data": {"image_size": 64}, "mutual": {"steps": 400, "ema": 0.98},
-                   "refine": {"strategy": cell.method}},
-        "metrics": metrics,
-        "fingerprints": {"split": "ab" * 32, "code": "cd" * 32},
-        "environment": {"python": "3.11.2", "torch": "2.15.0", "platform": "Linux x86_64",
-                        "git_commit": "0" * 40, "device": "cpu", "threads": 2},
-        "started": "2026-11-23T00:00:00+00:00", "finished": "2026-11-23T00:01:00+00:00",
-        "duration_s": 60.25, "n_parameters": 1234567, "history": "history.csv",
-    }  # fmt: skip
+    return RunRecord(
+        key=cell,
+        params={"data": {"image_size": 64}, "mutual": {"steps": 400, "ema": 0.98},
+                "refine": {"strategy": cell.method}},
+        metrics=metrics, best_step=400, fingerprints={"split": "ab" * 32},
+        numerics={"python": "3.11.2", "torch": "2.15.0", "device": "cpu", "threads": 2},
+        n_refs_labelled=130, n_parameters=1234567, truncated_expressions=0, files={},
+    )  # fmt: skip
+
+
+PROVENANCE = Provenance(
+    started="2026-11-23T00:00:00+00:00", finished="2026-11-23T00:01:00+00:00", duration_s=60.25,
+    peak_rss_mb=512.0, platform="Linux x86_64", git_commit="0" * 40, code="cd" * 32,
+)  # fmt: skip
 
 
 def corrections(seed, method, n=300):
