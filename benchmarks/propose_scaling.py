@@ -27,6 +27,7 @@ from semires import files
 from semires.config.load import load_params
 from semires.config.validate import read_yaml, validate
 from semires.data.scenes import render, sample_scene
+from semires.data.tables import write_tables
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.propose import propose
 from semires.proposals.tiny_sam import build_tiny_sam
@@ -61,14 +62,14 @@ def make_images(count: int, side: int) -> None:
         Image.fromarray(np.roll(base[i % 16], i, axis=1)).save(Path("pictures", name))
     table = pd.DataFrame({"image_id": range(count), "file_name": names})
     table["height"] = table["width"] = np.int32(side)
-    files.write_parquet(layout.prepared("bench") / "images.parquet", table)
+    write_tables("bench", table, table)
 
 
 def run(params, source: str, count: int) -> tuple[float, float, str]:
     """Seconds, peak MiB and digest of one stage over the first `count` images."""
     path = layout.prepared("bench") / "images.parquet"
     everything = files.read_parquet(path)
-    files.write_parquet(path, everything.head(count))
+    write_tables("bench", everything.head(count), everything)
     memory = PeakMemory()
     memory.start()
     start = time.perf_counter()

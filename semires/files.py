@@ -1,23 +1,20 @@
 """Files that appear whole or not at all, with checksums, and locks.
 
-Every file the harness writes goes through :func:`atomic_path`: written beside its final place,
-flushed to disk, then renamed. Parquet carries a seal, a SHA-256 in front of its footer, where
-readers look for nothing; JSON may carry one as a key. Seals are verified on reading.
+Every writer goes through :func:`atomic_path` or :func:`atomic_folder`: the new content is written
+beside its final place, flushed to disk, then renamed. JSON may carry a seal, the digest of its own
+content, which the reader verifies; it can hold the digests of the files beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,107 +26,63 @@ from semires.errors import BusyError, CorruptCacheError, SemiresError
 if TYPE_CHECKING:
     import pandas as pd
 
+# Errors of the machine, not of this program: they end in one line without a traceback.
 _ENVIRONMENT_ERRNOS = {
-    errno.ENOSPC: "no space left",
-    errno.EDQUOT: "disk quota exceeded",
-    errno.EFBIG: "larger than a file may be here",
-    errno.EROFS: "read-only file system",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "operation not permitted",
-    errno.EEXIST: "a file is where a folder should be",
-    errno.ENOTDIR: "a file is where a folder should be",
-    errno.EISDIR: "a folder is where the file should be",
-    errno.ENAMETOOLONG: "the name is too long",
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
-FORMER = ".former"  # marks a folder that is set aside for its successor
-_STALE_S = 10.0  # a temporary file this old that nobody holds was left by a killed process
-PARQUET_END = 8  # bytes behind a Parquet footer: its length and the magic
-SEAL = b"semires-sha256:"
+_STALE_S = 3600.0
 JSON_SEAL = "seal"
+_RESTORE = "its digest is not the recorded one; run `dvc checkout`, or make it again"
 
 
 @contextlib.contextmanager
-def explain_os_error(
-    path: Path, temporary: Path | None = None, needed: int | None = None
-) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into one line that names the path.
+def explain_os_error(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like into one line that names ``path``.
 
-    Args:
-        path: what was to be written.
-        temporary: where it grew until then; its size says how much space it took at least.
-        needed: its size in bytes, if that is known.
+    Raises:
+        SemiresError: instead of such an `OSError`; other errors pass.
     """
     try:
         yield
     except OSError as error:
-        reason = _ENVIRONMENT_ERRNOS.get(error.errno or 0)
-        if reason is None or not _concerns(error, path):
+        if error.errno not in _ENVIRONMENT_ERRNOS or not _concerns(error, path):
             raise
-        if error.errno in _FULL:
-            reason += f"; {_space(path, temporary, needed)}"
+        folder = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+        free = shutil.disk_usage(folder).free / 10**6
+        named = [m[1] if (m := _TEMPORARY.fullmatch(part)) else part for part in path.parts]
         raise SemiresError(
-            f"{_final(path)}: cannot be written: {reason}; the previous file, if any, is intact. "
-            "Free space or choose another folder, then run the same command again."
+            f"{Path(*named)}: cannot be written: {os.strerror(error.errno).lower()} ({free:.1f} MB "
+            "free); the previous file, if any, is intact. Free space or choose another folder, "
+            "then run the same command again."
         ) from error
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    """Whether the error is of writing ``path``, not of reading something else meanwhile."""
-    if not isinstance(error.filename, str):
-        return True
-    named = Path(error.filename)
-    return path.parent == named.parent or path.parent in named.parents or named in path.parents
-
-
-def _final(path: Path) -> Path:
-    """The path as it will be, where it lies in a folder that is still a temporary one."""
-    return Path(*(m[1] if (m := _TEMPORARY.fullmatch(part)) else part for part in path.parts))
-
-
-def _space(path: Path, temporary: Path | None, needed: int | None) -> str:
-    folder = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(folder).free
-    if needed is None:
-        parts = [temporary] if temporary else []
-        if temporary and temporary.is_dir():
-            parts = list(temporary.rglob("*"))
-        written = sum(p.stat().st_size for p in parts if p.is_file())
-        return f"it needs more than the {megabytes(max(written, free))} that there was"
-    return f"it needs {megabytes(needed)}, {megabytes(free)} are free"
-
-
-def megabytes(size: int) -> str:
-    """``1.5 MB``; small sizes in bytes."""
-    return f"{size} bytes" if size < 10**5 else f"{size / 10**6:.1f} MB"
+    """Whether the error is about writing ``path``, not about another file read meanwhile."""
+    named = Path(error.filename) if isinstance(error.filename, str) else path
+    return path.parent in (named.parent, *named.parents) or named in path.parents
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it and rename it into place.
 
-    Args:
-        path: the file's final place; its folder is made if need be.
-        needed: its size in bytes, if known, for the message about a full disk.
+    The folder of ``path`` is made if it does not exist.
 
     Raises:
-        SemiresError: the disk is full or the folder read-only; ``path`` is as it was.
+        SemiresError: the disk is full or the folder read-only; ``path`` is unchanged.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    with explain_os_error(path, temporary, needed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent.absolute())
-        held = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+    with explain_os_error(path):
+        temporary = _temporary(path)
         try:
-            _hold(held)
-            with explain_os_error(path, temporary, needed):  # its size, before it is removed
-                yield temporary
-                os.fsync(held)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            os.close(held)
             temporary.unlink(missing_ok=True)
 
 
@@ -137,90 +90,42 @@ def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Like :func:`atomic_path` for a whole folder, which replaces any earlier one."""
     path = Path(path)
-    temporary, former = _temporary(path), _temporary(path, FORMER)
-    with explain_os_error(path, temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent.absolute())
-        temporary.mkdir()
-        held = os.open(temporary, os.O_RDONLY)
+    with explain_os_error(path):
+        temporary, former = _temporary(path), _temporary(path)
         try:
-            _hold(held)
-            with explain_os_error(path, temporary):
-                yield temporary
-            _exchange(temporary, path, former)
-        finally:
-            os.close(held)
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                os.replace(path, former)
+            os.replace(temporary, path)
+        except BaseException:
             if former.exists():
-                _put_back_or_remove(former, path.name + FORMER)
+                os.replace(former, path)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
 
 
-def _exchange(new: Path, path: Path, former: Path) -> None:
-    """Put a folder in the place of another, which is set aside.
-
-    After a kill between the two steps :func:`sweep` puts it back.
-    """
-    if not path.exists():
-        os.replace(new, path)
-        return
-    held = os.open(path, os.O_RDONLY)
-    try:
-        _hold(held)
-        os.replace(path, former)
-        os.replace(new, path)
-    finally:
-        os.close(held)
-
-
-def _temporary(path: Path, mark: str = "") -> Path:
-    return path.with_name(f".{path.name[:200]}{mark}.{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _hold(descriptor: int) -> bool:
-    """Lock a temporary file for as long as this process lives; whether it was free."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent.absolute())
+    return path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @functools.cache
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half made in a folder; once per folder and process.
-
-    A folder that was set aside and whose successor never came is put back.
-    """
+    """Remove temporary files of an hour's age that killed processes left; once per process."""
     for place in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
-            found = _TEMPORARY.fullmatch(place.name)
-            if found and time.time() - place.stat().st_mtime > _STALE_S:
-                held = os.open(place, os.O_RDONLY)
-                try:
-                    if _hold(held):
-                        _put_back_or_remove(place, found[1])
-                finally:
-                    os.close(held)
-
-
-def _put_back_or_remove(place: Path, name: str) -> None:
-    target = place.with_name(name.removesuffix(FORMER))
-    if name.endswith(FORMER) and not target.exists():
-        os.replace(place, target)
-    else:
-        _remove(place)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+            newest = max(p.stat().st_mtime for p in (place, *place.rglob("*")))
+            if _TEMPORARY.fullmatch(place.name) and time.time() - newest > _STALE_S:
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all."""
-    with atomic_path(path, len(data)) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -230,12 +135,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
-    """Write ``value`` as indented JSON with a final newline; NaN and infinity are refused.
+    """Write ``value`` as indented JSON; NaN and infinity are refused.
 
-    Args:
-        path: the file.
-        value: JSON types; with ``seal`` a dict.
-        seal: add a key with the digest of the rest, which :func:`read_json` verifies.
+    ``seal`` adds a key to a dict: the digest of the rest, which :func:`read_json` verifies.
     """
     if seal:
         value = {**value, JSON_SEAL: fingerprint(json.loads(json.dumps(value)))}
@@ -243,46 +145,46 @@ def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file and verify its seal, if it has one (which is left out of the value).
+    """Parse a JSON file, verify its seal if it has one, and return the value without the seal.
+
+    A byte order mark is accepted.
 
     Raises:
         SemiresError: it is missing or cannot be read; the text names the file.
-        CorruptCacheError: it is not JSON, or no longer what was sealed.
+        CorruptCacheError: it is not JSON, or its content differs from the sealed one.
     """
     path = Path(path)
     try:
-        if path.is_fifo():  # reading would wait for ever
-            raise CorruptCacheError(f"{path}: is no file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.is_fifo():  # reading would block
+            raise CorruptCacheError(f"{path}: not a file")
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SemiresError(f"{path}: no such file") from error
     except OSError as error:
         raise SemiresError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CorruptCacheError(f"{path}: not valid JSON ({error})") from error
-    if isinstance(value, dict) and JSON_SEAL in value:
-        stated = value.pop(JSON_SEAL)
-        if stated != fingerprint(value):
-            raise CorruptCacheError(
-                f"{path}: damaged: its content is not what was sealed; run the stage that makes it"
-            )
+    if (
+        isinstance(value, dict)
+        and JSON_SEAL in value
+        and value.pop(JSON_SEAL) != fingerprint(value)
+    ):
+        raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     return value
 
 
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet with zstd, page checksums and a seal, whole or not at all."""
-    buffer = io.BytesIO()
-    table.to_parquet(
-        buffer, index=False, compression="zstd", engine="pyarrow", write_page_checksum=True
-    )
-    data = buffer.getvalue()
-    footer = _footer_start(data)
-    digest = hashlib.sha256(data).digest()
-    write_bytes(path, data[:footer] + SEAL + digest + data[footer:])
+    """Write a table as Parquet with zstd and page checksums, whole or not at all."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(
+            temporary, index=False, compression="zstd", engine="pyarrow", write_page_checksum=True
+        )
 
 
-def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read a Parquet table, verifying its seal (if it has one) and its page checksums.
+def read_parquet(
+    path: str | Path, columns: list[str] | None = None, sha256: str | None = None
+) -> pd.DataFrame:
+    """Read a Parquet table, or some columns; verify its page checksums and, if given, ``sha256``.
 
     Raises:
         SemiresError: the file is missing.
@@ -294,55 +196,13 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataF
     path = Path(path)
     if not path.is_file():
         raise SemiresError(f"{path}: no such file")
+    if sha256 is not None and sha256_file(path) != sha256:
+        raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     try:
-        data = path.read_bytes()
-        _verify_seal(data)
-        reader = pa.BufferReader(data)
-        return pq.read_table(reader, columns=columns, page_checksum_verification=True).to_pandas()
+        return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorruptCacheError(f"{path}: damaged Parquet file ({first_line})") from error
-
-
-def _footer_start(data: bytes) -> int:
-    """Where the footer begins; 0 or less where there is none."""
-    return len(data) - PARQUET_END - int.from_bytes(data[-PARQUET_END:-4], "little")
-
-
-def _verify_seal(data: bytes) -> None:
-    """Compare what stands before and behind the seal with it, if there is one."""
-    footer = _footer_start(data)
-    start = footer - len(SEAL) - hashlib.sha256().digest_size
-    if start < 0 or data[start : start + len(SEAL)] != SEAL:
-        return  # written by others
-    if hashlib.sha256(data[:start] + data[footer:]).digest() != data[start + len(SEAL) : footer]:
-        raise ValueError("its SHA-256 is not the one it was sealed with")
-
-
-def verify_sqlite(path: str | Path) -> None:
-    """Read a whole SQLite database, if there is one; it carries no checksums, but much order.
-
-    Raises:
-        CorruptCacheError: it is damaged or no database.
-    """
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
-            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            for (name,) in names.fetchall():
-                quoted = str(name).replace('"', '""')
-                for _ in database.execute(f'SELECT * FROM "{quoted}"'):
-                    pass
-    except (sqlite3.DatabaseError, UnicodeError, OverflowError) as error:
-        found = str(error)
-    if found != "ok" and "locked" not in found:  # whoever uses it waits better than this
-        raise CorruptCacheError(
-            f"{path}: damaged database ({' '.join(found.split())}); move it away to start anew, "
-            "or restore it"
-        )
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorruptCacheError(f"{path}: damaged Parquet file ({reason})") from error
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -361,9 +221,8 @@ def sha256_tree(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return sha256_file(path)
-    lines = [
-        f"{p.relative_to(path)} {sha256_file(p)}" for p in sorted(path.rglob("*")) if p.is_file()
-    ]
+    files = [p for p in sorted(path.rglob("*")) if p.is_file()]
+    lines = [f"{p.relative_to(path)} {sha256_file(p)}" for p in files]
     return sha256_bytes("\n".join(lines).encode())
 
 
@@ -384,14 +243,14 @@ def lock(path: str | Path, what: str) -> Iterator[None]:
     path = Path(path)
     with explain_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path, timeout=0)
+        file_lock = FileLock(path, timeout=0)
         try:
-            held.acquire()
-        except Timeout as error:
+            file_lock.acquire()
+        except Timeout:
             raise BusyError(
-                f"{path}: another process is making {what}; wait for it or stop it, then try again"
-            ) from error
+                f"{path}: another process is making {what}; wait for it, or stop it"
+            ) from None
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()

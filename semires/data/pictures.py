@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ MIN_SIDE = 8  # of an image to segment, pixels: SAM takes none that are smaller
 MAX_SEGMENTED_PIXELS = 4096 * 4096  # larger images would exhaust the memory of proposals
 MAX_PIXELS = 100_000_000  # a picture of a few bytes may claim any size
 BUFFER_BYTES = 2**20  # Pillow reads a header in many small pieces
-# Those that Pillow decodes by itself: EPS, say, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+ORIENTATION = 0x0112  # the EXIF tag
+# Formats that Pillow decodes by itself; EPS, for example, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 
 
 @contextmanager
@@ -28,12 +28,12 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     """A picture whose header has been read and whose size is bounded; pixels are read when used.
 
     Raises:
-        DataError: missing, damaged, no picture, or of more than ``max_pixels``; also for what goes
-            wrong while it is open.
+        DataError: missing, damaged, no picture, of more than ``max_pixels``, or grey of 32 bits;
+            also for an error while it is open.
     """
     try:
-        if Path(path).is_fifo():  # reading would wait for ever
-            raise DataError(f"{path}: is no file")
+        if Path(path).is_fifo():  # reading would block
+            raise DataError(f"{path}: not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large or odd files: the size is checked below
             with (
@@ -45,11 +45,17 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
                         f"{path}: {picture.width}x{picture.height} pixels are more than "
                         f"{max_pixels:,}"
                     )
+                wide = picture.mode == "I" and picture.format not in ("PNG", "PPM")
+                if wide or picture.mode == "F":  # Pillow would clip them to white or black
+                    raise DataError(
+                        f"{path}: grey of 32 bits (mode {picture.mode}) has no defined range; "
+                        "convert it to 8 bits"
+                    )
                 if picture.format == "PNG":
-                    _verify_png(Path(path).read_bytes())
+                    _verify_png(path)
                 yield picture
-    except DataError:
-        raise
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image") from error
     except Exception as error:  # a damaged picture can raise nearly anything in a decoder
@@ -57,41 +63,42 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
         raise DataError(f"{path}: cannot be read as an image ({reason})") from error
 
 
-def _verify_png(data: bytes) -> None:
-    """The checksums of a PNG's chunks, which Pillow skips for those of pixels."""
-    at = 8  # behind the signature
-    while data[at + 4 : at + 8] != b"IEND":
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise ValueError("a checksum does not hold")
-        if end >= len(data):
-            raise ValueError("it is cut off")
-        at = end + 4
+def _verify_png(path: str | Path) -> None:
+    """Check the checksums of all chunks; Pillow skips those of pixels when it decodes."""
+    with Image.open(path, formats=("PNG",)) as picture:
+        picture.verify()
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Height and width in pixels after the EXIF orientation is applied."""
+    # Pillow turns a TIFF itself: its size is the upright one already.
+    turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture as 8-bit RGB; of 16-bit grey Pillow alone would cut off all above 255."""
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    """An opened picture as 8-bit RGB, turned as its EXIF orientation says.
+
+    Grey of 16 bits keeps its upper 8 bits.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     return picture.convert("RGB")
 
 
-def read_picture(
-    path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = False
-) -> NDArray[np.uint8]:
-    """A picture file as uint8 RGB (H,W,3).
+def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """A picture file as uint8 RGB (H,W,3), upright.
 
-    Args:
-        path: the file.
-        max_pixels: the most that is read.
-        upright: turn it as its EXIF says. Data sets' masks are of the picture as it is stored.
+    The EXIF orientation is applied, as OpenCV and Detectron2 do for COCO data sets. Annotations
+    are of the upright picture.
 
     Raises:
-        DataError: missing, damaged, no picture, or larger than ``max_pixels``.
+        DataError: missing, damaged, no picture, of an undefined range, or larger than
+            ``max_pixels``.
     """
     with open_picture(path, max_pixels) as picture:
-        turned = ImageOps.exif_transpose(picture) if upright else picture
-        return np.asarray(to_rgb(turned))
+        return np.asarray(to_rgb(picture))
 
 
 def as_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:

@@ -7,13 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from semires.config.schema import Params
-from semires.data.pictures import open_picture
+from semires.data.pictures import open_picture, upright_size
 from semires.data.refer import Faults, read_refer
+from semires.data.tables import write_tables
 from semires.errors import DataError
-from semires.files import atomic_folder, write_json, write_parquet
-from semires.runs import layout
 
-JPEG_END = b"\xff\xd9"
 Row = dict[str, int]
 # References and images per split as published (TFDS' counts of objects; paper's totals agree).
 PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
@@ -44,7 +42,7 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
     Args:
         params: all parameters.
         dataset: a key of ``params.datasets``.
-        check_images: also look at every image file's size and end.
+        check_images: also decode every image file and compare its size.
 
     Raises:
         DataError: anything missing or contradictory; every kind of fault listed in one line.
@@ -66,10 +64,7 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
         name: sum(row[name] for row in counts.values()) for name in ("refs", "expressions")
     }
     print(compare_total({**total, "images": len(images)}, TOTALS.get(key)))
-    with atomic_folder(layout.prepared(dataset)) as folder:
-        write_parquet(folder / "images.parquet", images)
-        write_parquet(folder / "refs.parquet", refs)
-        write_json(folder / "summary.json", counts)
+    write_tables(dataset, images, refs, counts)
 
 
 def summarise(refs: pd.DataFrame) -> dict[str, dict[str, int]]:
@@ -139,32 +134,31 @@ def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:
     rows = images[["file_name", "height", "width"]].itertuples(index=False)
     for name, height, width in tqdm(rows, total=len(images), desc="images", disable=None):
         path = folder / name
+        if not path.is_file():
+            faults.add("missing image", path)
+            continue
         try:
             with open_picture(path) as picture:
-                size, kind = (picture.height, picture.width), picture.format
-        except (DataError, OSError, ValueError):
-            faults.add(_unreadable(path), path)
+                size, stored = upright_size(picture), (picture.height, picture.width)
+                picture.draft("RGB", (1, 1))  # a JPEG decodes faster at 1/8, and still whole
+                picture.load()
+        except DataError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            faults.add(_unreadable(path, reason), f"{path} ({reason})")
             continue
-        if kind == "JPEG" and not _ends(path):
-            faults.add("truncated JPEG", path)
         if size != (height, width):
+            turned = stored == (height, width)
             faults.add(
                 "image size differs from the annotation's",
-                f"{path} is {size[1]}x{size[0]}, not {width}x{height}",
+                f"{path} is {size[1]}x{size[0]}, not {width}x{height}"
+                + (" (its EXIF orientation turns it; save it upright)" if turned else ""),
             )
 
 
-def _ends(path: Path) -> bool:
-    """Whether a JPEG's last bytes hold the mark of its end."""
-    with open(path, "rb") as file:
-        file.seek(-min(64, path.stat().st_size), 2)
-        return JPEG_END in file.read()
-
-
-def _unreadable(path: Path) -> str:
-    """The kind of a file that cannot be opened as a picture."""
-    if not path.is_file():
-        return "missing image"
+def _unreadable(path: Path, reason: str) -> str:
+    """The kind of fault of a file that cannot be decoded."""
+    if "truncat" in reason.lower():
+        return "truncated image"
     with open(path, "rb") as file:
         jpeg = file.read(3) == b"\xff\xd8\xff"
-    return "truncated JPEG" if jpeg and not _ends(path) else "not an image"
+    return "truncated or damaged JPEG" if jpeg else "not a readable image"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,41 +71,95 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
     if not isinstance(refs, list) or not all(isinstance(r, dict) for r in refs):
         raise DataError(f"{folder / f'refs({split_by}).p'}: is no list of references")
     faults = Faults(str(folder))
-    try:
-        images = {i["id"]: i for i in instances["images"]}
-        annotations = {a["id"]: a for a in instances["annotations"]}
-        categories = {c["id"]: str(c["name"]) for c in instances["categories"]}
-        rows = [_row(ref, images, annotations, categories, faults) for ref in refs]
-        repeated = [i for i, n in Counter(whole(r["ref_id"]) for r in refs).items() if n > 1]
-        for kind, key in (("images", "image_id"), ("annotations", "ann_id")):
-            _note_duplicates(instances[kind], {whole(ref[key]) for ref in refs}, kind, faults)
-        table = pd.DataFrame(_bounded([row for row in rows if row is not None]))
-        shown = _images(table, images, faults)
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{folder}: annotations lack a field of RefCOCO's format: {reason}"
-        ) from error
-    for ref_id in repeated:
-        faults.add("duplicate ref id", ref_id)
+    images, annotations, categories = (
+        _by_id(instances, kind) for kind in ("images", "annotations", "categories")
+    )
+    rows = []
+    for place, ref in enumerate(refs):
+        try:
+            row = _row(ref, images, annotations, categories, faults)
+        except FieldError as error:
+            faults.add("wrong value", error.within(_name(ref, place)))
+            continue
+        if row is not None:
+            rows.append(row)
+    for ref_id, count in Counter(row["ref_id"] for row in rows).items():
+        if count > 1:
+            faults.add("duplicate ref id", ref_id)
+    for kind, key in (("images", "image_id"), ("annotations", "ann_id")):
+        _note_duplicates(instances[kind], {row[key] for row in rows}, kind, faults)
+    table = pd.DataFrame(_bounded(rows, faults))
+    shown = _images(table, images, faults)
     faults.raise_any()
     if table.empty:
         raise DataError(f"{folder}: holds no references")
     return shown, table
 
 
+class FieldError(ValueError):
+    """A value of the wrong type, or an absent one; the text names the entry and the field."""
+
+    def within(self, entry: str) -> str:
+        """The text, with the name of the reference in front."""
+        return f"{entry}, {self}"
+
+
+def _field(entry: Any, name: str, convert: Callable[[Any], Any], where: str = "") -> Any:
+    """``convert(entry[name])``.
+
+    Raises:
+        FieldError: the field is absent, null or of another type.
+    """
+    try:
+        value = entry[name]
+    except (KeyError, TypeError, IndexError):
+        raise FieldError(f"{where}{name} is absent") from None
+    if value is None:
+        raise FieldError(f"{where}{name} is null")
+    try:
+        return convert(value)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, FieldError):
+            raise
+        shown = " " + repr(value)[:40] if isinstance(value, str | int | float | bool) else ""
+        if isinstance(value, list) and name in ("ann_id", "category_id"):
+            raise FieldError(
+                f"{where}{name} is a list: references to several objects or none (gRefCOCO) are "
+                "not supported"
+            ) from None
+        raise FieldError(f"{where}{name}{shown}: {error}") from None
+
+
+def _name(ref: Record, place: int) -> str:
+    """How messages name a reference: by its id if it has a plain one."""
+    ref_id = ref.get("ref_id")
+    return f"ref {ref_id}" if isinstance(ref_id, int | float | str) else f"the ref at index {place}"
+
+
+def _by_id(instances: Record, kind: str) -> Entries:
+    """Entries of a list of instances.json by their id; wrong ids are found when a ref names one."""
+    entries = instances[kind]
+    if not isinstance(entries, list):
+        return {}
+    return {
+        e["id"]: e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), int | float)
+    }
+
+
 def _note_duplicates(entries: list[Any], wanted: set[int], kind: str, faults: Faults) -> None:
-    """Ids that stand twice, of those that references name: which one is meant?"""
-    for entry_id, count in Counter(entry["id"] for entry in entries).items():
+    """Note ids that occur twice among those that references name."""
+    ids = Counter(e["id"] for e in entries if isinstance(e, dict) and isinstance(e.get("id"), int))
+    for entry_id, count in ids.items():
         if count > 1 and entry_id in wanted:
             faults.add(f"duplicate id in {kind}", entry_id)
 
 
-def _bounded(rows: list[Record]) -> list[Record]:
-    """The rows, of expressions that fit: a pickle may name one long text a million times."""
+def _bounded(rows: list[Record], faults: Faults) -> list[Record]:
+    """The rows, if their expressions fit: a pickle may name one long text a million times."""
     size = sum(len(text) for row in rows for text in row["sentences"] + row["raw"])
     if size > MAX_CHARACTERS:
-        raise ValueError(f"expressions of more than {MAX_CHARACTERS:,} characters in all")
+        faults.add("too much text", f"expressions of more than {MAX_CHARACTERS:,} characters")
+        return []
     return rows
 
 
@@ -112,7 +167,7 @@ def _read_instances(path: Path) -> Record:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
@@ -124,9 +179,12 @@ def _row(
     ref: Record, images: Entries, annotations: Entries, categories: Entries, faults: Faults
 ) -> Record | None:
     """One reference as a row, or None after noting why there is none."""
-    ref_id, ann_id, image_id = (whole(ref[key]) for key in ("ref_id", "ann_id", "image_id"))
-    category_id = whole(ref["category_id"])
-    sentences = [_text(s["sent"]) for s in ref["sentences"]]
+    ref_id, ann_id, image_id, category_id = (
+        _field(ref, name, whole) for name in ("ref_id", "ann_id", "image_id", "category_id")
+    )
+    split = _field(ref, "split", _text)
+    entries = _field(ref, "sentences", _list)
+    sentences = [_field(s, "sent", _text, f"sentences[{i}]: ") for i, s in enumerate(entries)]
     wordless = not sentences or any(not s.strip() for s in sentences)
     if wordless:
         faults.add("empty expression", f"ref {ref_id}")
@@ -135,13 +193,13 @@ def _row(
         kind = "missing annotation" if annotation is None else "missing image entry"
         faults.add(kind, f"ref {ref_id}")
         return None
-    height, width = whole(image["height"]), whole(image["width"])
+    height, width = (_field(image, n, whole, f"image {image_id}: ") for n in ("height", "width"))
     what = f"annotation {ann_id} of ref {ref_id}"
     if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
         faults.add("impossible image size", f"{width}x{height} of image {image_id}")
         return None
     try:
-        rle = to_rle(annotation["segmentation"], height, width)
+        rle = to_rle(annotation.get("segmentation"), height, width)
     except SegmentationError as error:
         faults.add("damaged mask", f"{what} ({error})")
         return None
@@ -150,16 +208,16 @@ def _row(
         return None
     if wordless:
         return None
-    raw = [_text(s.get("raw", "")) for s in ref["sentences"]]
-    x, y, w, h = (float(v) for v in annotation["bbox"])
-    if not all(map(math.isfinite, (x, y, w, h))):
-        raise ValueError(f"the bbox of {what} is not finite")
+    raw = [
+        _field({"raw": "", **s}, "raw", _text, f"sentences[{i}]: ") for i, s in enumerate(entries)
+    ]
+    x, y, w, h = _field(annotation, "bbox", _box, f"annotation {ann_id}: ")
     return {
         "ref_id": ref_id,
         "image_id": image_id,
         "ann_id": ann_id,
-        "category": categories.get(category_id, str(category_id)),
-        "split": _text(ref["split"]),
+        "category": _category(categories, category_id),
+        "split": split,
         "area": int(coco_mask.area(rle)),
         "bbox_x": x,
         "bbox_y": y,
@@ -171,14 +229,33 @@ def _row(
     }
 
 
+def _category(categories: Entries, category_id: int) -> str:
+    entry = categories.get(category_id)
+    where = f"category {category_id}: "
+    return str(category_id) if entry is None else str(_field(entry, "name", _text, where))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"expected a list, not {type(value).__name__}")
+    return list(value)
+
+
+def _box(value: Any) -> tuple[float, float, float, float]:
+    numbers = [float(v) for v in _list(value) if type(v) in (int, float)]
+    if len(numbers) != 4 or len(value) != 4 or not all(map(math.isfinite, numbers)):
+        raise ValueError("expected four finite numbers")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
 def _text(value: Any) -> str:
-    """A string; a byte string, as Python 2 left some, as latin-1."""
+    """A string, or a byte string of Python 2, which is read as latin-1."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if not isinstance(value, str):  # str() of a container that shares its parts may never end
-        raise ValueError(f"text is due, not a {type(value).__name__}")
+        raise ValueError(f"expected text, not {type(value).__name__}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError("text is due, not half of a surrogate pair")
+        raise ValueError("expected text, not half of a surrogate pair")
     return value
 
 
@@ -189,11 +266,15 @@ def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame
     first = refs.drop_duplicates("image_id")
     rows = []
     for image_id, split in zip(first["image_id"], first["split"], strict=True):
-        entry = images[image_id]
-        name = _text(entry["file_name"])
+        entry, where = images[image_id], f"image {image_id}: "
+        try:
+            name = _field(entry, "file_name", _text, where)
+            digest = _field({"sha256": "", **entry}, "sha256", _text, where)
+        except FieldError as error:
+            faults.add("wrong value", error)
+            continue
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             faults.add("file name leaves the images' folder", repr(name))
-        digest = _text(entry.get("sha256", ""))
         rows.append((image_id, name, whole(entry["height"]), whole(entry["width"]), split, digest))
     columns = ["image_id", "file_name", "height", "width", "split", "sha256"]
     table = pd.DataFrame(rows, columns=columns)

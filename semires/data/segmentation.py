@@ -20,11 +20,11 @@ class SegmentationError(ValueError):
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
-    """The union of an annotation's polygons, or its run-lengths, as one compressed RLE.
+    """The union of an annotation's polygons or run-lengths as one compressed RLE.
 
     Args:
-        segmentation: a list of polygons (x, y in turn, pixels), or a dict of ``size`` and
-            ``counts``, a list of run-lengths or COCO's compressed string.
+        segmentation: a list of polygons (x, y in turn, pixels); or a dict of ``size`` and
+            ``counts``, a list of run-lengths or COCO's compressed string; or a list of such dicts.
         height: of the image, pixels.
         width: of the image, pixels.
 
@@ -34,7 +34,10 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
     Raises:
         SegmentationError: no segmentation, or not one of an image of this size.
     """
-    if isinstance(segmentation, list):
+    rle: dict[str, Any] | None
+    if isinstance(segmentation, list) and any(isinstance(part, dict) for part in segmentation):
+        rle = _from_several_runs(segmentation, height, width)
+    elif isinstance(segmentation, list):
         rle = _from_polygons(segmentation, height, width)
     elif isinstance(segmentation, dict):
         rle = _from_runs(segmentation, height, width)
@@ -87,6 +90,13 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[st
     return dict(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
 
 
+def _from_several_runs(parts: list[Any], height: int, width: int) -> dict[str, Any]:
+    """The union of several run-length masks, REFER's second form (RefCLEF, RRSIS-D)."""
+    if not all(isinstance(part, dict) for part in parts):
+        raise SegmentationError("a list of both run-lengths and polygons")
+    return dict(coco_mask.merge([_from_runs(part, height, width) for part in parts]))
+
+
 def _decompress(counts: str) -> list[int]:
     """Run-lengths of COCO's compressed string: 5 bits a character, differences to two before."""
     runs: list[int] = []
@@ -115,5 +125,5 @@ def whole(value: Any) -> int:
         ValueError: anything else; its text holds no more of the value than its type.
     """
     if type(value) not in (int, float) or not -(2**63) <= value < 2**63 or value != int(value):
-        raise ValueError(f"a whole number of 64 bits is due, not this {type(value).__name__}")
+        raise ValueError(f"expected a whole number, not {type(value).__name__}")
     return int(value)

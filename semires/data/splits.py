@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from semires.config.schema import Params
+from semires.data.tables import read_table
 from semires.errors import ConfigError, DataError
-from semires.files import read_json, read_parquet, write_json
+from semires.files import read_json, write_json
 from semires.runs import layout
 from semires.runs.key import fraction_name
 
@@ -43,7 +44,7 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
         ConfigError: the fraction labels no image at all.
         DataError: an explicit list names images that the train split lacks.
     """
-    refs = read_parquet(layout.prepared(dataset) / "refs.parquet", ["image_id", "split"])
+    refs = read_table(dataset, "refs", ["image_id", "split"])
     train = refs.loc[refs["split"] == "train", "image_id"]
     unique = [int(i) for i in dict.fromkeys(train)]
     name = fraction_name(fraction)

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from semires.errors import CorruptCacheError
-from semires.files import read_json, read_parquet
+from semires.files import (
+    atomic_folder,
+    read_json,
+    read_parquet,
+    sha256_file,
+    write_json,
+    write_parquet,
+)
 from semires.runs import layout
 
 IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "split"]
 REF_COLUMNS = ["ref_id", "image_id", "split", "mask", "sentences", "raw"]
+SUMMARY = "summary.json"
+
+
+def write_tables(
+    dataset: str, images: pd.DataFrame, refs: pd.DataFrame, counts: dict[str, Any] | None = None
+) -> None:
+    """Write ``data/prepared/D``: both tables and a summary with their digests."""
+    with atomic_folder(layout.prepared(dataset)) as folder:
+        write_parquet(folder / "images.parquet", images)
+        write_parquet(folder / "refs.parquet", refs)
+        digests = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+        write_json(folder / SUMMARY, {"counts": counts or {}, "files": digests}, seal=True)
+
+
+def read_table(dataset: str, name: str, columns: list[str]) -> pd.DataFrame:
+    """Read ``images`` or ``refs`` of a prepared data set.
+
+    Raises:
+        SemiresError: the stage ``prepare`` has not run.
+        CorruptCacheError: the file is not the one that ``prepare`` wrote.
+    """
+    folder = layout.prepared(dataset)
+    summary = read_json(folder / SUMMARY)
+    try:
+        digest = str(summary["files"][f"{name}.parquet"])
+    except (KeyError, TypeError) as error:
+        raise CorruptCacheError(
+            f"{folder / SUMMARY}: no digest of {name}.parquet; run the stage prepare again"
+        ) from error
+    return read_parquet(folder / f"{name}.parquet", columns, sha256=digest)
 
 
 @dataclass(frozen=True)
@@ -24,9 +62,8 @@ class Tables:
     @staticmethod
     def load(dataset: str) -> Tables:
         """Read ``data/prepared/D``."""
-        folder = layout.prepared(dataset)
-        images = read_parquet(folder / "images.parquet", IMAGE_COLUMNS).set_index("image_id")
-        return Tables(images, read_parquet(folder / "refs.parquet", REF_COLUMNS))
+        images = read_table(dataset, "images", IMAGE_COLUMNS).set_index("image_id")
+        return Tables(images, read_table(dataset, "refs", REF_COLUMNS))
 
     def part(self, split: str) -> pd.DataFrame:
         """References of one split, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +67,11 @@ def predict(
     """Predict for one picture, or for a folder and a CSV with columns ``image,expression``.
 
     Writes ``OUTPUT`` (overlay) and ``OUTPUT-mask.png`` for one picture; for a table, both for each
-    row into the folder ``OUTPUT``. Prints a line each.
+    row into the folder ``OUTPUT``. Prints a line each. An expression that is cut to the model's
+    ``max_tokens`` gets a line on stderr.
 
     Raises:
-        DataError: a picture or the table cannot be read.
+        DataError: a picture or the table cannot be read; nothing was written.
     """
     trained, image = open_checkpoint(checkpoint, params), Path(image)
     if expressions is None:
@@ -92,16 +94,29 @@ def predict(
             raise DataError(f"--output {target}: is a folder; give the name of a picture")
         if path.resolve() in (target.resolve(), _mask_of(target).resolve()):
             raise DataError(f"{path}: --output would replace the picture; give another name")
+    for path in dict.fromkeys(path for path, _, _ in jobs):
+        read_picture(path, MAX_SEGMENTED_PIXELS)  # every fault is found before the first output
     for path, text, target in jobs:
-        picture = read_picture(path, MAX_SEGMENTED_PIXELS, upright=True)
-        prediction = segment(trained, picture, text)
-        _save(overlay(picture, prediction.mask), target)
-        _save(prediction.mask.astype(np.uint8) * 255, _mask_of(target))
-        share = 100 * prediction.mask.mean()
+        _predict_one(trained, path, text, target)
+
+
+def _predict_one(trained: Trained, path: Path, text: str, target: Path) -> None:
+    """Write the overlay and the mask of one expression and print a line."""
+    picture = read_picture(path, MAX_SEGMENTED_PIXELS)
+    truncated = trained.tokenizer.truncated
+    prediction = segment(trained, picture, text)
+    if trained.tokenizer.truncated > truncated:
         print(
-            f"{path}: {text!r}: {share:.1f} % of the picture, "
-            f"confidence {prediction.confidence:.2f} -> {target}"
+            f"{path}: {text!r} is longer than {trained.data.max_tokens} tokens and is cut",
+            file=sys.stderr,
         )
+    _save(overlay(picture, prediction.mask), target)
+    _save(prediction.mask.astype(np.uint8) * 255, _mask_of(target))
+    share = 100 * prediction.mask.mean()
+    print(
+        f"{path}: {text!r}: {share:.1f} % of the picture, "
+        f"confidence {prediction.confidence:.2f} -> {target}"
+    )
 
 
 def read_expressions(path: Path) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from semires import files
 from semires.config.schema import Params
+from semires.data.tables import read_table
 from semires.errors import CorruptCacheError, DataError, Interrupted, SemiresError
 from semires.proposals.workers import Recipe, Task, process_count, propose_rows
 from semires.runs import layout
@@ -112,9 +113,7 @@ def _plan(params: Params, dataset: str, source: str) -> Job:
 
 
 def _tasks(dataset: str, folder: Path) -> list[Task]:
-    table = files.read_parquet(
-        layout.prepared(dataset) / "images.parquet", ["image_id", "file_name", "height", "width"]
-    )
+    table = read_table(dataset, "images", ["image_id", "file_name", "height", "width"])
     tasks = [
         Task(int(row.image_id), str(row.file_name), int(row.height), int(row.width))
         for row in table.itertuples(index=False)
@@ -255,10 +254,7 @@ def _publish(job: Job) -> None:
 def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
     from semires.proposals.quality import proposal_quality
 
-    path = layout.prepared(job.dataset) / "refs.parquet"
-    if not path.is_file():
-        return {}
-    refs = files.read_parquet(path, ["image_id", "split", "mask"])
+    refs = read_table(job.dataset, "refs", ["image_id", "split", "mask"])
     refs = refs[refs["split"] == "val"]
     return {"val": proposal_quality(cache, refs)} if len(refs) else {}
 

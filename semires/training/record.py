@@ -99,8 +99,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_model as save
 
-    size = sum(v.numel() * v.element_size() for v in model.state_dict().values())
-    with atomic_path(path, size) as temporary:
+    with atomic_path(path) as temporary:
         try:
             save(model, str(temporary))
         except SafetensorError as error:  # it has no errno of its own

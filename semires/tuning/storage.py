@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,7 @@ import sqlalchemy.event
 import sqlalchemy.exc
 from filelock import FileLock, Timeout
 
-from semires.errors import BusyError, ConfigError, SemiresError
-from semires.files import verify_sqlite
+from semires.errors import BusyError, ConfigError, CorruptCacheError, SemiresError
 from semires.runs import layout
 
 HEARTBEAT_S = 10
@@ -198,3 +198,29 @@ def slot(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> int:
     every = optuna.Study._get_trials(study, deepcopy=False, use_cache=True)
     earlier = every[: trial.number]
     return int(trial.number) - sum(SLOT in other.user_attrs for other in earlier)
+
+
+def verify_sqlite(path: str | Path) -> None:
+    """Read a whole SQLite database, if there is one; it carries no checksums, but much order.
+
+    Raises:
+        CorruptCacheError: it is damaged or no database.
+    """
+    path = Path(path)
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            for (name,) in names.fetchall():
+                quoted = str(name).replace('"', '""')
+                for _ in database.execute(f'SELECT * FROM "{quoted}"'):
+                    pass
+    except (sqlite3.DatabaseError, UnicodeError, OverflowError) as error:
+        found = str(error)
+    if found != "ok" and "locked" not in found:  # whoever uses it waits better than this
+        raise CorruptCacheError(
+            f"{path}: damaged database ({' '.join(found.split())}); move it away to start anew, "
+            "or restore it"
+        )

@@ -53,7 +53,7 @@ def test_a_tenth_of_the_full_size(tmp_path: Path):
     assert refs["sentences"].map(len).sum() == 14_200
     assert refs["ref_id"].tolist() == list(range(5_000)), "the pickle's order"
     summary = read_json(prepared / "summary.json")
-    assert sum(row["refs"] for row in summary.values()) == 5_000
+    assert sum(row["refs"] for row in summary["counts"].values()) == 5_000
     split = read_json(tmp_path / "data/splits/refcoco/1.json")
     assert split["n_labelled"] == 18
     train = set(images.loc[images["split"] == "train", "image_id"])

@@ -170,8 +170,12 @@ def test_damage_is_one_line(tmp_path: Path, data: st.DataObject):
         ([ref(1, sentences=[])], [[]], "empty expression: ref 1; empty polygon: annotation 1"),
         ([ref(1)], [[[*SQUARE, 5.0]]], "an odd number of coordinates"),
         ([ref(1)], [[[-32.0, 0.0, 32.0, 0.0] * 140_000]], "too long an outline"),
-        ([ref(i, sentences=[{"sent": "x" * 2**20}] * 99) for i in range(3)], None, "characters in"),
-        ([{"ref_id": 1}], None, "lack a field"),
+        (
+            [ref(i, sentences=[{"sent": "x" * 2**20}] * 99) for i in range(3)],
+            None,
+            "too much text: ",
+        ),
+        ([{"ref_id": 1}], None, "wrong value: ref 1, ann_id is absent"),
         ([], None, "holds no references"),
     ],
 )
@@ -223,7 +227,7 @@ def test_a_digest_that_is_no_text_is_refused(tmp_path: Path, value: Any):
     write(tmp_path, [ref(1)])
     with changed_instances(tmp_path) as content:
         content["images"][0]["sha256"] = value
-    with pytest.raises(DataError, match="text is due"):
+    with pytest.raises(DataError, match=r"image 1: sha256.*(expected text|is null)"):
         read(tmp_path)
 
 
@@ -253,7 +257,7 @@ def test_prepare_names_bad_images(project: Any):
     whole = Path("images/one.jpg").read_bytes()
     for kept in (len(whole) - 40, 300, 20):  # the last two end within the header
         Path("images/one.jpg").write_bytes(whole[:kept])
-        with pytest.raises(DataError, match=r"truncated JPEG: images/one\.jpg"):
+        with pytest.raises(DataError, match=r"truncated .*: images/one\.jpg"):
             prepare(project, "refcoco")
     Image.new("RGB", (9, 9)).save("images/one.jpg")
     with pytest.raises(DataError, match="is 9x9, not 16x12"):
@@ -278,3 +282,53 @@ def test_counts_beside_the_published_ones(tmp_path: Path):
     assert "as published" in text
     assert "DIFFERS: published 5 refs on 5 images" in text
     assert "published, but not here" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("ref_id", "7", "ref 7, ref_id '7': expected a whole number, not str"),
+        ("ann_id", "103", "ref 1, ann_id '103': expected a whole number"),
+        ("ann_id", [1, 2], r"ref 1, ann_id is a list: .*gRefCOCO.* are not supported"),
+        ("image_id", None, "ref 1, image_id is null"),
+        ("category_id", 1.5, "ref 1, category_id 1.5: expected a whole number"),
+        ("split", 3, "ref 1, split 3: expected text, not int"),
+        ("sentences", None, "ref 1, sentences is null"),
+        ("sentences", ["red"], r"ref 1, sentences\[0\]: sent is absent"),
+        ("sentences", [{"sent": "red", "raw": 1}], r"ref 1, sentences\[0\]: raw 1: expected text"),
+    ],
+)
+def test_a_wrong_value_names_the_reference_and_the_field(
+    tmp_path: Path, field: str, value: Any, line: str
+):
+    with pytest.raises(DataError, match=line):
+        read(write(tmp_path, [{**ref(1), field: value}, ref(2)]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "line"),
+    [
+        ("images", "height", "12", "ref 1, image 1: height '12': expected a whole number"),
+        ("images", "file_name", None, "image 1: file_name is null"),
+        ("annotations", "bbox", None, "ref 1, annotation 1: bbox is null"),
+        ("annotations", "bbox", [1, 2, 3], "annotation 1: bbox: expected four finite numbers"),
+        ("annotations", "bbox", [1, 2, 3, "4"], "annotation 1: bbox: expected four finite"),
+        ("annotations", "segmentation", None, "damaged mask: annotation 1 of ref 1"),
+        ("categories", "name", 5, "ref 1, category 1: name 5: expected text"),
+    ],
+)
+def test_a_wrong_value_of_instances_names_its_entry(
+    tmp_path: Path, kind: str, field: str, value: Any, line: str
+):
+    write(tmp_path, [ref(1)])
+    with changed_instances(tmp_path) as content:
+        content[kind][0][field] = value
+    with pytest.raises(DataError, match=line):
+        read(tmp_path)
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path):
+    write(tmp_path, [ref(1)])
+    path = tmp_path / "refcoco/instances.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read(tmp_path)[1]) == 1

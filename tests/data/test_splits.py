@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from semires.config.load import load_params
 from semires.data.splits import labelled_images, make_split, read_labelled_list
+from semires.data.tables import write_tables
 from semires.errors import ConfigError, DataError
-from semires.files import read_json, write_parquet
+from semires.files import read_json
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared/refcoco/refcoco_1pct_image.json"
 
@@ -45,7 +46,7 @@ def test_a_fraction_is_a_fraction():
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     refs = pd.DataFrame({"image_id": [1, 1, 2, 3, 4, 9], "split": ["train"] * 5 + ["val"]})
-    write_parquet("data/prepared/refscenes/refs.parquet", refs)
+    write_tables("refscenes", refs, refs)
     return tmp_path
 
 

@@ -21,6 +21,7 @@ from semires import files
 from semires.config.load import load_params
 from semires.config.schema import Params
 from semires.config.validate import read_yaml
+from semires.data.tables import write_tables
 from semires.errors import BusyError, DataError
 from semires.proposals.cache import ProposalCache
 from semires.proposals.checkpoint import prepare_checkpoint
@@ -66,9 +67,8 @@ def make_data_set(n_images: int = N_IMAGES) -> None:
         refs.append((index, 500 + index, split, counts))
     table = pd.DataFrame(images, columns=["image_id", "file_name", "height", "width", "split"])
     types = {"image_id": np.int64, "height": np.int32, "width": np.int32}
-    files.write_parquet(layout.prepared("toy") / "images.parquet", table.astype(types))
-    table = pd.DataFrame(refs, columns=["ref_id", "image_id", "split", "mask"])
-    files.write_parquet(layout.prepared("toy") / "refs.parquet", table)
+    columns = ["ref_id", "image_id", "split", "mask"]
+    write_tables("toy", table.astype(types), pd.DataFrame(refs, columns=columns))
 
 
 def write_params(processes: int, **settings: object) -> Params:

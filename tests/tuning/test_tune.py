@@ -10,8 +10,9 @@ from PIL import Image
 from semires.config.load import load_params
 from semires.config.resolve import source_of
 from semires.config.validate import read_yaml
+from semires.data.tables import write_tables
 from semires.errors import ConfigError, CorruptCacheError, SemiresError
-from semires.files import fingerprint, read_json, write_json, write_parquet
+from semires.files import fingerprint, read_json, write_json
 from semires.refine.partition import Partition
 from semires.runs import layout
 from semires.runs.key import RunKey
@@ -59,8 +60,7 @@ def workspace(tmp_path, monkeypatch):
     path = layout.proposals("refscenes", "sam") / "manifest.json"
     write_json(path, {**manifest, "params": made_with})
     table = pd.DataFrame({"image_id": [1]})
-    for name in ("images", "refs"):
-        write_parquet(layout.prepared("refscenes") / f"{name}.parquet", table)
+    write_tables("refscenes", table, table)
     return tmp_path
 
 
