@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -115,8 +116,19 @@ def test_set_up_with_an_unusable_python_is_one_line(tmp_path, script, says):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_two_set_ups_do_not_disturb_each_other(tmp_path):
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".unfinished").write_text(f"{os.getpid()}\n")
+    (tmp_path / ".venv" / "installed").touch()
+    command = [ROOT / "tools" / "setup.sh", sys.executable]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "another set-up is running" in result.stderr
+    assert (tmp_path / ".venv" / "installed").exists()
+
+
 def test_set_up_begins_anew_after_an_interruption(tmp_path):
-    """The set-up ends at its second step (no lock file here), and the former files are gone."""
+    """The set-up ends at its second step, since there is no lock file here."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in (".unfinished", "leftover"):
         (tmp_path / ".venv" / name).touch()
@@ -124,5 +136,11 @@ def test_set_up_begins_anew_after_an_interruption(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert "was interrupted" in result.stdout
-    assert (tmp_path / ".venv" / ".unfinished").exists()
     assert not (tmp_path / ".venv" / "leftover").exists()
+    # an error is no interruption: the environment is kept
+    kept = tmp_path / ".venv" / "kept"
+    kept.touch()
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "was interrupted" not in result.stdout
+    assert kept.exists()

@@ -7,7 +7,7 @@ trap 'exit 143' TERM
 
 python=${1:-python3}
 venv=.venv
-unfinished=$venv/.unfinished # exists while a set-up runs, so that the next one sees an interruption
+unfinished=$venv/.unfinished # holds the process id of the set-up until it has finished
 newer='import sys; sys.exit(sys.version_info < (3, 11))'
 PATH=${PATH//"$PWD/$venv/bin:"/} # the environment must not create itself
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -17,13 +17,19 @@ fail() {
   exit 2
 }
 
+# An error leaves complete packages, an interruption may not: the next set-up keeps them.
+stop() {
+  rm "$unfinished"
+  fail "the error is above; run the same command to try again"
+}
+
 pip() { "$venv/bin/python" -m pip "$@"; }
 
 create() {
   local version another="name another: make PYTHON=/path/to/python3.11"
   version=$("$python" -V 2>/dev/null) || fail "'$python' does not run; $another"
   "$python" -c "$newer" || fail "semires needs Python 3.11 or newer, '$python' is $version; $another"
-  mkdir -p "$venv" && touch "$unfinished"
+  mkdir -p "$venv" && echo $$ >"$unfinished"
   find "$venv/" -mindepth 1 -maxdepth 1 ! -name .unfinished -exec rm -rf {} +
   "$python" -m venv "$venv" || fail "'$python -m venv' does not work (Debian: apt install python3-venv)"
 }
@@ -41,6 +47,7 @@ with_pip() {
 }
 
 if [ -e "$unfinished" ]; then
+  ! kill -0 "$(cat "$unfinished")" 2>/dev/null || fail "another set-up is running (or remove $unfinished)"
   echo "    the last set-up was interrupted; $venv is created again"
   create
 elif ! "$venv/bin/python" -c '' 2>/dev/null; then
@@ -48,15 +55,15 @@ elif ! "$venv/bin/python" -c '' 2>/dev/null; then
   create
 fi
 "$venv/bin/python" -c "$newer" || fail "$venv holds $("$venv/bin/python" -V); remove it: rm -r $venv"
-touch "$unfinished"
 pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null || fail "$venv has no pip"
+echo $$ >"$unfinished"
 echo "1/3 environment: $venv, $("$venv/bin/python" -V)"
 
 echo "2/3 packages: $(grep -c '==' requirements.lock) in requirements.lock"
-with_uv || with_pip || fail "the error is above; the same command tries again"
+with_uv || with_pip || stop
 
 echo "3/3 semires"
-pip install --quiet --no-deps --no-build-isolation --editable . || fail "the error is above; the same command tries again"
+pip install --quiet --no-deps --no-build-isolation --editable . || stop
 
 rm "$unfinished"
 touch "$venv/.ready"
