@@ -2,7 +2,6 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PORT ?= 5000
 LANES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,12 +14,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-.venv/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semires needs Python 3.11 or newer")'
-	$(PYTHON) -m venv .venv
-	$(PIP) install --require-hashes -r requirements.lock
-	$(PIP) install --no-deps --no-build-isolation --editable .
-	@touch $@
+.venv/.ready: requirements.lock pyproject.toml tools/setup.sh tools/uv.lock
+	@tools/setup.sh "$(PYTHON)"
 
 repro: .venv/.ready  ## the study of params.yaml, then its main table
 	dvc repro

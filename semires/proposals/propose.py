@@ -1,9 +1,9 @@
-"""Stage `propose`: one partition of proposals per image of a data set (paper 3.2), once.
+"""Stage `propose`: one partition of proposals per image of a data set (paper 3.2).
 
-In: ``data/prepared/D/images.parquet``, the image files and a source; out: ``proposals/D/SOURCE``
+In: ``data/prepared/D/images.parquet``, the image files and a source. Out: ``proposals/D/SOURCE``
 with Parquet shards, ``manifest.json`` and ``quality.json``. Finished shards survive an
-interruption in the work folder; the output is the same bytes whatever the number of processes,
-ranks or interruptions.
+interruption in the work folder. The output does not depend on the number of processes, ranks or
+interruptions.
 """
 
 from __future__ import annotations
@@ -11,20 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from semires import files
 from semires.config.schema import Params
 from semires.data.tables import read_table
-from semires.errors import CorruptCacheError, DataError, Interrupted, SemiresError
-from semires.proposals.workers import Recipe, Task, process_count, propose_rows
+from semires.errors import CorruptCacheError, DataError, SemiresError
+from semires.proposals.workers import ImageJob, Recipe, process_count, propose_rows
 from semires.runs import layout
 
 if TYPE_CHECKING:
@@ -38,7 +34,7 @@ class Shard:
     """One file of the output and the images it holds, in the table's order."""
 
     index: int
-    tasks: list[Task]
+    tasks: list[ImageJob]
 
     @property
     def file(self) -> str:
@@ -62,26 +58,25 @@ class Job:
 def propose(params: Params, dataset: str, source: str) -> None:
     """Make the proposals of ``dataset`` by the entry ``source`` of ``proposals.sources``.
 
-    The parameters have both names, which the command line has made sure of. Under torchrun the
-    ranks share out the shards and rank 0 publishes.
+    The command line has checked both names. Under torchrun the ranks share the shards and rank 0
+    publishes them. Finished shards survive an interruption.
 
     Raises:
         SemiresError: bad input, or another process makes the same proposals.
-        Interrupted: SIGINT or SIGTERM arrived; finished shards are kept.
     """
     job = _plan(params, dataset, source)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     what = f"the proposals of {dataset} by {source}"
     if _is_published(job):
-        print(f"propose: {what} are there already, whole and from the same inputs")
+        print(f"propose: {what} exist already and were made from the same inputs")
         return
     if rank == 0 and layout.proposals(dataset, source).exists():
-        print(f"propose: {what} are damaged or of other inputs: they are made anew")
-    with files.lock(job.work / f"rank{rank}.lock", what), _interruptible():
+        print(f"propose: {what} are damaged or were made from other inputs; making them again")
+    with files.lock(job.work / f"rank{rank}.lock", what):
         mine = job.shards[rank::world]
         todo = [shard for shard in mine if not _is_finished(job, shard, mend=True)]
         if len(todo) < len(mine):
-            print(f"propose: going on from shard {len(mine) - len(todo)} of {len(mine)}")
+            print(f"propose: resuming from shard {len(mine) - len(todo)} of {len(mine)}")
         _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=rank)
         if rank != 0:
             return
@@ -94,7 +89,7 @@ def propose(params: Params, dataset: str, source: str) -> None:
 def _plan(params: Params, dataset: str, source: str) -> Job:
     settings = params.proposals.sources[source]
     images = Path(params.datasets[dataset].images)
-    tasks = _tasks(dataset, images)
+    tasks = _image_jobs(dataset, images)
     per_shard = params.proposals.shard_images
     shards = [
         Shard(i, tasks[first : first + per_shard])
@@ -112,10 +107,10 @@ def _plan(params: Params, dataset: str, source: str) -> Job:
     )
 
 
-def _tasks(dataset: str, folder: Path) -> list[Task]:
+def _image_jobs(dataset: str, folder: Path) -> list[ImageJob]:
     table = read_table(dataset, "images", ["image_id", "file_name", "height", "width"])
     tasks = [
-        Task(int(row.image_id), str(row.file_name), int(row.height), int(row.width))
+        ImageJob(int(row.image_id), str(row.file_name), int(row.height), int(row.width))
         for row in table.itertuples(index=False)
     ]
     missing = [task.file_name for task in tasks if not (folder / task.file_name).is_file()]
@@ -125,7 +120,7 @@ def _tasks(dataset: str, folder: Path) -> list[Task]:
     return tasks
 
 
-def _fingerprint(settings: Any, tasks: list[Task], folder: Path, per_shard: int) -> str:
+def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: int) -> str:
     """Of all that the output is made from; image files count by name and size."""
     from semires.proposals.cache import FORMAT
 
@@ -220,7 +215,7 @@ def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
         record.unlink()
-        print(f"{path}: damaged since it was written; moved to {aside.name}, made again")
+        print(f"{path}: damaged since it was written; moved to {aside.name}; making it again")
     return False
 
 
@@ -265,28 +260,3 @@ def _say(job: Job, images: int, per_image: float, quality: dict[str, dict[str, f
         val = quality["val"]
         line += f"; val: best IoU {val['best_iou']:.3f}, {100 * val['over_half']:.1f} % over 0.5"
     print(line)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, which unwinds through every ``finally``."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for each in before:  # once: a second signal must not cut the tidying short
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(
-            "propose: interrupted; finished shards are kept, the same command goes on from them",
-            128 + number,
-        )
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

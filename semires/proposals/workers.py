@@ -1,8 +1,8 @@
-"""Images to proposal rows in parallel processes, in order, with flat memory.
+"""Images to proposal rows in parallel processes, in order, with constant memory.
 
-A worker reads its images itself and returns compressed partitions; at most a few chunks are on
-their way at any time. Each works with one thread, so that neither their number nor the machine's
-changes a bit of the output.
+A worker reads its images itself and returns compressed partitions. At most a few chunks are in
+progress at any time. Each worker uses one thread, so the output does not depend on the number of
+workers or cores.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 from semires.config.schema import Params
 from semires.errors import DataError, SemiresError
 
-CHUNK = 8  # images per task
+CHUNK = 8  # images a worker takes at a time
 
 
 @dataclass(frozen=True)
-class Task:
+class ImageJob:
     """One image to segment; size in pixels as the data set's table has it."""
 
     image_id: int
@@ -63,13 +63,15 @@ def process_count(params: Params, settings: Any) -> int:
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def propose_rows(recipe: Recipe, tasks: list[Task], processes: int) -> Generator[Any, None, None]:
-    """`Row` of every task, in order.
+def propose_rows(
+    recipe: Recipe, jobs: list[ImageJob], processes: int
+) -> Generator[Any, None, None]:
+    """The `Row` of every image, in order.
 
     Raises:
         SemiresError: an image is bad, or a worker was killed.
     """
-    chunks = [tasks[first : first + CHUNK] for first in range(0, len(tasks), CHUNK)]
+    chunks = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
     if processes == 1 or len(chunks) < 2:
         with _one_thread(recipe.settings):
             _prepare(recipe)
@@ -95,7 +97,7 @@ def propose_rows(recipe: Recipe, tasks: list[Task], processes: int) -> Generator
             _stop(pool)
 
 
-def _in_order(pool: ProcessPoolExecutor, chunks: list[list[Task]], ahead: int) -> Iterator[Any]:
+def _in_order(pool: ProcessPoolExecutor, chunks: list[list[ImageJob]], ahead: int) -> Iterator[Any]:
     waiting: deque[Future[list[Any]]] = deque()
     for chunk in chunks:
         waiting.append(pool.submit(_rows, chunk))
@@ -106,20 +108,20 @@ def _in_order(pool: ProcessPoolExecutor, chunks: list[list[Task]], ahead: int) -
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
-    # After an interrupt nothing that is still running matters: a chunk may take minutes.
-    running = list((getattr(pool, "_processes", None) or {}).values())
+    """End the workers at once: after an interrupt a running chunk may take minutes."""
     pool.shutdown(wait=False, cancel_futures=True)
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.join(10)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(10)
 
 
 def _start(recipe: Recipe) -> None:
-    """Set up a worker: Ctrl-C is its parent's business, and it dies with its parent."""
+    """Set up a worker: the parent handles Ctrl-C, and the worker ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if _uses_torch(recipe.settings):
         import torch
 
@@ -128,7 +130,7 @@ def _start(recipe: Recipe) -> None:
     _recipe, _source = recipe, None
 
 
-def _die_with_parent() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -146,7 +148,7 @@ def _prepare(recipe: Recipe) -> None:
     _recipe, _source = recipe, build_source(recipe.settings, recipe.sam_folder)
 
 
-def _rows(tasks: list[Task]) -> list[Any]:
+def _rows(jobs: list[ImageJob]) -> list[Any]:
     from semires.data.pictures import read_image
     from semires.proposals.cache import Row
     from semires.refine.partition import Partition
@@ -155,18 +157,18 @@ def _rows(tasks: list[Task]) -> list[Any]:
     if _source is None:  # here, not in the initialiser, whose errors only break the pool
         _prepare(_recipe)
     rows = []
-    for task in tasks:
-        path = _recipe.images / task.file_name
+    for job in jobs:
+        path = _recipe.images / job.file_name
         image = read_image(path)
-        if image.shape[:2] != (task.height, task.width):
+        if image.shape[:2] != (job.height, job.width):
             raise DataError(
                 f"{path}: is {image.shape[1]}x{image.shape[0]} pixels, "
-                f"the annotation says {task.width}x{task.height}"
+                f"the annotation says {job.width}x{job.height}"
             )
         found = _source.propose(image)
         partition = Partition.from_masks(found.masks).to_bytes()
         rows.append(
-            Row(task.image_id, task.height, task.width, len(found), partition,
+            Row(job.image_id, job.height, job.width, len(found), partition,
                 found.predicted_iou, found.stability)
         )  # fmt: skip
     return rows

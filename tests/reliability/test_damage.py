@@ -175,7 +175,7 @@ def test_a_cache_is_made_again(artefacts: Path, capsys: Any):
         assert not _is_published(job), way
         if number % 40 == 0:
             propose(params, "refscenes", "felzenszwalb")
-            assert "made anew" in capsys.readouterr().out
+            assert "making them again" in capsys.readouterr().out
         else:
             path.write_bytes(good)
         assert files.sha256_tree(folder) == whole
