@@ -119,7 +119,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused(tmp_path: Path):
     """Reading one that nobody writes to would wait for ever."""
     os.mkfifo(tmp_path / "pipe")
     for read in (files.read_json, read_picture, load_params):
-        with pytest.raises(SemiresError, match=r"pipe: (is )?no "):
+        with pytest.raises(SemiresError, match=r"pipe: (is no|not a|no) "):
             read(tmp_path / "pipe")
     (tmp_path / "last.pt").symlink_to(tmp_path / "pipe")
     assert load_state(tmp_path / "last.pt") is None
