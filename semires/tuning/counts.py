@@ -23,11 +23,11 @@ from semires.config.resolve import source_of
 from semires.errors import CorruptCacheError, DataError
 from semires.files import fingerprint, read_json, sha256_bytes, sha256_file, write_bytes
 from semires.runs import layout
+from semires.runs.key import RunKey
 
 if TYPE_CHECKING:
     from semires.config.schema import Params
     from semires.refine.partition import Partition
-    from semires.runs.key import RunKey
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
