@@ -5,14 +5,13 @@
 At the paper's size, 640x480 photos to 480x480 with weak and strong views: the plain way decodes and
 resizes image and mask for every sample, ours keeps what does not change. One thread, equal tensors;
 the limit is what every sample must have anew, its views. Then two short trainings of demo.yaml
-itself, whose logs say what share of its time a step has waited (`time/data_wait`).
+itself, whose provenance says what share of its time a step waits for samples (`data_wait`).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,17 @@ from semires.config.schema import Params
 from semires.data.scenes import render, sample_scene
 from semires.data.tables import Tables
 from semires.models.text import Tokenizer
+from semires.refine.partition import Partition
 from semires.runs.key import RunKey
+from semires.runs.record import Provenance
 from semires.samples.augment import normalise, strong_view, weak_view
-from semires.samples.dataset import ExpressionDataset, ImageStore
+from semires.samples.dataset import ImageStore, UnlabelledDataset
 
 HEIGHT, WIDTH, SIZE = 480, 640, 480
 BOUND = 5
 
 
-def make_dataset(folder: Path, images: int, params: Params) -> ExpressionDataset:
+def make_dataset(folder: Path, images: int, params: Params) -> UnlabelledDataset:
     """One reference with a blob for a mask in each of so many JPEG pictures."""
     names = [f"{i}.jpg" for i in range(images)]
     for i, name in enumerate(names):
@@ -55,10 +56,15 @@ def make_dataset(folder: Path, images: int, params: Params) -> ExpressionDataset
     tables = Tables(table, refs)
     store = ImageStore(tables, folder, SIZE)
     tokenizer = Tokenizer.from_config(params.model.bert)
-    return ExpressionDataset(refs, tables, store, tokenizer, 20, augment=params.augment)
+    partitions = {
+        i: Partition.from_masks(np.zeros((0, HEIGHT, WIDTH), bool)) for i in range(images)
+    }
+    return UnlabelledDataset(
+        refs, tables, store, tokenizer, 20, partitions=partitions, augment=params.augment
+    )
 
 
-def plain_sample(dataset: ExpressionDataset, folder: Path, i: int, params: Params) -> Any:
+def plain_sample(dataset: UnlabelledDataset, folder: Path, i: int, params: Params) -> Any:
     """Everything anew, step by step."""
     rng = np.random.default_rng([dataset.seed, i])
     with Image.open(folder / f"{i}.jpg") as file:
@@ -70,7 +76,7 @@ def plain_sample(dataset: ExpressionDataset, folder: Path, i: int, params: Param
     return {
         "image": normalise(weak),
         "strong": normalise(strong),
-        "mask": torch.from_numpy(mask.astype(np.int64)),
+        "hidden_truth": torch.from_numpy(mask > 0),
     }
 
 
@@ -82,7 +88,7 @@ def compare(images: int, repeats: int) -> None:
         plain = [plain_sample(dataset, folder, i, params) for i in range(images)]
         for i, wanted in enumerate(plain):
             for key, value in wanted.items():
-                assert torch.equal(dataset[i][key], value), f"sample {i}: another {key}"
+                assert torch.equal(getattr(dataset[i], key)[0], value), f"sample {i}: another {key}"
 
         def views() -> None:
             for i in range(images):
@@ -107,7 +113,7 @@ def compare(images: int, repeats: int) -> None:
 
 
 def waits(steps: int) -> dict[str, float]:
-    """Percent of its time that a step of burn-in and of mutual learning waits, by their logs."""
+    """Percent of the time that steps of burn-in and of mutual learning wait for samples."""
     from semires.data.prepare import prepare
     from semires.data.refscenes import generate
     from semires.data.splits import make_split
@@ -125,15 +131,16 @@ def waits(steps: int) -> dict[str, float]:
         prepare(params, "refscenes")
         make_split(params, "refscenes", 10)
         propose(params, "refscenes", "felzenszwalb")
-        cells = [RunKey("refscenes", 10, method, 0) for method in ("supervised", "cpi-u")]
-        burn_in(params, cells[0])
-        mutual(params, cells[1])
-        found = {}
-        for cell, name in zip(cells, ("burn-in", "mutual learning"), strict=True):
-            with open(cell.folder / "history.csv", newline="", encoding="utf-8") as file:
-                rows = [float(row["time/data_wait"]) for row in csv.DictReader(file)]
-            found[name] = 100 * float(np.mean(rows))
-    return found
+        supervised, refined = (RunKey("refscenes", 10, m, 0) for m in ("supervised", "cpi-u"))
+        burn_in(params, supervised)
+        mutual(params, refined)
+        shares = {}
+        for key, name in ((supervised, "burn-in"), (refined, "mutual learning")):
+            provenance = Provenance.read(key.folder)
+            assert provenance is not None
+            assert provenance.data_wait is not None
+            shares[name] = 100 * provenance.data_wait
+    return shares
 
 
 def main() -> None:

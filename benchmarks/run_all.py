@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from semires.files import write_text
-from semires.training.record import git_commit
+from semires.process import git_commit
 
 HERE = Path(__file__).parent
 SCRIPTS = [

@@ -1,6 +1,6 @@
-"""Which of several processes this is: PyTorch DDP under torchrun, or a single process.
+"""Distributed process group: PyTorch DDP under torchrun, or a single process.
 
-Everything else asks a :class:`Group`; with one process every operation is the identity.
+With one process every operation of a :class:`Group` is the identity.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ class Group:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """Whether this is rank 0, the only one that writes."""
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, the only process that writes files."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Synchronise gradients and batch statistics over the group.
 
-        DDP waits for a gradient of every parameter that requires one now: freeze others first.
+        DDP waits for a gradient of every parameter that requires one at this call, so freeze
+        parameters before it.
         """
         if self.world == 1:
             return model
@@ -45,21 +46,21 @@ class Group:
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.__class__ = GroupBatchNorm  # the same parameters, buffers and names
-        # All buffers are equal already: the same weights, and statistics of all processes.
+        # Buffers need no broadcast: weights are equal, and so are the synchronised statistics.
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
             model, device_ids=devices, broadcast_buffers=False
         )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor, of the same shape everywhere and on the group's device."""
+        """Sum of a tensor over the processes; shapes are equal, the device is the group's."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def concat(self, values: torch.Tensor) -> torch.Tensor:
-        """Every process's tensor, of the same shape everywhere, one behind the other."""
+        """The tensors of all processes, of equal shape, concatenated in order of rank."""
         if self.world == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.world)]
@@ -67,7 +68,7 @@ class Group:
         return torch.cat(parts)
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in order of rank, on every process."""
+        """The values of all processes in order of rank, on every process."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -75,15 +76,15 @@ class Group:
         return values
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag whether any process raises it."""
+        """For each flag, whether it is true in any process."""
         if self.world == 1:
             return list(flags)
         return [count > 0 for count in self.sum(torch.tensor(flags, device=self.device) * 1)]
 
     def share(self, items: Sequence[T], batch: int) -> list[T]:
-        """This rank's part of the items: whole batches, every ``world``-th of them.
+        """This rank's part of the items: every ``world``-th batch of them, in order.
 
-        Cut into batches again they are those of a single process, which leaves rounding alone.
+        The batches are those of a single process, so rounding does not depend on ``world``.
         """
         firsts = range(self.rank * batch, len(items), self.world * batch)
         return [item for first in firsts for item in items[first : first + batch]]
@@ -95,7 +96,11 @@ class Group:
 
 
 def join_group() -> Group:
-    """Read torchrun's environment and join its process group (nccl on GPUs, gloo on CPUs)."""
+    """Read torchrun's environment and join its process group (nccl on GPUs, gloo on CPUs).
+
+    Raises:
+        ConfigError: ``WORLD_SIZE`` or ``RANK`` is not a number.
+    """
     world, rank = _from_environment("WORLD_SIZE", 1), _from_environment("RANK", 0)
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -109,14 +114,14 @@ def join_group() -> Group:
 def _from_environment(name: str, default: int) -> int:
     value = os.environ.get(name, str(default))
     if not value.isdecimal():
-        raise ConfigError(f"{name}: {value!r} in the environment is no number; torchrun sets it")
+        raise ConfigError(f"{name}: {value!r} in the environment is not a number; torchrun sets it")
     return int(value)
 
 
 class GroupBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the samples of all processes, for CPUs: torch's own one wants GPUs.
+    """Batch norm over the samples of all processes, for CPUs; torch's SyncBatchNorm needs GPUs.
 
-    Every process must bring as many samples as the others.
+    Every process must have the same number of samples.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,7 +138,7 @@ class GroupBatchNorm(nn.BatchNorm2d):
         return out.to(x.dtype)
 
     def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
-        """Move the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
+        """Update the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -144,7 +149,7 @@ class GroupBatchNorm(nn.BatchNorm2d):
 
 
 class _GroupMean(torch.autograd.Function):
-    """Mean over the processes, whose gradient comes from the losses of all of them."""
+    """Mean over the processes; its gradient is the mean of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

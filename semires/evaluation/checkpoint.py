@@ -20,7 +20,7 @@ from semires.models.pretrained import load_bert, load_weights
 from semires.models.text import Tokenizer
 from semires.process import configure_torch
 from semires.runs.record import RunRecord
-from semires.samples.dataset import ExpressionDataset, ImageStore
+from semires.samples.dataset import ImageStore, LabelledDataset
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def evaluate_checkpoint(
         raise SemiresError(f"{dataset}: no references in split {split!r}; it has {known}")
     place = params.datasets[dataset]
     images = ImageStore(tables, place.images, trained.data.image_size)
-    samples = ExpressionDataset(
+    samples = LabelledDataset(
         refs, tables, images, trained.tokenizer, trained.data.max_tokens, text="raw",
         sentences=params.evaluation.sentences,
     )  # fmt: skip

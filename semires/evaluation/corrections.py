@@ -1,13 +1,13 @@
-"""What refinement does to pseudo-labels: better, worse or left alone (paper Figures 3, 6 and 8).
+"""What refinement does to pseudo-labels: better, worse or unchanged (paper Figures 3, 6 and 8).
 
-Measured on unlabelled references with the burn-in teacher, one expression a reference, against
-their hidden ground truth. Logged and shown, never trained on.
+Measured with the burn-in teacher on unlabelled references, one expression per reference, against
+their hidden ground truth. The results are logged and shown; no training uses them.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +17,103 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from semires.config.schema import Params
+from semires.dist import Group
 from semires.evaluation.evaluate import predict_masks
 from semires.files import atomic_path, write_parquet
-from semires.models.pretrained import load_weights
-from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.samples.dataset import ExpressionDataset
-from semires.training.context import RunContext
+from semires.samples.batch import UnlabelledBatch
+from semires.samples.dataset import UnlabelledDataset
 
 PANELS_PER_RULE = 3
+Predict = Callable[[nn.Module, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The measured corrections of a run.
+
+    Args:
+        table: one row per reference: ids, ``matched``, and the intersection and union with the
+            hidden ground truth before and after refinement, in pixels.
+        panels: arrays of the samples that a qualitative figure shows.
+    """
+
+    table: pd.DataFrame
+    panels: dict[str, NDArray[Any]]
+
+    def metrics(self) -> dict[str, float]:
+        """The section ``pseudo`` of ``metrics.json``, in percent."""
+        return shares(self.table)
+
+    def write(self, folder: Path) -> None:
+        """Write ``corrections.parquet`` and ``panels.npz`` into a run's folder."""
+        write_parquet(folder / "corrections.parquet", self.table)
+        with atomic_path(folder / "panels.npz") as path, open(path, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **self.panels)
 
 
 def overlap_sums(
-    teacher_logits: torch.Tensor, targets: RefinedLabels, truth: torch.Tensor
+    teacher_logits: torch.Tensor, targets: RefinedLabels, hidden_truth: torch.Tensor
 ) -> dict[str, torch.Tensor | float]:
-    """Sums over a batch for the training log, left on the device.
+    """Sums over a batch for the training log; tensors stay on the device.
 
     Args:
-        teacher_logits: (B,2,H,W).
+        teacher_logits: float32 (B,2,H,W).
         targets: the refined labels of the batch.
-        truth: hidden ground truth, (B,H,W) of 0 and 1.
+        hidden_truth: bool (B,H,W).
     """
-    truth = truth.bool()
     raw = teacher_logits[:, 1] > teacher_logits[:, 0]
     sums: dict[str, torch.Tensor | float] = {
         "pseudo_matched": targets.matched.sum(),
-        "pseudo_seen": len(truth),
+        "pseudo_seen": len(hidden_truth),
     }
     for name, label in (("raw", raw), ("refined", targets.labels.bool())):
-        sums[f"pseudo_{name}_intersection"] = (label & truth).sum()
-        sums[f"pseudo_{name}_union"] = (label | truth).sum()
+        sums[f"pseudo_{name}_intersection"] = (label & hidden_truth).sum()
+        sums[f"pseudo_{name}_union"] = (label | hidden_truth).sum()
     return sums
 
 
 def measure_corrections(
-    task: RunContext, refiner: PseudoLabelRefiner, final: nn.Module
-) -> tuple[dict[str, float], Callable[[Path], None]]:
+    params: Params,
+    group: Group,
+    seed: int,
+    dataset: UnlabelledDataset,
+    refiner: PseudoLabelRefiner,
+    *,
+    teacher: nn.Module,
+    final: nn.Module,
+) -> Corrections:
     """Refine the burn-in teacher's labels on a sample of unlabelled references.
 
-    Returns:
-        Percentages for ``metrics.json`` and a function that writes ``corrections.parquet`` and
-        ``panels.npz`` into a run's folder.
+    Args:
+        params: the sections ``evaluation`` and ``runtime`` are used.
+        group: the processes that share the work; each returns the whole result.
+        seed: of the draw of references and panels.
+        dataset: the unlabelled part, without augmentation.
+        refiner: the method's refiner.
+        teacher: the model with the weights of burn-in.
+        final: the trained model, for the panels.
     """
-    dataset = task.dataset(task.unlabelled, proposals=open_proposals(task.params, task.cell))
-    chosen = sample_refs(dataset, task.params.evaluation.correction_refs, task.cell.seed)
-    teacher = task.build_model(pretrained=False)
-    load_weights(teacher, task.burn_in_folder / "model.safetensors")
-    mine = task.group.share(chosen, task.params.evaluation.batch_size)
-    parts = task.group.gather(_correct(task, teacher, refiner, dataset, mine))
-    table = pd.concat(itertools.chain(*parts)).sort_values("sample").reset_index(drop=True)
-    panels = _panels(task, teacher, final, refiner, dataset, choose_panels(table, task.cell.seed))
 
-    def write(folder: Path) -> None:
-        write_parquet(folder / "corrections.parquet", table.drop(columns="sample"))
-        with atomic_path(folder / "panels.npz") as path, open(path, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **panels)
+    def predict(
+        model: nn.Module, indices: list[int], batch_size: int
+    ) -> Iterator[tuple[UnlabelledBatch, torch.Tensor]]:
+        precision = params.runtime.precision
+        return predict_masks(model, dataset, batch_size, group.device, indices, precision=precision)
 
-    return shares(table), write
+    settings = params.evaluation
+    chosen = sample_refs(dataset, settings.correction_refs, seed)
+    mine = group.share(chosen, settings.batch_size)
+    outputs = predict(teacher, mine, settings.batch_size)
+    rows = [_correct(batch, logits, refiner, dataset) for batch, logits in outputs]
+    parts = [table for tables in group.gather(rows) for table in tables]
+    table = pd.concat(parts).sort_values("sample").reset_index(drop=True)
+    panels = _panels(predict, teacher, final, refiner, dataset, choose_panels(table, seed))
+    return Corrections(table.drop(columns="sample"), panels)
 
 
-def sample_refs(dataset: ExpressionDataset, limit: int | None, seed: int) -> list[int]:
+def sample_refs(dataset: UnlabelledDataset, limit: int | None, seed: int) -> list[int]:
     """The first expression of each reference, of at most ``limit`` references drawn by seed."""
     firsts = np.flatnonzero(dataset.sentence_of == 0)
     if limit is not None and limit < len(firsts):
@@ -105,33 +142,25 @@ def _percent(part: float, whole: float) -> float:
 
 
 def _correct(
-    task: RunContext,
-    teacher: nn.Module,
+    batch: UnlabelledBatch,
+    logits: torch.Tensor,
     refiner: PseudoLabelRefiner,
-    dataset: ExpressionDataset,
-    indices: list[int],
-) -> list[pd.DataFrame]:
-    """Pixel counts of the label before and after refinement by batch, one row a reference."""
-    parts = []
-    size, device = task.params.evaluation.batch_size, task.group.device
-    precision = task.params.runtime.precision
-    outputs = predict_masks(teacher, dataset, size, device, indices, precision=precision)
-    for batch, logits in outputs:
-        targets = refiner(logits, batch["partition"])
-        truth = batch["mask"].to(device).bool()
-        raw, refined = logits.argmax(1).bool(), targets.labels.bool()
-        refs = dataset.ref_of[batch["sample"]]
-        columns: dict[str, Any] = {
-            "sample": batch["sample"],
-            "ref_id": dataset.refs["ref_id"].to_numpy()[refs],
-            "image_id": dataset.refs["image_id"].to_numpy()[refs],
-            "matched": targets.matched.cpu().numpy(),
-        }
-        for name, label in (("before", raw), ("after", refined)):
-            columns[f"intersection_{name}"] = (label & truth).sum((1, 2)).cpu().numpy()
-            columns[f"union_{name}"] = (label | truth).sum((1, 2)).cpu().numpy()
-        parts.append(pd.DataFrame(columns))
-    return parts
+    dataset: UnlabelledDataset,
+) -> pd.DataFrame:
+    """Pixel counts of the labels before and after refinement, one row per reference."""
+    targets = refiner(logits, batch.partitions)
+    truth = batch.hidden_truth.to(logits.device)
+    refs = dataset.ref_of[batch.indices]
+    columns: dict[str, Any] = {
+        "sample": batch.indices,
+        "ref_id": dataset.refs["ref_id"].to_numpy()[refs],
+        "image_id": dataset.refs["image_id"].to_numpy()[refs],
+        "matched": targets.matched.cpu().numpy(),
+    }
+    for name, label in (("before", logits.argmax(1).bool()), ("after", targets.labels.bool())):
+        columns[f"intersection_{name}"] = (label & truth).sum((1, 2)).cpu().numpy()
+        columns[f"union_{name}"] = (label | truth).sum((1, 2)).cpu().numpy()
+    return pd.DataFrame(columns)
 
 
 def choose_panels(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:
@@ -151,29 +180,26 @@ def choose_panels(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:
 
 
 def _panels(
-    task: RunContext,
+    predict: Predict,
     teacher: nn.Module,
     final: nn.Module,
     refiner: PseudoLabelRefiner,
-    dataset: ExpressionDataset,
+    dataset: UnlabelledDataset,
     rules: dict[str, list[int]],
 ) -> dict[str, NDArray[Any]]:
     """Everything that a qualitative figure shows, as arrays (see ``reporting/figures.py``)."""
     indices = [i for chosen in rules.values() for i in chosen]
-    (batch, logits), (_, final_logits) = (
-        next(predict_masks(model, dataset, len(indices), task.group.device, indices,
-                           precision=task.params.runtime.precision))
-        for model in (teacher, final)
-    )  # fmt: skip
-    targets = refiner(logits, batch["partition"])
+    batch, logits = next(predict(teacher, indices, len(indices)))
+    _, final_logits = next(predict(final, indices, len(indices)))
+    targets = refiner(logits, batch.partitions)
     refs = dataset.ref_of[indices]
     return {
         "image": np.stack([dataset.images[int(dataset.refs["image_id"].iloc[r])] for r in refs]),
-        "truth": batch["mask"].bool().numpy(),
+        "truth": batch.hidden_truth.numpy(),
         "pseudo": logits.argmax(1).bool().cpu().numpy(),
         "refined": targets.labels.bool().cpu().numpy(),
         "prediction": final_logits.argmax(1).bool().cpu().numpy(),
-        "atoms": np.stack([p.atoms for p in batch["partition"]]).astype(np.int32),
+        "atoms": np.stack([p.atoms for p in batch.partitions]).astype(np.int32),
         "matched": targets.matched.cpu().numpy(),
         "rule": np.array([rule for rule, chosen in rules.items() for _ in chosen]),
         "expression": np.array([dataset.texts[i] for i in indices]),

@@ -1,7 +1,7 @@
-"""Evaluation: every expression of every reference on its own, at the model's image size.
+"""Evaluation of every expression of every reference, at the model's image size.
 
-The ground truth is resized by nearest neighbour to the model's square, as published. Prediction
-is ``argmax`` over the two classes.
+The ground truth is resized to the model's square by nearest neighbour, as in the published code.
+The prediction is the ``argmax`` over the two classes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from torch.utils.data import DataLoader
 from semires.dist import Group
 from semires.evaluation.metrics import segmentation_metrics
 from semires.process import autocast
-from semires.samples.dataset import ExpressionDataset
-from semires.samples.stream import collate
+from semires.samples.batch import B, collate
+from semires.samples.dataset import ExpressionDataset, LabelledDataset
 
 
-def batches(
-    dataset: ExpressionDataset, batch_size: int, indices: list[int], workers: int = 0
-) -> Iterator[dict[str, Any]]:
+def _batches(
+    dataset: ExpressionDataset[B], batch_size: int, indices: list[int], workers: int
+) -> Iterator[B]:
     """Batches of the samples ``indices`` in order."""
     groups = [
         [(i, i) for i in indices[first : first + batch_size]]
         for first in range(0, len(indices), batch_size)
     ]
-    return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate))
+    loader: DataLoader[B] = DataLoader(
+        dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate
+    )
+    return iter(loader)
 
 
 def segment(
@@ -63,55 +66,56 @@ def segment(
 @torch.inference_mode()
 def predict_masks(
     model: nn.Module,
-    dataset: ExpressionDataset,
+    dataset: ExpressionDataset[B],
     batch_size: int,
     device: torch.device,
     indices: list[int] | None = None,
     workers: int = 0,
     precision: str = "fp32",
-) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    """Yield ``(batch, logits (B,2,S,S))`` over the samples ``indices`` (default: all), in order.
+) -> Iterator[tuple[B, torch.Tensor]]:
+    """Yield ``(batch, logits)`` over the samples ``indices`` (default: all), in order.
 
-    Neighbours about one image share the work that no expression touches. ``precision`` is as
-    ``runtime.precision``; logits are float32 all the same.
+    The batch is on the CPU; the logits are float32 (B,2,S,S) on ``device``, whatever ``precision``
+    (as ``runtime.precision``). Expressions of one image in a batch share the model's
+    text-independent part.
     """
     model.eval()
     indices = list(range(len(dataset))) if indices is None else indices
-    for batch in batches(dataset, batch_size, indices, workers):
-        refs = dataset.ref_of[batch["sample"]]
+    for batch in _batches(dataset, batch_size, indices, workers):
+        refs = dataset.ref_of[batch.indices]
         _, first, image_of = np.unique(
             dataset.refs["image_id"].to_numpy()[refs], return_index=True, return_inverse=True
         )
         with autocast(device, precision):
             logits = segment(
                 model,
-                batch["image"][first].to(device),
+                batch.image[first].to(device),
                 torch.from_numpy(image_of).to(device),
-                batch["input_ids"].to(device),
-                batch["attention_mask"].to(device),
+                batch.input_ids.to(device),
+                batch.attention_mask.to(device),
             )
         yield batch, logits.float()
 
 
 def evaluate(
     model: nn.Module,
-    dataset: ExpressionDataset,
+    dataset: LabelledDataset,
     batch_size: int,
     device: torch.device,
     indices: list[int] | None = None,
     workers: int = 0,
     precision: str = "fp32",
 ) -> pd.DataFrame:
-    """One row per expression, in order: ``predictions.parquet``'s columns without ``split``."""
-    asked = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
-    order = np.argsort(dataset.image_ids[asked], kind="stable")  # an image's expressions together
-    ordered = asked[order].tolist()
+    """One row per expression, in order: the columns of ``predictions.parquet`` but ``split``."""
+    wanted = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    order = np.argsort(dataset.image_ids[wanted], kind="stable")  # group expressions by image
+    ordered = wanted[order].tolist()
     samples: list[int] = []
     counts = [torch.zeros((0, 4), dtype=torch.int64, device=device)]
     outputs = predict_masks(model, dataset, batch_size, device, ordered, workers, precision)
     for batch, logits in outputs:
         predicted = (logits[:, 1] > logits[:, 0]).flatten(1)
-        truth = batch["mask"].to(device).bool().flatten(1)
+        truth = batch.mask.to(device).bool().flatten(1)
         columns = torch.stack(
             [
                 (predicted & truth).sum(1),
@@ -121,10 +125,10 @@ def evaluate(
             ],
             dim=1,
         )
-        samples += batch["sample"]
+        samples += batch.indices
         counts.append(columns)
     back = np.argsort(order)
-    numbers = torch.cat(counts).cpu().numpy()[back]  # one wait for the device
+    numbers = torch.cat(counts).cpu().numpy()[back]  # a single transfer from the device
     chosen = np.asarray(samples, dtype=np.int64)[back]
     refs = dataset.ref_of[chosen]
     return pd.DataFrame(
@@ -144,25 +148,26 @@ def evaluate(
 def evaluate_shared(
     group: Group,
     model: nn.Module,
-    dataset: ExpressionDataset,
+    dataset: LabelledDataset,
     batch_size: int,
     workers: int = 0,
     precision: str = "fp32",
 ) -> pd.DataFrame:
-    """:func:`evaluate` by all processes of a group together; each gets the whole table.
+    """:func:`evaluate` by all processes of a group together; each process returns the whole table.
 
-    Rows are ordered by ``ref_id`` and ``sentence``, the same whatever the number of processes.
+    Rows are ordered by ``ref_id`` and ``sentence``, so they do not depend on the number of
+    processes.
     """
     order = np.argsort(dataset.image_ids, kind="stable").tolist()
     mine = group.share(order, batch_size)
     part = evaluate(model, dataset, batch_size, group.device, mine, workers, precision)
-    parts = [each for each in group.gather(part) if len(each)]  # empty columns have no type
+    parts = [each for each in group.gather(part) if len(each)]  # empty columns lose their dtype
     table = pd.concat(parts or [part])
     return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)
 
 
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:
-    """oIoU, mIoU and precisions of a table of predictions, percent."""
+    """Overall IoU, mean IoU and precisions of a table of predictions, in percent."""
     return segmentation_metrics(
         predictions["intersection"].to_numpy(), predictions["union"].to_numpy()
     )

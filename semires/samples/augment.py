@@ -1,8 +1,8 @@
 """Weak and strong views of an image (paper section 4.2: Gaussian blur, colour jitter).
 
-Teacher and student see the same weak view; the student's strong view adds colour jitter on top.
-All operations are Pillow's, geometry is never changed, and every random choice comes from the
-generator passed in, so a sample's views depend on the seed and its place in the stream alone.
+The teacher sees the weak view. The student sees the strong view, which is the weak view with colour
+jitter. All operations are Pillow's and none changes the geometry. Every random choice comes from
+the generator that is passed in, so the views depend only on the seed and the place in the stream.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""Samples for training and evaluation: image, expression, mask and, for mutual learning, views.
+"""Datasets of referring expressions: one sample is an image, an expression and a mask.
 
-A *stream* is an endless, seeded sequence of sample indices: epoch after epoch, each a permutation.
-A batch is a stretch of it, so the place in the stream is all that a resumed run needs to know, and
-every random choice of a sample derives from that place: neither the number of loader processes nor
-an interruption changes anything.
+:class:`LabelledDataset` serves supervised training and evaluation, :class:`UnlabelledDataset` the
+unlabelled part of mutual learning. Every sample is a batch of one.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -24,43 +23,43 @@ from torch.utils.data import Dataset
 from semires.config.schema import Augment
 from semires.data.pictures import open_picture, to_rgb
 from semires.data.tables import Tables
-from semires.errors import CorruptCacheError, DataError
+from semires.errors import DataError
+from semires.refine.partition import Partition
 from semires.samples.augment import normalise, renormalise, strong_view, weak_view
+from semires.samples.batch import B, Batch, LabelledBatch, UnlabelledBatch
 
 if TYPE_CHECKING:
     from semires.models.text import Tokenizer
-    from semires.proposals.cache import ProposalCache
-    from semires.refine.partition import Partition
 
-# Decoded images, masks and partitions are kept while they fit.
+# Memory of a process for decoded images, masks and partitions.
 IMAGE_CACHE_BYTES = 2 * 2**30
 MASK_CACHE_BYTES = PARTITION_CACHE_BYTES = 2**29
 
 
 class ImageStore:
-    """Decoded images, squashed to ``size`` x ``size``; kept in memory while they fit."""
+    """Decoded images, resized to ``size`` x ``size``; the first 2 GiB are cached in memory."""
 
     def __init__(self, tables: Tables, folder: str | Path, size: int) -> None:
         self._names = tables.images["file_name"].to_dict()
         self._folder = Path(folder)
         self.size = size
-        self._room = IMAGE_CACHE_BYTES // (size * size * 3)
-        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._capacity = IMAGE_CACHE_BYTES // (size * size * 3)
+        self._cache: dict[int, NDArray[np.uint8]] = {}
 
     def __getitem__(self, image_id: int) -> NDArray[np.uint8]:
         """Uint8 RGB (size, size, 3).
 
         Raises:
-            DataError: the file is missing or no image.
+            DataError: the file is missing or not an image.
         """
-        if image_id in self._kept:
-            return self._kept[image_id]
+        if image_id in self._cache:
+            return self._cache[image_id]
         path = self._folder / self._names[image_id]
         with open_picture(path) as picture:
             square = (self.size, self.size)
             image = np.asarray(to_rgb(picture).resize(square, Image.Resampling.BILINEAR))
-        if len(self._kept) < self._room:
-            self._kept[image_id] = image
+        if len(self._cache) < self._capacity:
+            self._cache[image_id] = image
         return image
 
 
@@ -70,13 +69,21 @@ def decode_mask(counts: str, height: int, width: int, size: int) -> NDArray[np.b
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)) > 0
 
 
-class ExpressionDataset(Dataset[dict[str, Any]]):
+class ExpressionDataset(Dataset[B], ABC, Generic[B]):
     """One sample per expression (``sentences='all'``) or per reference (``'one'``, drawn anew).
 
-    Indexed by ``(place, index)``: ``place`` in the stream seeds the sample's choices. A sample
-    holds ``image`` float32 (3,S,S), ``input_ids`` and ``attention_mask`` int64 (L,), ``mask``
-    int64 (S,S), ``sample`` (its index), ``ref_id``; with ``augment`` also ``strong`` float32
-    (3,S,S), and with ``proposals`` also ``partition`` at (S,S).
+    Indexed by ``(place, index)``; with ``seed``, ``place`` in the stream seeds every random choice
+    of the sample.
+
+    Args:
+        refs: the references, rows of ``tables.refs``.
+        tables: the prepared tables of the data set.
+        images: the images at the model's size.
+        tokenizer: of the model's text encoder.
+        max_tokens: longer expressions are truncated.
+        text: the column of the expressions: ``sentences`` (normalised) or ``raw``.
+        sentences: ``all`` or ``one``.
+        seed: of the random choices.
     """
 
     def __init__(
@@ -90,9 +97,6 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         text: str = "sentences",
         sentences: str = "all",
         seed: int = 0,
-        augment: Augment | None = None,
-        strong: bool = True,
-        proposals: ProposalCache | None = None,
     ) -> None:
         counts = refs[text].map(len).to_numpy(dtype=np.int64)
         self.ref_of = np.repeat(np.arange(len(refs)), counts)
@@ -105,21 +109,8 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         self._image_ids, self._ref_ids = refs["image_id"].to_numpy(), refs["ref_id"].to_numpy()
         self._counts = refs["mask"].tolist()
         self.images, self.sentences, self.seed = images, sentences, seed
-        self.augment, self.strong, self.proposals = augment, strong, proposals
-        if proposals is not None:
-            lacking = [i for i in dict.fromkeys(self._image_ids.tolist()) if i not in proposals]
-            if lacking:
-                raise CorruptCacheError(
-                    f"{proposals.folder}: has no proposals for {len(lacking)} images, "
-                    f"{lacking[0]} the first; run the stage propose again"
-                )
-        area = images.size**2
-        self.mask_of = functools.lru_cache(MASK_CACHE_BYTES // area)(self._mask_of)
-        # Two bytes a pixel for the atoms' numbers, as much again for the members.
-        self.partition_of = functools.lru_cache(PARTITION_CACHE_BYTES // (4 * area))(
-            self._partition_of
-        )
-        # The expressions of an image follow each other in an evaluation.
+        self.mask_of = functools.lru_cache(MASK_CACHE_BYTES // images.size**2)(self._mask_of)
+        # The samples of an evaluation are grouped by image.
         self._pixels_of = functools.lru_cache(1)(lambda image: normalise(self.images[image]))
 
     def __len__(self) -> int:
@@ -131,34 +122,29 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         ids: NDArray[np.int64] = self._image_ids
         return ids if self.sentences == "one" else ids[self.ref_of]
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, item: int | tuple[int, int]) -> B:
+        """A batch of one sample."""
         place, index = item if isinstance(item, tuple) else (item, item)
         rng = np.random.default_rng([self.seed, place])
         if self.sentences == "one":
-            first, last = self._first[index], self._first[index + 1]
-            index = int(rng.integers(first, last))
-        ref = int(self.ref_of[index])
-        image_id = int(self._image_ids[ref])
-        sample = {
-            "sample": index,
-            "ref_id": int(self._ref_ids[ref]),
-            "input_ids": self.input_ids[index],
-            "attention_mask": self.attention_mask[index],
-            "mask": self.mask_of(ref).long(),
-        }
-        if self.augment is None:
-            sample["image"] = self._pixels_of(image_id)
-        else:
-            weak = weak_view(self.images[image_id], self.augment, rng)
-            strong = strong_view(weak, self.augment, rng) if self.strong else weak
-            view = normalise(strong)
-            sample["strong"] = renormalise(view) if self.augment.double_normalise else view
-            sample["image"] = normalise(weak)
-        if self.proposals is not None:
-            sample["partition"] = self.partition_of(image_id)
-        return sample
+            index = int(rng.integers(self._first[index], self._first[index + 1]))
+        return self._sample(index, rng)
 
-    def shuffled(self, seed: int = 0) -> ExpressionDataset:
+    @abstractmethod
+    def _sample(self, index: int, rng: np.random.Generator) -> B:
+        """The sample of expression ``index``, with random choices from ``rng``."""
+
+    def _batch(self, index: int, image: torch.Tensor) -> Batch:
+        """The part of a sample that both types of batch have; ``image`` is (3,S,S)."""
+        return Batch(
+            image=image[None],
+            input_ids=self.input_ids[index][None],
+            attention_mask=self.attention_mask[index][None],
+            indices=[index],
+            ref_ids=[int(self._ref_ids[self.ref_of[index]])],
+        )
+
+    def shuffled(self, seed: int = 0) -> Self:
         """The same samples, each with an expression of another reference (order drawn by seed).
 
         Raises:
@@ -168,7 +154,7 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
             raise DataError("expressions of fewer than two references cannot be shuffled")
         order = np.random.default_rng(seed).permutation(len(self.refs))
         lender = np.empty_like(order)
-        lender[order] = np.roll(order, 1)  # nobody keeps its own
+        lender[order] = np.roll(order, 1)  # a cycle: no reference lends to itself
         spans = np.diff(self._first)[lender[self.ref_of]]
         source = self._first[lender[self.ref_of]] + self.sentence_of % spans
         other = copy.copy(self)
@@ -177,10 +163,79 @@ class ExpressionDataset(Dataset[dict[str, Any]]):
         return other
 
     def _mask_of(self, ref: int) -> torch.Tensor:
+        """The ground truth of a reference, bool (S,S)."""
         height, width = (int(v) for v in self._sizes[ref])
         mask = decode_mask(self._counts[ref], height, width, self.images.size)
         return torch.from_numpy(mask)
 
+
+class LabelledDataset(ExpressionDataset[LabelledBatch]):
+    """Samples with their ground truth, for supervised training and for evaluation."""
+
+    def _sample(self, index: int, rng: np.random.Generator) -> LabelledBatch:
+        ref = int(self.ref_of[index])
+        batch = self._batch(index, self._pixels_of(int(self._image_ids[ref])))
+        return LabelledBatch(**vars(batch), mask=self.mask_of(ref).long()[None])
+
+
+class PartitionSource(Protocol):
+    """Gives the partition of an image by its id, such as ``ProposalCache``."""
+
+    def __getitem__(self, image_id: int, /) -> Partition: ...
+
+
+class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
+    """Samples with a weak and a strong view, the image's proposals and the hidden ground truth.
+
+    Args:
+        partitions: the proposals of every image, at any size.
+        augment: settings of the views; None leaves both views as the image is.
+        strong: False makes the strong view equal to the weak one.
+        refs, tables, images, tokenizer, max_tokens, sentences, seed: as `ExpressionDataset`.
+    """
+
+    def __init__(
+        self,
+        refs: pd.DataFrame,
+        tables: Tables,
+        images: ImageStore,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        *,
+        partitions: PartitionSource,
+        augment: Augment | None = None,
+        strong: bool = True,
+        sentences: str = "all",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            refs, tables, images, tokenizer, max_tokens, sentences=sentences, seed=seed
+        )
+        self.partitions, self.augment, self.strong = partitions, augment, strong
+        # Two bytes per pixel for the atoms, about as much again for the members.
+        self.partition_of = functools.lru_cache(PARTITION_CACHE_BYTES // (4 * images.size**2))(
+            self._partition_of
+        )
+
+    def _sample(self, index: int, rng: np.random.Generator) -> UnlabelledBatch:
+        ref = int(self.ref_of[index])
+        image_id = int(self._image_ids[ref])
+        image, strong = self._views(image_id, rng)
+        return UnlabelledBatch(
+            **vars(self._batch(index, image)),
+            strong=strong[None],
+            partitions=[self.partition_of(image_id)],
+            hidden_truth=self.mask_of(ref)[None],
+        )
+
+    def _views(self, image_id: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weak and strong view, float32 (3,S,S)."""
+        if self.augment is None:
+            image = self._pixels_of(image_id)
+            return image, image
+        weak = weak_view(self.images[image_id], self.augment, rng)
+        strong = normalise(strong_view(weak, self.augment, rng) if self.strong else weak)
+        return normalise(weak), renormalise(strong) if self.augment.double_normalise else strong
+
     def _partition_of(self, image_id: int) -> Partition:
-        assert self.proposals is not None
-        return self.proposals[image_id].resize(self.images.size, self.images.size)
+        return self.partitions[image_id].resize(self.images.size, self.images.size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +17,31 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from semires.errors import DataError
+from semires.samples.batch import B, collate
 from semires.samples.dataset import ExpressionDataset
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors, keep partitions and indices as lists."""
-    return {
-        key: torch.stack([s[key] for s in samples])
-        if isinstance(samples[0][key], torch.Tensor)
-        else [s[key] for s in samples]
-        for key in samples[0]
-    }
 
 
 class Stream:
     """Batches ``first_step .. steps - 1`` of the stream, as lists of ``(place, index)``.
 
-    Step ``k`` takes ``world * batch`` consecutive places, rank ``r`` the ``r``-th part of them, so
-    that several processes see together what one process with the larger batch sees.
+    Step ``k`` takes ``world * batch`` consecutive places, and rank ``r`` takes the ``r``-th part of
+    them. Several processes together see what one process with the larger batch sees.
+
+    Args:
+        dataset: gives the length and the seed of the order.
+        batch: samples of a batch of one process.
+        steps: end of the range of batches.
+        first_step: start of the range of batches.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        DataError: the dataset is empty.
     """
 
     def __init__(
         self,
-        dataset: ExpressionDataset,
+        dataset: ExpressionDataset[B],
         batch: int,
         steps: int,
         first_step: int = 0,
@@ -68,11 +69,9 @@ class Stream:
             ]
 
 
-def stream_loader(
-    dataset: ExpressionDataset, stream: Stream, workers: int
-) -> Iterator[dict[str, Any]]:
+def stream_loader(dataset: ExpressionDataset[B], stream: Stream, workers: int) -> Iterator[B]:
     """Load the stream's batches, in order, in ``workers`` processes ahead of time."""
-    loader = DataLoader(
+    loader: DataLoader[B] = DataLoader(
         dataset,
         batch_sampler=stream,
         num_workers=workers,

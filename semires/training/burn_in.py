@@ -1,74 +1,67 @@
 """Burn-in: supervised training on the labelled part (paper Eq. 1-2).
 
-The result is the paper's *Supervised* row and the start of both teacher and student.
+The result is the paper's *Supervised* row. Teacher and student start from its weights.
 """
 
 from __future__ import annotations
 
 import time
 
+import torch
+
 from semires import tracking
 from semires.config.schema import Params
 from semires.runs import layout
 from semires.runs.key import RunKey
-from semires.samples.stream import Stream, stream_loader
+from semires.samples.batch import LabelledBatch
 from semires.training.context import RunContext
-from semires.training.loop import Loop, total_steps
+from semires.training.loop import Loop, Sums, total_steps
 from semires.training.losses import supervised_loss
 from semires.training.profile import trace_steps
-from semires.training.record import evaluate_split, write_run
+from semires.training.record import write_run
 
 SECTIONS = ("data", "model", "loss", "optimizer", "burn_in", "evaluation")
 
 
-def burn_in(params: Params, cell: RunKey, profile: bool = False) -> None:
+def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
     """Train on the labelled part and write the run's folder.
 
     Args:
         params: all parameters.
-        cell: data set, fraction and seed; its method is ``supervised``.
+        key: data set, fraction and seed; its method is ``supervised``.
         profile: also write a trace of ten steps that opens in Perfetto.
 
     Raises:
-        Interrupted: a signal arrived; the next call goes on from the saved state.
+        Interrupted: a signal arrived; the next call continues from the saved state.
         NonFiniteLossError: training diverged.
     """
     started = time.time()
-    task = RunContext(params, cell, SECTIONS)
-    settings = params.burn_in
-    model = task.build_model()
-    trained = task.trainable(model)
-    labelled = task.dataset(task.labelled, sentences=params.data.sentences, seed=cell.seed)
-    task.check_batch(settings.batch_size, len(labelled), "burn_in.batch_size")
-    val = task.evaluation_sets(["val"])["val"]
-    group, accumulate = task.group, params.runtime.accumulate
-    global_batch = settings.batch_size * accumulate * group.world
-    steps = total_steps(settings, len(labelled), global_batch)
+    context = RunContext(params, key, SECTIONS)
+    settings, group = params.burn_in, context.group
+    model = context.build_model()
+    trained = context.trainable(model)
+    labelled = context.labelled_dataset(
+        context.labelled_refs, sentences=params.data.sentences, seed=key.seed
+    )
+    context.check_batch(settings.batch_size, len(labelled), "burn_in.batch_size")
+    samples_per_step = settings.batch_size * params.runtime.accumulate * group.world
+    steps = total_steps(settings, len(labelled), samples_per_step)
 
-    def loaders(first: int, last: int):  # type: ignore[no-untyped-def]
-        stream = Stream(labelled, settings.batch_size, last, first, group.rank, group.world)
-        return stream_loader(labelled, stream, params.runtime.workers)
+    def compute_loss(batch: LabelledBatch) -> tuple[torch.Tensor, Sums]:
+        with context.autocast():
+            logits = trained(*batch.inputs)
+        loss = supervised_loss(logits.float(), batch.mask, params.loss.class_weights)
+        sums = {"loss": loss.detach(), "loss_sup": loss.detach()}
+        return loss * settings.supervised_loss_scale, sums
 
-    with task.lock(), tracking.track_run(cell, params, task.sections, stage="burn_in") as run:
-        loop = Loop(
-            task,
-            settings,
-            steps,
-            modules={"model": model},
-            evaluated=model,
-            evaluate=lambda: evaluate_split(task, model, val),
-            log=run.log_metrics,
-        )
-        path = layout.root() / ".work" / f"trace-{cell.name}.json"
-        with trace_steps(path if profile and group.leads else None) as stepped:
-            for batch in loop.steps(loaders):
-                batch = task.to_device(batch)
-                with task.autocast():
-                    logits = trained(batch["image"], batch["input_ids"], batch["attention_mask"])
-                loss = supervised_loss(logits.float(), batch["mask"], params.loss.class_weights)
-                loop.optimise(loss * settings.supervised_loss_scale)
-                found = loss.detach()
-                loop.record(samples=len(logits), loss=found, loss_sup=found)
-                stepped()
-        metrics = write_run(task, loop, started)
-        run.finish(metrics, cell.folder)
+    with (
+        context.lock(),
+        tracking.track_run(key, params, context.sections, stage="burn_in") as run,
+    ):
+        loop = Loop(context, settings, steps, {"model": model}, "model", run.log_metrics)
+        batches = context.loader(labelled, settings.batch_size, loop.remaining_batches)
+        path = layout.root() / ".work" / f"trace-{key.name}.json"
+        with trace_steps(path if profile and group.is_main_process else None) as stepped:
+            loop.run(batches, compute_loss, after_step=stepped)
+        metrics = write_run(context, loop, started)
+        run.finish(metrics, key.folder)

@@ -1,14 +1,15 @@
-"""What a training needs before its first step: data, model, device, and where its state lives.
+"""The inputs of a training: data, model, device, and the folder of its unfinished state.
 
-A task's *fingerprint* covers everything the run is made from (parameters, split, data, proposals,
-weights, vocabulary, format of the state), so that work left by another task is never continued.
+The *fingerprints* of a run cover everything that it is made from: parameters, split, data,
+proposals, weights and vocabulary. A saved state is used only by a run with equal fingerprints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,117 +18,162 @@ import torch
 from torch import nn
 
 from semires.config.resolve import source_of
-from semires.config.schema import Params
+from semires.config.schema import Augment, Params
 from semires.data.tables import Tables
 from semires.dist import Group, join_group
-from semires.errors import ConfigError
+from semires.errors import ConfigError, CorruptCacheError
+from semires.evaluation.evaluate import evaluate_shared
 from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
 from semires.models import build_model
 from semires.models.pretrained import freeze_text, parameter_groups
 from semires.models.sources import shipped
 from semires.models.text import Tokenizer
 from semires.process import autocast, configure_torch
+from semires.proposals.cache import ProposalCache, open_proposals
 from semires.runs import layout
-from semires.runs.key import RunKey
-from semires.samples.dataset import ExpressionDataset, ImageStore
+from semires.runs.key import SUPERVISED, RunKey
+from semires.samples.batch import B
+from semires.samples.dataset import (
+    ExpressionDataset,
+    ImageStore,
+    LabelledDataset,
+    UnlabelledDataset,
+)
+from semires.samples.stream import Stream, stream_loader
 
-STATE_FORMAT = 2  # raised when the content of a training state changes its meaning
+STATE_FORMAT = 3  # increase it when the content of a training state changes its meaning
 
 
 @dataclass
 class RunContext:
-    """One training's inputs. ``sections`` names the parameters that its result depends on."""
+    """The inputs of one training.
+
+    Args:
+        params: all parameters, resolved for the run's method.
+        key: which run.
+        sections: the parameter sections that its result depends on.
+        group: the processes that make the run together.
+        val_images: evaluate val on these images only; None uses all.
+    """
 
     params: Params
-    cell: RunKey
+    key: RunKey
     sections: tuple[str, ...]
     group: Group = field(default_factory=join_group)
-    val_images: tuple[int, ...] | None = None  # evaluate val on these alone
+    val_images: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         configure_torch(self.params.runtime.threads, self.params.runtime.deterministic)
-        torch.manual_seed(self.cell.seed)
-        self.tables = Tables.load(self.cell.dataset)
-        place = self.params.datasets[self.cell.dataset]
+        torch.manual_seed(self.key.seed)
+        self.tables = Tables.load(self.key.dataset)
+        place = self.params.datasets[self.key.dataset]
         self.images = ImageStore(self.tables, place.images, self.params.data.image_size)
         self.tokenizer = Tokenizer.from_config(self.params.model.bert)
-        self.labelled, self.unlabelled = self.tables.labelled_and_unlabelled(
-            self.cell.dataset, self.cell.fraction
+        self.labelled_refs, self.unlabelled_refs = self.tables.labelled_and_unlabelled(
+            self.key.dataset, self.key.fraction
         )
+
+    # Files
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Digests of what the run is made from."""
-        prepared = layout.prepared(self.cell.dataset)
+        """Digests of everything that the run is made from."""
+        prepared = layout.prepared(self.key.dataset)
         values = self.params.model_dump()
         sections = {name: values[name] for name in self.sections}
         prints = {
-            "params": fingerprint([sections, values["refine"].get(self.cell.method)]),
+            "params": fingerprint([sections, values["refine"].get(self.key.method)]),
             "data": fingerprint([sha256_file(p) for p in sorted(prepared.glob("*.parquet"))]),
-            "split": sha256_file(layout.split_file(self.cell.dataset, self.cell.fraction)),
+            "split": sha256_file(layout.split_file(self.key.dataset, self.key.fraction)),
             "weights": fingerprint(self._weights()),
         }
-        if self.cell.method != "supervised":
-            folder = layout.proposals(self.cell.dataset, source_of(self.params, self.cell))
+        if self.key.method != SUPERVISED:
+            folder = layout.proposals(self.key.dataset, source_of(self.params, self.key))
             prints["proposals"] = str(read_json(folder / "manifest.json")["fingerprint"])
             prints["burn_in"] = sha256_file(self.burn_in_folder / "model.safetensors")
         return prints
 
     def _weights(self) -> list[str]:
-        """Digests of pretrained weights and vocabulary that are here; a hub id has none."""
+        """Digests of the local files of pretrained weights and vocabulary; hub ids have none."""
         swin, bert = self.params.model.swin, self.params.model.bert
-        named = (swin.pretrained, bert.pretrained, bert.vocabulary)
-        places = [shipped(name) for name in named if name is not None]
+        names = (swin.pretrained, bert.pretrained, bert.vocabulary)
+        places = [shipped(name) for name in names if name is not None]
         return [sha256_tree(place) for place in places if place.exists()]
 
     @property
     def burn_in_folder(self) -> Path:
-        """The run folder of this cell's burn-in."""
-        cell = self.cell
-        return RunKey(cell.dataset, cell.fraction, "supervised", cell.seed).folder
+        """The run folder of the burn-in that this run starts from."""
+        key = self.key
+        return RunKey(key.dataset, key.fraction, SUPERVISED, key.seed).folder
 
     @property
     def work(self) -> Path:
-        """Where the state of the unfinished run is kept."""
-        batches = self.group.world * self.params.runtime.accumulate  # a step's: they say what it is
-        identity = [self.fingerprints, self.cell.__dict__, self.val_images, batches, STATE_FORMAT]
-        return layout.work("-".join(self.cell.folder.parts), fingerprint(identity))
+        """The folder of the unfinished run's state."""
+        batches_per_step = self.group.world * self.params.runtime.accumulate
+        identity = [
+            self.fingerprints, asdict(self.key), self.val_images, batches_per_step, STATE_FORMAT,
+        ]  # fmt: skip
+        return layout.work("-".join(self.key.folder.parts), fingerprint(identity))
 
     def other_states(self) -> list[Path]:
-        """States of this cell's unfinished runs that were made from something else."""
-        name = "-".join(self.cell.folder.parts)
+        """States of unfinished runs with the same key and other fingerprints."""
+        name = "-".join(self.key.folder.parts)
         return sorted(p.parent for p in self.work.parent.glob(f"{name}-*/last.pt"))
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held by the one group of processes that makes this run; others are refused.
+        """A lock that one group of processes holds while it makes this run.
 
         Raises:
             BusyError: on entry, another process makes the same run.
         """
-        if not self.group.leads:
+        if not self.group.is_main_process:
             return contextlib.nullcontext()
         place = self.work.parent / "locks" / f"{self.work.name}.lock"
-        return lock(place, f"the run {self.cell.folder}")
+        return lock(place, f"the run {self.key.folder}")
 
-    def check_batch(self, size: int, labelled: int, key: str) -> None:
-        """Refuse a batch that holds each labelled sample more than once.
+    # Samples
+
+    def labelled_dataset(
+        self, refs: pd.DataFrame, *, text: str = "sentences", sentences: str = "all", seed: int = 0
+    ) -> LabelledDataset:
+        """Samples of ``refs`` with their ground truth, at the model's image size."""
+        return LabelledDataset(
+            refs, self.tables, self.images, self.tokenizer, self.params.data.max_tokens,
+            text=text, sentences=sentences, seed=seed,
+        )  # fmt: skip
+
+    def unlabelled_dataset(
+        self,
+        *,
+        augment: Augment | None = None,
+        strong: bool = True,
+        sentences: str = "all",
+        seed: int = 0,
+    ) -> UnlabelledDataset:
+        """The unlabelled part with proposals, at the model's image size.
 
         Raises:
-            ConfigError: it is larger, over all processes, than ``labelled`` expressions.
+            CorruptCacheError: an image has no proposals.
         """
-        if size * self.group.world > labelled:
-            raise ConfigError(
-                f"{key}: a batch of {size * self.group.world} is more than the {labelled} labelled "
-                f"expressions of {self.cell.dataset} at {self.cell.fraction:g} %"
+        images = self.unlabelled_refs["image_id"].unique().tolist()
+        lacking = [image for image in images if image not in self.proposals]
+        if lacking:
+            raise CorruptCacheError(
+                f"{self.proposals.folder}: has no proposals for {len(lacking)} images, "
+                f"{lacking[0]} the first; run the stage propose again"
             )
+        return UnlabelledDataset(
+            self.unlabelled_refs, self.tables, self.images, self.tokenizer,
+            self.params.data.max_tokens, partitions=self.proposals, augment=augment, strong=strong,
+            sentences=sentences, seed=seed,
+        )  # fmt: skip
 
-    def dataset(self, refs: pd.DataFrame, **options: Any) -> ExpressionDataset:
-        """Samples of ``refs`` at the model's image size."""
-        return ExpressionDataset(
-            refs, self.tables, self.images, self.tokenizer, self.params.data.max_tokens, **options
-        )
+    @functools.cached_property
+    def proposals(self) -> ProposalCache:
+        """The proposals of the run's source."""
+        return open_proposals(self.params, self.key)
 
-    def evaluation_sets(self, splits: list[str]) -> dict[str, ExpressionDataset]:
+    def evaluation_sets(self, splits: list[str]) -> dict[str, LabelledDataset]:
         """The evaluation splits, with the expressions as written (``raw``)."""
         sentences = self.params.evaluation.sentences
         parts = {split: self.tables.part(split) for split in splits}
@@ -135,20 +181,42 @@ class RunContext:
             seen = parts["val"]["image_id"].isin(self.val_images)
             parts["val"] = parts["val"][seen].reset_index(drop=True)
         return {
-            split: self.dataset(part, text="raw", sentences=sentences)
+            split: self.labelled_dataset(part, text="raw", sentences=sentences)
             for split, part in parts.items()
         }
 
+    def check_batch(self, size: int, labelled: int, name: str) -> None:
+        """Refuse a batch that contains every labelled sample more than once.
+
+        Raises:
+            ConfigError: the batch of all processes is larger than ``labelled``. The text names
+                the parameter ``name``.
+        """
+        if size * self.group.world > labelled:
+            raise ConfigError(
+                f"{name}: a batch of {size * self.group.world} is more than the {labelled} "
+                f"labelled expressions of {self.key.dataset} at {self.key.fraction:g} %"
+            )
+
+    def loader(self, dataset: ExpressionDataset[B], batch_size: int, batches: range) -> Iterator[B]:
+        """This process's part of the given batches of the dataset's stream."""
+        stream = Stream(
+            dataset, batch_size, batches.stop, batches.start, self.group.rank, self.group.world
+        )
+        return stream_loader(dataset, stream, self.params.runtime.workers)
+
+    # Model
+
     def build_model(self, pretrained: bool = True) -> nn.Module:
-        """A new model on this task's device, the same for the same seed."""
-        torch.manual_seed(self.cell.seed)
+        """A new model on the group's device, equal for equal seeds."""
+        torch.manual_seed(self.key.seed)
         model = build_model(self.params.model, self.tokenizer, pretrained=pretrained)
         if self.params.runtime.grad_checkpointing:
             cast(Any, model).set_grad_checkpointing(True)
         return model.to(self.group.device)
 
     def trainable(self, model: nn.Module) -> nn.Module:
-        """The module whose forward is trained: frozen, compiled and wrapped as asked."""
+        """The module to call in training: frozen, compiled and wrapped as the parameters say."""
         freeze_text(model, self.params.optimizer.bert_layers_trained)
         if self.params.runtime.compile:
             model.compile()
@@ -164,10 +232,9 @@ class RunContext:
         """Mixed precision as ``runtime.precision`` says."""
         return autocast(self.group.device, self.params.runtime.precision)
 
-    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch's tensors to the device."""
-        device = self.group.device
-        return {
-            k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
-            for k, v in batch.items()
-        }
+    def evaluate(self, model: nn.Module, dataset: LabelledDataset) -> pd.DataFrame:
+        """Predictions of ``model`` for every sample, made by all processes together."""
+        batch_size, runtime = self.params.evaluation.batch_size, self.params.runtime
+        return evaluate_shared(
+            self.group, model, dataset, batch_size, runtime.workers, runtime.precision
+        )

@@ -1,4 +1,4 @@
-"""The teacher: a moving average of the student (paper Eq. 5), over parameters and buffers."""
+"""The teacher: an exponential moving average of the student (paper Eq. 5)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def make_teacher(student: M) -> M:
-    """A copy of the student in eval mode that no gradient reaches."""
+    """A copy of the student in eval mode, without gradients."""
     teacher = copy.deepcopy(student).eval()
     return teacher.requires_grad_(False)
 
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """``teacher = decay * teacher + (1 - decay) * student`` in place; integers are copied."""
+    """``teacher = decay * teacher + (1 - decay) * student``, in place.
+
+    Applies to parameters and floating-point buffers; integer buffers are copied.
+    """
     averaged: list[torch.Tensor] = []
     sources: list[torch.Tensor] = []
-    pairs = zip(_tensors(teacher), _tensors(student), strict=True)
-    for mine, its in pairs:
-        if mine.is_floating_point():
-            averaged.append(mine)
-            sources.append(its)
+    for target, source in zip(_tensors(teacher), _tensors(student), strict=True):
+        if target.is_floating_point():
+            averaged.append(target)
+            sources.append(source)
         else:
-            mine.copy_(its)
+            target.copy_(source)
     torch._foreach_lerp_(averaged, sources, 1 - decay)
 
 

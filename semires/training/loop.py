@@ -1,16 +1,16 @@
-"""The part of training that every method shares: steps, schedule, evaluation, state, resume.
+"""The training loop that burn-in and mutual learning share: steps, schedule, evaluation, state.
 
-A method is written as one loop over ``loop.steps(...)`` that computes a loss and calls
-``loop.optimise(loss)``; everything around it happens here, between two steps.
+A method gives :meth:`Loop.run` its batches and a function from a batch to a loss.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,52 +21,90 @@ from semires import process
 from semires.config.schema import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.evaluation.evaluate import summarise
+from semires.samples.batch import LabelledBatch, MutualBatch
 from semires.training.context import RunContext
 from semires.training.state import load_state, save_state
 
-Batch = dict[str, Any]
+TrainingBatch = TypeVar("TrainingBatch", LabelledBatch, MutualBatch)
+Sums = Mapping[str, torch.Tensor | float]
+
+
+@dataclass
+class Timing:
+    """Time of training steps, without evaluation and saving.
+
+    Args:
+        samples: samples trained on, of all processes.
+        seconds: wall-clock time of the steps.
+        data_wait_s: the part of ``seconds`` spent waiting for samples.
+    """
+
+    samples: int = 0
+    seconds: float = 0.0
+    data_wait_s: float = 0.0
+
+    def since(self, earlier: Timing) -> Timing:
+        """The difference from an earlier state of the same counters."""
+        return Timing(
+            self.samples - earlier.samples,
+            self.seconds - earlier.seconds,
+            self.data_wait_s - earlier.data_wait_s,
+        )
+
+    def rates(self) -> dict[str, float]:
+        """``samples_per_s``, and ``data_wait`` as a share of the time (0..1)."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "samples_per_s": self.samples / seconds,
+            "data_wait": self.data_wait_s / seconds,
+        }
 
 
 class Loop:
-    """Drives one training to its last step and remembers the best evaluation.
+    """Runs one training to its last step and remembers the best evaluation on val.
+
+    A saved state of the same run is loaded at construction.
 
     Args:
-        task: what is trained, on which device, where the unfinished state is kept.
+        context: the inputs of the run.
         schedule: learning rate and number of evaluations.
-        steps: number of optimizer steps in all.
-        modules: everything with a state, by name; the optimizer works on ``modules['model']``.
-        evaluated: the module whose weights are kept at the best val oIoU.
-        evaluate: returns the predictions of ``evaluated`` on val.
-        log: called with a dict of metrics and the step.
+        steps: total number of optimizer steps.
+        modules: every module with a state, by name; the optimizer works on ``modules['model']``.
+        evaluated: the name of the module that is evaluated and whose best weights are kept.
+        log: called with a dict of metrics and the step after each evaluation.
     """
 
     def __init__(
         self,
-        task: RunContext,
+        context: RunContext,
         schedule: BurnIn | Mutual,
         steps: int,
         modules: dict[str, nn.Module],
-        evaluated: nn.Module,
-        evaluate: Callable[[], pd.DataFrame],
+        evaluated: str,
         log: Callable[[dict[str, float], int], None],
     ) -> None:
-        self.task, self.schedule, self.total = task, schedule, steps
-        self.modules, self.evaluated, self.evaluate, self.log = modules, evaluated, evaluate, log
-        self.optimizer = task.optimizer(modules["model"], schedule.lr)
+        self.context, self.schedule, self.total, self.log = context, schedule, steps, log
+        self.modules, self.model, self.evaluated = modules, modules["model"], modules[evaluated]
+        self.val = context.evaluation_sets(["val"])["val"]
+        self.group, self.accumulate = context.group, context.params.runtime.accumulate
+        self.optimizer = context.optimizer(self.model, schedule.lr)
         self.scaler = torch.amp.GradScaler(
-            task.group.device.type, enabled=task.params.runtime.precision == "fp16"
+            self.group.device.type, enabled=context.params.runtime.precision == "fp16"
         )
-        self.accumulate = task.params.runtime.accumulate
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"val/oIoU": -1.0, "step": -1, "state": {}}
-        self.best_val: pd.DataFrame | None = None  # its predictions, unless made before a resume
-        self._sums: dict[str, torch.Tensor] = {}  # on the device: a step waits for no number
-        self._micro = 0
-        self._batch: Any = None
-        self._earlier_samples = 0.0  # since the last evaluation, before a resume
-        self._waited_s = self._saved = 0.0
+        self.best_val: pd.DataFrame | None = None  # its predictions; None after a resume
+        self.timing = Timing()
+        self._sums: dict[str, torch.Tensor] = {}  # on the device, so that a step need not wait
+        self._saved = time.monotonic()
         self._resume()
+        self._logged_timing = Timing(**asdict(self.timing))
+
+    @property
+    def remaining_batches(self) -> range:
+        """Batches that are left to train on; a step takes ``accumulate`` of them."""
+        return range(self.step * self.accumulate, self.total * self.accumulate)
 
     @property
     def evaluation_steps(self) -> set[int]:
@@ -74,87 +112,108 @@ class Loop:
         count = min(self.schedule.evaluations, self.total)
         return {math.ceil(self.total * (i + 1) / count) for i in range(count)}
 
-    def steps(self, loaders: Callable[[int, int], Iterator[Any]]) -> Iterator[Any]:
-        """Yield the batches of the remaining steps, evaluating and saving in between.
+    def run(
+        self,
+        batches: Iterator[TrainingBatch],
+        compute_loss: Callable[[TrainingBatch], tuple[torch.Tensor, Sums]],
+        after_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Train for the remaining steps; evaluate and save in between.
 
-        ``loaders(first, last)`` makes the iterator over micro-batches ``first .. last - 1``.
+        Args:
+            batches: the :attr:`remaining_batches` of this process.
+            compute_loss: returns the scalar loss of a batch and the values to log. Every process
+                must return the same names.
+            after_step: called after each optimizer step.
 
         Raises:
             Interrupted: a signal arrived; the state was saved.
+            NonFiniteLossError: the loss is NaN or infinite; the last finite state is kept.
         """
         from tqdm import tqdm
 
         evaluation_steps = self.evaluation_steps
-        first, last = self.step * self.accumulate, self.total * self.accumulate
-        started = self._saved = time.monotonic()
-        batches = loaders(first, last)
-        bar = tqdm(
+        with tqdm(
             total=self.total,
             initial=self.step,
-            desc=self.task.cell.name,
+            desc=self.context.key.name,
             unit="step",
-            disable=None if self.task.group.leads else True,
-        )
-        with bar:
+            disable=None if self.group.is_main_process else True,
+        ) as bar:
             while self.step < self.total and not self._out_of_patience():
-                self._set_lr()
-                self._set_training()
-                for micro in range(self.accumulate):
-                    self._micro = micro
-                    asked = time.monotonic()
-                    batch = next(batches)
-                    self._waited_s += time.monotonic() - asked
-                    self._batch = batch
-                    self._seed()
-                    yield batch
+                started = time.monotonic()
+                self._train_step(batches, compute_loss)
+                after_step()
+                self.timing.seconds += time.monotonic() - started
                 self.step += 1
                 bar.update()
                 if self.step in evaluation_steps:
-                    self._evaluate(started)
+                    self._evaluate()
                     bar.set_postfix(val_oIoU=f"{self.history[-1]['val/oIoU']:.2f}")
-                    started = time.monotonic()
-                self._poll()
-        self.save()  # the last evaluations may take long, and are all that is left to do
+                self._save_if_due_or_stopped()
+        self.save()  # the final evaluations may take long, and only they remain
         process.stop_at_once()
 
-    def optimise(self, loss: torch.Tensor) -> bool:
-        """Backpropagate; on the last micro-batch of a step, step the optimizer and say so.
+    def _train_step(
+        self,
+        batches: Iterator[TrainingBatch],
+        compute_loss: Callable[[TrainingBatch], tuple[torch.Tensor, Sums]],
+    ) -> None:
+        """One optimizer step over ``accumulate`` batches."""
+        self._set_lr()
+        if not self.model.training:
+            self.model.train()
+        logged = []
+        for micro in range(self.accumulate):
+            asked = time.monotonic()
+            batch = next(batches)
+            self.timing.data_wait_s += time.monotonic() - asked
+            self.timing.samples += len(batch) * self.group.world
+            self._seed(micro)
+            loss, sums = compute_loss(batch.to(self.group.device))
+            self.backward(loss, batch.ref_ids)
+            logged.append(sums)
+        self._step_optimizer()
+        for sums in logged:
+            self.log_sums(**sums)
+
+    def backward(self, loss: torch.Tensor, ref_ids: list[int]) -> None:
+        """Add the gradient of a batch's loss.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; a sound state is kept.
+            NonFiniteLossError: the loss is NaN or infinite; the text names the references.
         """
-        if any(self.task.group.any(not torch.isfinite(loss))):
-            self._refuse(float(loss))
+        if any(self.group.any(not torch.isfinite(loss))):
+            self._refuse(float(loss), ref_ids)
         self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
-        if self._micro < self.accumulate - 1:
-            return False
-        clip = self.task.params.optimizer.clip_grad_norm
+
+    def _step_optimizer(self) -> None:
+        clip = self.context.params.optimizer.clip_grad_norm
         if clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.modules["model"].parameters(), clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return True
 
-    def _refuse(self, loss: float) -> NoReturn:
+    def _refuse(self, loss: float, ref_ids: list[int]) -> NoReturn:
         broken = not all(is_finite(module) for module in self.modules.values())
-        if not any(self.task.group.any(broken)):  # otherwise what was saved before is sound
+        if not any(self.group.any(broken)):  # otherwise the state saved earlier is the finite one
             self.save()
-        kept = self.task.group.leads and self._path.is_file()
-        where = f"the state before it is in {self.task.work}" if kept else "no state was kept"
-        found = self.task.group.gather((loss, ref_ids(self._batch)))
-        bad, refs = next(each for each in found if not math.isfinite(each[0]))
+        kept = self.group.is_main_process and self._path.is_file()
+        where = f"the state before it is in {self.context.work}" if kept else "no state was kept"
+        losses = self.group.gather((loss, sorted(set(ref_ids))))
+        bad, refs = next(each for each in losses if not math.isfinite(each[0]))
         raise NonFiniteLossError(
-            f"{self.task.cell.name}: the loss is {bad} at step {self.step}, of a batch of the "
+            f"{self.context.key.name}: the loss is {bad} at step {self.step}, for a batch of the "
             f"references {', '.join(map(str, refs))}; {where}; "
-            "lower the learning rate or look at them"
+            "lower the learning rate or inspect these references"
         )
 
-    def record(self, **sums: float | torch.Tensor) -> None:
-        """Add a batch's sums; their means over batches are logged at the next evaluation.
+    def log_sums(self, **sums: float | torch.Tensor) -> None:
+        """Add values of a batch; their means over batches are logged at the next evaluation.
 
-        ``samples`` counts what was trained on; every process must record the same names.
+        Every process must log the same names.
         """
         for name, value in sums.items():
             if name not in self._sums:
@@ -162,49 +221,41 @@ class Loop:
             self._sums[name] += value
 
     def _sum(self, value: float) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.task.group.device)
+        return torch.tensor(value, dtype=torch.float64, device=self.group.device)
 
     def _totals(self) -> dict[str, float]:
-        """The sums so far over the group's processes, read from the device at once."""
+        """The sums so far over the group's processes, read from the device in one transfer."""
         if not self._sums:
             return {}
-        totals = self.task.group.sum(torch.stack([*self._sums.values()])).tolist()
+        totals = self.group.sum(torch.stack([*self._sums.values()])).tolist()
         return dict(zip(self._sums, totals, strict=True))
 
-    def _seed(self) -> None:
-        """Seed dropout by run, micro-batch and process, so that no random state need be kept."""
-        place = [self.task.cell.seed, self.step, self._micro, self.task.group.rank]
+    def _seed(self, micro: int) -> None:
+        """Seed dropout by run, step, batch and process, so that no random state need be saved."""
+        place = [self.context.key.seed, self.step, micro, self.group.rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _set_lr(self) -> None:
-        """Polynomial decay to zero over all steps."""
         rate = self._lr()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
     def _lr(self) -> float:
-        power = self.task.params.optimizer.poly_power
+        """Polynomial decay to zero over all steps."""
+        power = self.context.params.optimizer.poly_power
         return float(self.schedule.lr * (1 - self.step / self.total) ** power)
 
-    def _set_training(self) -> None:
-        model = self.modules["model"]
-        if not model.training:
-            model.train()
-
-    def _evaluate(self, started: float) -> None:
-        seconds = time.monotonic() - started
-        table = self.evaluate()
-        metrics = tracked(summarise(table), "val")
+    def _evaluate(self) -> None:
+        table = self.context.evaluate(self.evaluated, self.val)
+        metrics = mlflow_names(summarise(table), "val")
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
-        totals, batches = self._totals(), since * self.accumulate * self.task.group.world
-        samples = totals.pop("samples", 0.0) - self._earlier_samples
-        row: dict[str, float] = {"step": self.step, **means(totals, batches), **metrics}
-        row["train/lr"] = self._lr()
-        row["time/samples_per_s"] = samples / max(seconds, 1e-9)
-        row["time/data_wait"] = self._waited_s / max(seconds, 1e-9)
-        self._sums, self._waited_s, self._earlier_samples = {}, 0.0, 0.0
-        self.history.append(row)
-        self.log({k: v for k, v in row.items() if k != "step"}, self.step)
+        batches = since * self.accumulate * self.group.world
+        row = {**means(self._totals(), batches), **metrics, "train/lr": self._lr()}
+        self._sums = {}
+        self.history.append({"step": self.step, **row})
+        rates = self.timing.since(self._logged_timing).rates()
+        self._logged_timing = Timing(**asdict(self.timing))
+        self.log({**row, **{f"time/{name}": value for name, value in rates.items()}}, self.step)
         if row["val/oIoU"] > self.best["val/oIoU"]:
             state = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
             self.best = {"val/oIoU": row["val/oIoU"], "step": self.step, "state": state}
@@ -217,29 +268,32 @@ class Loop:
         since_best = sum(row["step"] > self.best["step"] for row in self.history)
         return bool(since_best >= patience)
 
-    def _poll(self) -> None:
-        """Save if it is time or if a signal arrived, in any process; in the latter case leave."""
+    def _save_if_due_or_stopped(self) -> None:
+        """Save if it is time, or if any process got a signal; in the latter case stop."""
         code = process.stop_requested()
-        late = time.monotonic() - self._saved > self.task.params.runtime.checkpoint_every_s
-        stop, due = self.task.group.any(code is not None, late)
+        late = time.monotonic() - self._saved > self.context.params.runtime.checkpoint_every_s
+        stop, due = self.group.any(code is not None, late)
         if stop or due:
             self.save()
             self._saved = time.monotonic()
         if stop:
             raise Interrupted(
-                f"{self.task.cell.name}: stopped at step {self.step} of {self.total}, state saved; "
-                "run the same command to go on",
+                f"{self.context.key.name}: stopped at step {self.step} of {self.total}, state "
+                "saved; run the same command to go on",
                 code or 143,
             )
 
     @property
     def _path(self) -> Path:
-        return self.task.work / "last.pt"
+        return self.context.work / "last.pt"
 
     def save(self) -> None:
-        """Keep everything that the rest of the run depends on: all call this, rank 0 writes."""
+        """Save everything that the rest of the run depends on.
+
+        Every process must call this; the main process writes.
+        """
         totals = self._totals()
-        if not self.task.group.leads:
+        if not self.group.is_main_process:
             return
         save_state(
             self._path,
@@ -251,28 +305,29 @@ class Loop:
                 "history": self.history,
                 "best": self.best,
                 "sums": totals,
+                "timing": asdict(self.timing),
             },
         )
 
     def _resume(self) -> None:
-        state = load_state(self._path)
+        name, state = self.context.key.name, load_state(self._path)
         if state is None:
-            if self.task.group.leads and (others := self.task.other_states()):
+            if self.group.is_main_process and (others := self.context.other_states()):
                 print(
-                    f"{self.task.cell.name}: starts anew: {others[0]} was made with other "
-                    "parameters, data or weights, and is left there"
+                    f"{name}: starts anew: {others[0]} was made with other parameters, data or "
+                    "weights; that state is left unchanged"
                 )
             return
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
+        for part, module in self.modules.items():
+            module.load_state_dict(state["modules"][part])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
-        self._earlier_samples = state["sums"].get("samples", 0.0)
-        mine = 1 if self.task.group.leads else 0  # they are the group's
-        self._sums = {name: self._sum(mine * value) for name, value in state["sums"].items()}
-        if self.task.group.leads:
-            print(f"{self.task.cell.name}: going on from step {self.step} of {self.total}")
+        self.timing = Timing(**state["timing"])
+        share = 1 if self.group.is_main_process else 0  # the saved sums are those of all processes
+        self._sums = {k: self._sum(share * value) for k, value in state["sums"].items()}
+        if self.group.is_main_process:
+            print(f"{name}: going on from step {self.step} of {self.total}")
 
     def load_best(self) -> nn.Module:
         """The evaluated module with the weights of its best evaluation."""
@@ -281,24 +336,18 @@ class Loop:
 
 
 def is_finite(module: nn.Module) -> bool:
-    """Whether all numbers of a module, its statistics included, are finite."""
+    """Whether all parameters and buffers of a module are finite."""
     tensors = module.state_dict().values()
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
 
-def ref_ids(batch: Any) -> list[int]:
-    """The references of a batch, or of several side by side, in order."""
-    parts = batch if isinstance(batch, tuple) else (batch,)
-    return sorted({ref for part in parts if part is not None for ref in part["ref_id"]})
-
-
-def tracked(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Names as MLflow takes them: ``P@0.5`` becomes ``val/prec_0.5``."""
+def mlflow_names(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Names that MLflow accepts: ``P@0.5`` becomes ``val/prec_0.5``."""
     return {f"{prefix}/{name.replace('P@', 'prec_')}": value for name, value in metrics.items()}
 
 
 def means(sums: dict[str, float], batches: int) -> dict[str, float]:
-    """Means over batches; pseudo-label sums become percentages (see ``mutual.py``)."""
+    """Means over batches; sums of ``overlap_sums`` become percentages ``pseudo/...``."""
     row = {f"train/{k}": v / max(batches, 1) for k, v in sums.items() if not k.startswith("pseudo")}
     for name in ("raw", "refined"):
         union = sums.get(f"pseudo_{name}_union", 0.0)
@@ -310,9 +359,9 @@ def means(sums: dict[str, float], batches: int) -> dict[str, float]:
 
 
 def total_steps(schedule: BurnIn | Mutual, samples: int, batch: int) -> int:
-    """Optimizer steps in all: as given or as many passes over ``samples``, the fewer of the two.
+    """The number of optimizer steps: ``steps``, or ``epochs`` passes over ``samples``.
 
-    An epoch takes ``ceil(samples / batch)`` steps.
+    The smaller one where both are set. An epoch takes ``ceil(samples / batch)`` steps.
     """
     lengths = [schedule.steps] if schedule.steps else []
     if schedule.epochs:

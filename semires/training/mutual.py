@@ -1,8 +1,9 @@
-"""Mutual learning: a teacher's pseudo-labels, refined by proposals, teach a student (Alg. 1).
+"""Mutual learning: a teacher's pseudo-labels, refined by proposals, train a student (Algorithm 1).
 
-Each step takes as many labelled as unlabelled samples. The teacher sees the weak view and its hard
-pseudo-labels are refined (IOM, CPI) or weighted (PWA); the student learns from labelled images and
-strong views in one batch; the teacher follows the student as a moving average (paper Eq. 3-5, 10).
+A step takes a labelled and an unlabelled batch. The teacher predicts hard pseudo-labels on the weak
+view; matching (IOM, CPI) refines them and PWA weighs the pixels of unmatched ones. The student
+learns from the labelled images and the strong views in one batch. The teacher is the moving average
+of the student (paper Eq. 3-5 and 10).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -22,20 +24,19 @@ from semires.config.resolve import resolve
 from semires.config.schema import Method, Params
 from semires.evaluation.corrections import measure_corrections, overlap_sums
 from semires.models.pretrained import load_weights
-from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
 from semires.runs.key import RunKey
-from semires.samples.dataset import ExpressionDataset
-from semires.samples.stream import Stream, stream_loader
+from semires.samples.batch import LabelledBatch, MutualBatch, UnlabelledBatch
+from semires.samples.dataset import LabelledDataset, UnlabelledDataset
 from semires.training.context import RunContext
 from semires.training.ema import make_teacher, update_ema
-from semires.training.loop import Loop, total_steps
+from semires.training.loop import Loop, Sums, total_steps
 from semires.training.losses import supervised_loss, unsupervised_loss
-from semires.training.record import evaluate_split, write_run
+from semires.training.record import write_run
 
-Batch = dict[str, Any]
 SECTIONS = ("data", "model", "augment", "loss", "optimizer", "mutual", "evaluation")
+UNLABELLED_SEED = 1_000_003  # added to the seed, so that the two parts have different streams
 
 
 def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
@@ -56,176 +57,197 @@ def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
     )
 
 
-def mutual(params: Params, cell: RunKey) -> None:
-    """Train with the cell's method, from its burn-in, and write the run's folder.
+@dataclass(frozen=True)
+class MutualStep:
+    """One step of mutual learning: from a batch to the loss of the student (Algorithm 1).
+
+    Args:
+        context: the inputs of the run.
+        student: the student as it is trained: frozen, compiled and wrapped.
+        teacher: the moving average of the student, in eval mode.
+        refiner: turns teacher logits into targets.
+        confidence_filter: selects the pseudo-labels that the loss uses.
+    """
+
+    context: RunContext
+    student: nn.Module
+    teacher: nn.Module
+    refiner: PseudoLabelRefiner
+    confidence_filter: ConfidenceFilter
+
+    def compute_loss(self, batch: MutualBatch) -> tuple[torch.Tensor, Sums]:
+        """The loss, a scalar, and the values to log."""
+        labelled, unlabelled = batch.labelled, batch.unlabelled
+        if unlabelled is None:
+            return self._labelled_loss(labelled)
+        settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
+        # 1. The teacher labels the weak view; proposals refine its labels.
+        teacher_logits = self.teacher_forward(unlabelled)
+        targets = self.refiner(teacher_logits, unlabelled.partitions)
+        quality = overlap_sums(teacher_logits, targets, unlabelled.hidden_truth)  # logged only
+        # 2. The student predicts on labelled images and strong views, in one batch.
+        labelled_logits, strong_logits = self.student_forward(labelled, unlabelled)
+        # 3. The loss, Eq. 4.
+        loss_sup = supervised_loss(labelled_logits, labelled.mask, weights)
+        strong_logits, targets = self._confident(teacher_logits, strong_logits, targets)
+        loss_unsup = unsupervised_loss(strong_logits, targets, weights)
+        loss = settings.supervised_loss_scale * loss_sup + settings.lambda_unsup * loss_unsup
+        losses = {"loss": loss, "loss_sup": loss_sup, "loss_unsup": loss_unsup}
+        return loss, {**{name: value.detach() for name, value in losses.items()}, **quality}
+
+    def _labelled_loss(self, labelled: LabelledBatch) -> tuple[torch.Tensor, Sums]:
+        """The same of labelled samples only, for the method that trains without the others."""
+        logits = self._forward(self.student, *labelled.inputs)
+        settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
+        loss_sup = supervised_loss(logits, labelled.mask, weights)
+        loss = settings.supervised_loss_scale * loss_sup
+        return loss, {"loss": loss.detach(), "loss_sup": loss_sup.detach()}
+
+    @torch.no_grad()
+    def teacher_forward(self, unlabelled: UnlabelledBatch) -> torch.Tensor:
+        """The teacher's logits (B,2,S,S) on the weak view."""
+        return self._forward(self.teacher, *unlabelled.inputs)
+
+    def student_forward(
+        self, labelled: LabelledBatch, unlabelled: UnlabelledBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's logits on the labelled images and on the strong views."""
+        pairs = zip(labelled.inputs, unlabelled.strong_inputs, strict=True)
+        logits = self._forward(self.student, *map(torch.cat, pairs))
+        return logits[: len(labelled)], logits[len(labelled) :]
+
+    def _forward(self, model: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        with self.context.autocast():
+            logits = model(*inputs)
+        return cast(torch.Tensor, logits.float())
+
+    def _confident(
+        self, teacher_logits: torch.Tensor, student_logits: torch.Tensor, targets: RefinedLabels
+    ) -> tuple[torch.Tensor, RefinedLabels]:
+        """The samples that confidence filtering selects. No-op where filtering is disabled."""
+        if self.confidence_filter.keep >= 1:
+            return student_logits, targets
+        selected = self.confidence_filter(teacher_logits)
+        return student_logits[selected], targets.select(selected)
+
+
+def mutual(params: Params, key: RunKey) -> None:
+    """Train with the method of ``key``, starting from its burn-in, and write the run's folder.
 
     The method's overrides and tuned thresholds are applied here, once.
     """
-    train_mutual(resolve(params, cell), cell)
+    train_mutual(resolve(params, key), key)
 
 
 def train_mutual(
     params: Params,
-    cell: RunKey,
+    key: RunKey,
     on_evaluation: Callable[[dict[str, float], int], None] | None = None,
     val_images: tuple[int, ...] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Mutual learning; returns ``metrics.json``'s content.
+    """Mutual learning; returns the content of ``metrics.json``.
 
     Args:
-        params: all parameters as `resolve` (or a trial of the search) made them for this method.
-        cell: which run.
-        on_evaluation: called with the metrics and the step of each evaluation on val; where it is
-            given (a trial of the threshold search) no run folder is written.
-        val_images: evaluate val on these images alone (the half that trials see).
+        params: all parameters, as `resolve` or a trial of the search made them for this method.
+        key: which run.
+        on_evaluation: called with the metrics and the step of each evaluation on val. A trial of
+            the threshold search passes it; no run folder is then written.
+        val_images: evaluate val on these images only (the half that trials see).
 
     Raises:
-        Interrupted: a signal arrived; the next call goes on from the saved state.
+        Interrupted: a signal arrived; the next call continues from the saved state.
         NonFiniteLossError: training diverged.
     """
     started = time.time()
-    task = RunContext(params, cell, SECTIONS, val_images=val_images)
-    settings, method = params.mutual, params.refine[cell.method]
-    student = task.build_model(pretrained=False)
-    load_weights(student, task.burn_in_folder / "model.safetensors")
-    teacher, trained = make_teacher(student), task.trainable(student)
-    parts = _parts(task, method)
-    refiner, weights = make_refiner(params, method), params.loss.class_weights
-    keep = ConfidenceFilter(method.keep, task.group.concat).to(task.group.device)
-    alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
-    with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:
-        modules = {"model": student, "teacher": teacher, "filter": keep}
-        loop = _teacher_loop(task, parts, modules, on_evaluation or run.log_metrics)
-        for sure, unsure in loop.steps(lambda a, b: _pairs(task, *parts, a, b)):
-            # 1. The teacher labels the weak view; proposals refine its labels.
-            targets = None
-            if unsure is not None:
-                teacher_logits = _teach(task, teacher, unsure)
-                targets = refiner(teacher_logits, unsure["partition"])
-                loop.record(**overlap_sums(teacher_logits, targets, unsure["mask"]))
-            # 2. The student sees labelled images and strong views in one batch.
-            logits = _study(task, trained, sure, unsure)
-            # 3. Loss, Eq. 4.
-            count = len(sure["image"])
-            loss_sup = supervised_loss(logits[:count], sure["mask"], weights)
-            loss = settings.supervised_loss_scale * loss_sup
-            if targets is not None:
-                strong, targets = _kept(keep, teacher_logits, logits[count:], targets)
-                loss_unsup = unsupervised_loss(strong, targets, weights)
-                loss = loss + settings.lambda_unsup * loss_unsup
-                loop.record(loss_unsup=loss_unsup.detach())
-            # 4. The teacher follows the student, Eq. 5.
-            if loop.optimise(loss):
-                update_ema(teacher, student, settings.ema)
-            loop.record(samples=len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
+    context = RunContext(params, key, SECTIONS, val_images=val_images)
+    method = params.refine[key.method]
+    student = context.build_model(pretrained=False)
+    load_weights(student, context.burn_in_folder / "model.safetensors")
+    teacher, trained = make_teacher(student), context.trainable(student)
+    labelled, unlabelled = training_datasets(context, method)
+    confidence_filter = ConfidenceFilter(method.keep, context.group.concat)
+    step = MutualStep(
+        context, trained, teacher, make_refiner(params, method),
+        confidence_filter.to(context.group.device),
+    )  # fmt: skip
+    lock = context.lock() if on_evaluation is None else contextlib.nullcontext()
+    with lock, tracking.track_run(key, params, context.sections, stage="mutual") as run:
+        loop = Loop(
+            context,
+            params.mutual,
+            _total_steps(context, len(labelled), len(unlabelled)),
+            modules={"model": student, "teacher": teacher, "filter": confidence_filter},
+            evaluated="teacher",
+            log=on_evaluation or run.log_metrics,
+        )
+        loop.run(
+            _batches(context, labelled, unlabelled, loop.remaining_batches),
+            step.compute_loss,
+            after_step=lambda: update_ema(teacher, student, params.mutual.ema),  # Eq. 5
+        )
         if on_evaluation is not None:
-            shutil.rmtree(task.work, ignore_errors=True)
+            shutil.rmtree(context.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
-        metrics = _finish(task, loop, refiner, started)
-        run.finish(metrics, cell.folder)
+        metrics = _finish(context, loop, step.refiner, started)
+        run.finish(metrics, key.folder)
     return metrics
 
 
 def _finish(
-    task: RunContext, loop: Loop, refiner: PseudoLabelRefiner, started: float
+    context: RunContext, loop: Loop, refiner: PseudoLabelRefiner, started: float
 ) -> dict[str, dict[str, float]]:
-    """Count what refinement corrects, if anything, and write the run's folder; its metrics."""
-    if not task.params.refine[task.cell.method].unlabelled:
-        return write_run(task, loop, started)
-    pseudo, write_more = measure_corrections(task, refiner, loop.load_best())
-    return write_run(task, loop, started, pseudo, write_more)
-
-
-def _kept(
-    keep: ConfidenceFilter,
-    teacher_logits: torch.Tensor,
-    strong: torch.Tensor,
-    targets: RefinedLabels,
-) -> tuple[torch.Tensor, RefinedLabels]:
-    """The samples that confidence filtering keeps; without it nothing is copied or waited for."""
-    if keep.keep >= 1:
-        return strong, targets
-    kept = keep(teacher_logits)
-    return strong[kept], targets.select(kept)
-
-
-def _teacher_loop(
-    task: RunContext,
-    parts: tuple[ExpressionDataset, ExpressionDataset],
-    modules: dict[str, nn.Module],
-    log: Callable[[dict[str, float], int], None],
-) -> Loop:
-    """A loop that evaluates the teacher on val and keeps its best weights."""
-    teacher, val = modules["teacher"], task.evaluation_sets(["val"])["val"]
-    steps = _total_steps(task, *map(len, parts))
-    return Loop(
-        task, task.params.mutual, steps, modules, teacher,
-        evaluate=lambda: evaluate_split(task, teacher, val), log=log,
+    """Measure what refinement corrects, where the method refines, and write the run's folder."""
+    params, key = context.params, context.key
+    if not params.refine[key.method].unlabelled:
+        return write_run(context, loop, started)
+    teacher = context.build_model(pretrained=False)
+    load_weights(teacher, context.burn_in_folder / "model.safetensors")
+    corrections = measure_corrections(
+        params, context.group, key.seed, context.unlabelled_dataset(), refiner,
+        teacher=teacher, final=loop.load_best(),
     )  # fmt: skip
+    return write_run(context, loop, started, corrections)
 
 
-@torch.no_grad()
-def _teach(task: RunContext, teacher: nn.Module, unsure: Batch) -> torch.Tensor:
-    """The teacher's logits (B,2,H,W) on the weak view."""
-    with task.autocast():
-        logits = teacher(unsure["image"], unsure["input_ids"], unsure["attention_mask"])
-    return cast(torch.Tensor, logits.float())
-
-
-def _study(task: RunContext, student: nn.Module, sure: Batch, unsure: Batch | None) -> torch.Tensor:
-    """The student's logits, labelled samples first, then the strong views."""
-    parts = [(sure["image"], sure["input_ids"], sure["attention_mask"])]
-    if unsure is not None:
-        parts.append((unsure["strong"], unsure["input_ids"], unsure["attention_mask"]))
-    with task.autocast():
-        logits = student(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    return cast(torch.Tensor, logits.float())
-
-
-def _parts(task: RunContext, method: Method) -> tuple[ExpressionDataset, ExpressionDataset]:
-    """Labelled samples as they are; unlabelled ones with weak and strong views and proposals."""
-    params, seed = task.params, task.cell.seed
-    labelled = task.dataset(task.labelled, sentences=params.data.sentences, seed=seed)
-    unlabelled = task.dataset(
-        task.unlabelled,
-        sentences=params.data.sentences,
-        seed=seed + 1_000_003,  # another stream than the labelled one
+def training_datasets(
+    context: RunContext, method: Method
+) -> tuple[LabelledDataset, UnlabelledDataset]:
+    """Labelled samples without augmentation; unlabelled ones with both views and proposals."""
+    params, seed = context.params, context.key.seed
+    sentences = params.data.sentences
+    labelled = context.labelled_dataset(context.labelled_refs, sentences=sentences, seed=seed)
+    unlabelled = context.unlabelled_dataset(
         augment=params.augment,
         strong=method.strong,
-        proposals=open_proposals(params, task.cell),
+        sentences=sentences,
+        seed=seed + UNLABELLED_SEED,
     )
-    task.check_batch(params.mutual.labelled_batch, len(labelled), "mutual.labelled_batch")
+    context.check_batch(params.mutual.labelled_batch, len(labelled), "mutual.labelled_batch")
     return labelled, unlabelled
 
 
-def _total_steps(task: RunContext, labelled: int, unlabelled: int) -> int:
-    """An epoch is one pass over the longer of the two parts, the other one cycling."""
-    settings, repeat = task.params.mutual, task.params.runtime.accumulate * task.group.world
-    passes = max(
+def _total_steps(context: RunContext, labelled: int, unlabelled: int) -> int:
+    """An epoch is one pass over the longer of the two parts, while the other one repeats."""
+    settings = context.params.mutual
+    samples, batch = max(
         (labelled, settings.labelled_batch), (unlabelled, settings.unlabelled_batch),
         key=lambda part: part[0] / part[1],
     )  # fmt: skip
-    return total_steps(settings, passes[0], passes[1] * repeat)
+    return total_steps(
+        settings, samples, batch * context.params.runtime.accumulate * context.group.world
+    )
 
 
-def _pairs(
-    task: RunContext,
-    labelled: ExpressionDataset,
-    unlabelled: ExpressionDataset,
-    first: int,
-    last: int,
-) -> Iterator[tuple[Batch, Batch | None]]:
-    """Labelled and unlabelled batches of micro-steps ``first .. last - 1``, side by side.
+def _batches(
+    context: RunContext, labelled: LabelledDataset, unlabelled: UnlabelledDataset, batches: range
+) -> Iterator[MutualBatch]:
+    """Labelled and unlabelled batches, side by side.
 
-    Where the method is the control (``unlabelled: false``) the second one is None.
+    The unlabelled ones are None where the method sets ``unlabelled: false``.
     """
-    settings, group, workers = task.params.mutual, task.group, task.params.runtime.workers
-
-    def load(part: ExpressionDataset, size: int) -> Iterator[Batch]:
-        stream = Stream(part, size, last, first, group.rank, group.world)
-        return map(task.to_device, stream_loader(part, stream, workers))
-
-    sure = load(labelled, settings.labelled_batch)
-    if not task.params.refine[task.cell.method].unlabelled:
-        return zip(sure, itertools.repeat(None), strict=False)
-    return zip(sure, load(unlabelled, settings.unlabelled_batch), strict=True)
+    settings = context.params.mutual
+    first = context.loader(labelled, settings.labelled_batch, batches)
+    if not context.params.refine[context.key.method].unlabelled:
+        return map(MutualBatch, first, itertools.repeat(None))
+    second = context.loader(unlabelled, settings.unlabelled_batch, batches)
+    return map(MutualBatch, first, second)

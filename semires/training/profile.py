@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def trace_steps(path: Path | None) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each step; after 5 idle and 2 warm-up steps, 10 are written.
+    """Yield a function to call after each step. Steps 8 to 17 are written.
 
     Args:
-        path: where the trace goes; None profiles nothing.
+        path: the file of the trace; None disables profiling.
     """
     if path is None:
         yield lambda: None
@@ -23,7 +23,7 @@ def trace_steps(path: Path | None) -> Iterator[Callable[[], None]]:
 
     def write(profiler: profile) -> None:
         profiler.export_chrome_trace(str(path))
-        print(f"{path}: trace of ten steps, opens in ui.perfetto.dev")
+        print(f"{path}: trace of ten steps; open it in ui.perfetto.dev")
 
     with profile(
         schedule=schedule(wait=5, warmup=2, active=10, repeat=1), on_trace_ready=write

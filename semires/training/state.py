@@ -1,7 +1,7 @@
-"""The state of an unfinished training on disk: whole, checksummed, the previous one kept.
+"""The saved state of an unfinished training: written atomically, with a checksum.
 
-Plain tensors and JSON types only, read with ``weights_only=True``. A damaged state falls back on
-the one before it, and says so.
+A state has tensors and JSON types only and is read with ``weights_only=True``. The state before the
+newest one is kept and used if the newest one is damaged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGEST_BYTES = 64
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state with its SHA-256 in front; the earlier one becomes ``.previous``."""
+    """Write a state, preceded by its SHA-256. The earlier file becomes ``.previous.pt``."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
@@ -32,7 +32,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The newest undamaged state, or None."""
+    """The newest undamaged state, or None. Prints a line for each damaged one."""
     for candidate in (path, previous(path)):
         if not candidate.is_file():
             continue
@@ -48,5 +48,5 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the newest one is kept."""
+    """The path of the state before the newest one."""
     return path.with_suffix(".previous.pt")

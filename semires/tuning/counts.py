@@ -23,11 +23,11 @@ from semires.config.resolve import source_of
 from semires.errors import CorruptCacheError, DataError
 from semires.files import fingerprint, read_json, sha256_bytes, sha256_file, write_bytes
 from semires.runs import layout
+from semires.runs.key import RunKey
 
 if TYPE_CHECKING:
     from semires.config.schema import Params
     from semires.refine.partition import Partition
-    from semires.runs.key import RunKey
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -221,21 +221,21 @@ def pseudo_labels(params: Params, cell: RunKey) -> Iterator[PseudoLabel]:
     from semires.models.pretrained import load_weights
     from semires.training.context import RunContext
 
-    task = RunContext(params, cell, ("data", "model"))
-    dataset = task.dataset(task.tables.part("val"))
-    teacher = task.build_model()
-    load_weights(teacher, task.burn_in_folder / "model.safetensors")
+    context = RunContext(params, cell, ("data", "model"))
+    dataset = context.labelled_dataset(context.tables.part("val"))
+    teacher = context.build_model()
+    load_weights(teacher, context.burn_in_folder / "model.safetensors")
     chosen = [int(i) for i in np.flatnonzero(dataset.sentence_of == 0)]
     refs = dataset.refs
     batches = predict_masks(
-        teacher, dataset, params.evaluation.batch_size, task.group.device, chosen,
+        teacher, dataset, params.evaluation.batch_size, context.group.device, chosen,
         precision=params.runtime.precision,
     )  # fmt: skip
     with tqdm(total=len(chosen), desc="pseudo-labels", unit="ref", disable=None) as bar:
         for batch, logits in batches:
             labels = logits.argmax(1).bool().cpu().numpy()
-            truths = batch["mask"].bool().cpu().numpy()
-            for sample, label, truth in zip(batch["sample"], labels, truths, strict=True):
+            truths = batch.mask.bool().cpu().numpy()
+            for sample, label, truth in zip(batch.indices, labels, truths, strict=True):
                 row = refs.iloc[int(dataset.ref_of[sample])]
                 yield PseudoLabel(int(row["ref_id"]), int(row["image_id"]), 0, label, truth)
             bar.update(len(labels))

@@ -16,14 +16,14 @@ from semires.evaluation.evaluate import evaluate, predict_masks, segment
 from semires.models import LAVT
 from semires.models.text import Tokenizer
 from semires.samples import dataset as dataset_module
-from semires.samples.dataset import ExpressionDataset, ImageStore
+from semires.samples.dataset import ImageStore, LabelledDataset
 
 SIZE, CPU = 32, torch.device("cpu")
 WORDS = ["red", "circle", "left object", "blue square at the top", "the small green mushroom"]
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> ExpressionDataset:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> LabelledDataset:
     """Five references of three images, in an order that goes back and forth between them."""
     from PIL import Image
 
@@ -49,7 +49,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> ExpressionDataset:
     tables = Tables(images, refs)
     tokenizer = Tokenizer("semires/weights/vocab.txt")
     store = ImageStore(tables, folder, SIZE)
-    return ExpressionDataset(refs, tables, store, tokenizer, 20, text="raw")
+    return LabelledDataset(refs, tables, store, tokenizer, 20, text="raw")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ class Plain(torch.nn.Module):
         return out
 
 
-def logits_of(model: torch.nn.Module, samples: ExpressionDataset, size: int) -> torch.Tensor:
+def logits_of(model: torch.nn.Module, samples: LabelledDataset, size: int) -> torch.Tensor:
     return torch.cat([logits for _, logits in predict_masks(model, samples, size, CPU)])
 
 
@@ -83,10 +83,7 @@ def test_sharing_the_first_stage_changes_no_logit(samples, model, batch_size):
     alone = logits_of(Plain(model), samples, batch_size)
     assert shared.shape == (len(samples), 2, SIZE, SIZE)
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-5)
-    one_by_one = [
-        model(*(samples[i][k][None] for k in ("image", "input_ids", "attention_mask")))
-        for i in range(len(samples))
-    ]
+    one_by_one = [model(*samples[i].inputs) for i in range(len(samples))]
     torch.testing.assert_close(shared, torch.cat(one_by_one), rtol=1e-4, atol=1e-4)
 
 
@@ -115,7 +112,7 @@ def test_counts_are_those_of_the_masks(samples, model):
     table = evaluate(model, samples, 32, CPU)
     for i, row in table.iterrows():
         predicted = logits_of(model, samples, 32)[i].argmax(0).bool()
-        truth = samples[i]["mask"].bool()
+        truth = samples[i].mask[0].bool()
         assert row["intersection"] == int((predicted & truth).sum())
         assert row["union"] == int((predicted | truth).sum())
         assert (row["object_area"], row["predicted_area"]) == (truth.sum(), predicted.sum())
@@ -138,17 +135,17 @@ def test_a_model_without_the_first_stage_gets_whole_images():
 def test_caches_are_bounded_by_bytes_and_lose_nothing(samples, monkeypatch):
     monkeypatch.setattr(dataset_module, "MASK_CACHE_BYTES", 2 * SIZE * SIZE)
 
-    def copy(**options: Any) -> ExpressionDataset:
+    def copy(**options: Any) -> LabelledDataset:
         tables = Tables(pd.DataFrame({"height": 40, "width": 48}, index=[7, 8, 9]), samples.refs)
-        return ExpressionDataset(
+        return LabelledDataset(
             samples.refs, tables, samples.images, Tokenizer("semires/weights/vocab.txt"), 20,
             text="raw", **options,
         )  # fmt: skip
 
     small = copy()
     for i in [*range(len(samples)), 0]:
-        assert torch.equal(small[i]["mask"], samples[i]["mask"])
-        assert small[i]["mask"].dtype == torch.int64
+        assert torch.equal(small[i].mask, samples[i].mask)
+        assert small[i].mask.dtype == torch.int64
     held = small.mask_of.cache_info()
     assert (held.maxsize, held.currsize) == (2, 2)
     assert copy(sentences="one").image_ids.tolist() == samples.refs["image_id"].tolist()

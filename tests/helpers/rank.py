@@ -1,12 +1,12 @@
 """One of several processes of a training; test_distributed.py starts it under torchrun.
 
-    rank.py train METHOD [STOP]    STOP: rank 1 gets a signal at its STOP-th look
-    rank.py gradients METHOD FILE  one backward pass; rank 0 saves what DDP made of it
+    rank.py train METHOD [STOP]    STOP: rank 1 gets a signal at its STOP-th poll
+    rank.py gradients METHOD FILE  one backward pass; rank 0 saves the gradients that DDP computed
     rank.py evaluate FILE          predictions of the burn-in's weights; rank 0 saves them
 
-With DOUBLE in the environment everything is float64, where rounding hides nothing: AdamW divides
-gradients by their size, so that of a gradient of zero it makes steps of rounding errors.
-Any other rank than 0 that opens a file of the study for writing ends with an error.
+With DOUBLE in the environment everything is float64. In float32, AdamW would turn the rounding
+errors of a zero gradient into full steps. Any rank other than 0 that opens a file of the study for
+writing exits with an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RANK = int(os.environ["RANK"])
 
 
 def watch_writes() -> None:
-    """End this process as soon as it writes, makes, moves or removes something in the study."""
+    """Exit as soon as this process writes, creates, moves or removes something in the study."""
     study = Path.cwd()
     changes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 
@@ -53,38 +53,37 @@ def watch_writes() -> None:
     sys.addaudithook(check)
 
 
-def stop_at(look: int) -> None:
-    """A signal seems to arrive in rank 1 before its ``look``-th look."""
-    looks = iter(range(1, 10_000))
+def stop_at(poll: int) -> None:
+    """Make rank 1 behave as if a signal arrived before its ``poll``-th poll."""
+    polls = iter(range(1, 10_000))
     if RANK == 1:
-        process.stop_requested = lambda: 143 if next(looks) == look else None
+        process.stop_requested = lambda: 143 if next(polls) == poll else None
 
 
 def save_gradients(file: str) -> None:
-    """Instead of the first optimizer step, save gradients and loss, and end."""
+    """Instead of the first backward pass of the loop, save gradients and loss, and exit."""
 
-    def optimise(loop: Loop, loss: torch.Tensor) -> bool:
+    def backward(loop: Loop, loss: torch.Tensor, ref_ids: list[int]) -> None:
         loss.backward()
         model = loop.modules["model"]
         found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-        loss = loop.task.group.sum(loss.detach()) / loop.task.group.world
+        loss = loop.group.sum(loss.detach()) / loop.group.world
         if RANK == 0:
             torch.save({"gradients": found, "loss": loss}, file)
-        loop.task.group.barrier()
+        loop.group.barrier()
         sys.exit(0)
 
-    Loop.optimise = optimise  # type: ignore[method-assign]
+    Loop.backward = backward  # type: ignore[method-assign]
 
 
-def evaluate(task: RunContext, file: str) -> None:
+def evaluate(context: RunContext, file: str) -> None:
     """Predictions of the burn-in's weights on testA, by all processes together."""
     from semires.models.pretrained import load_weights
-    from semires.training.record import evaluate_split
 
-    model = task.build_model(pretrained=False)
-    load_weights(model, task.burn_in_folder / "model.safetensors")
-    table = evaluate_split(task, model, task.evaluation_sets(["testA"])["testA"])
-    if task.group.leads:
+    model = context.build_model(pretrained=False)
+    load_weights(model, context.burn_in_folder / "model.safetensors")
+    table = context.evaluate(model, context.evaluation_sets(["testA"])["testA"])
+    if context.group.is_main_process:
         write_parquet(file, table)
 
 
@@ -100,12 +99,12 @@ def main(what: str, *rest: str) -> None:
         return evaluate(
             RunContext(params, RunKey("refscenes", 25, "supervised", 0), SECTIONS), rest[0]
         )
-    cell = RunKey("refscenes", 25, rest[0], 0)
+    key = RunKey("refscenes", 25, rest[0], 0)
     if what == "gradients":
         save_gradients(rest[1])
     elif len(rest) > 1:
         stop_at(int(rest[1]))
-    burn_in(params, cell) if cell.method == "supervised" else mutual(params, cell)
+    burn_in(params, key) if key.method == "supervised" else mutual(params, key)
 
 
 if __name__ == "__main__":

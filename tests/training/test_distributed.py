@@ -23,12 +23,12 @@ from semires.files import read_json, sha256_file, sha256_tree, write_json, write
 from semires.models.pretrained import freeze_text, load_weights
 from semires.runs.key import RunKey
 from semires.samples import augment, dataset
-from semires.samples.stream import Stream, collate
+from semires.samples.batch import MutualBatch, collate
+from semires.samples.stream import Stream
 from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
 from semires.training.losses import supervised_loss, unsupervised_loss
-from semires.training.mutual import SECTIONS, _parts, make_refiner, mutual
-from semires.training.record import evaluate_split
+from semires.training.mutual import SECTIONS, make_refiner, mutual, training_datasets
 
 BURN_IN = RunKey("refscenes", 25, "supervised", 0)
 SAME = {"model.safetensors", "metrics.json", "predictions.parquet", "corrections.parquet"}
@@ -89,8 +89,7 @@ def start(burned: Path) -> Path:
 
 
 def history(folder: Path) -> pd.DataFrame:
-    table = pd.read_csv(folder / "history.csv")
-    return table.drop(columns=[name for name in table if name.startswith("time/")])
+    return pd.read_csv(folder / "history.csv")
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -110,7 +109,7 @@ def test_burn_in_by_two_is_burn_in_with_twice_the_batch(start: Path, evaluations
     burn_in(params_of(burn_in={"batch_size": 4, **length}), BURN_IN)
     alone, weights = history(start), load_file(start / "model.safetensors")
     together("train", "supervised", params=params_of(burn_in={"batch_size": 2, **length}))
-    assert read_json(start / "run.json")["environment"]["processes"] == 2
+    assert read_json(start / "run.json")["numerics"]["processes"] == 2
     pd.testing.assert_frame_equal(history(start), alone, rtol=1e-6)
     assert distance(weights, load_file(start / "model.safetensors")) < 1e-9
 
@@ -123,29 +122,29 @@ def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(start: Pa
     together("gradients", "mixed", "gradients.pt", params=params)
     found = torch.load("gradients.pt", weights_only=True)
 
-    task = RunContext(params, which, SECTIONS)
-    model = task.build_model(pretrained=False)
+    context = RunContext(params, which, SECTIONS)
+    model = context.build_model(pretrained=False)
     freeze_text(model, 1)
     load_weights(model, start / "model.safetensors")
-    labelled, unlabelled = _parts(task, params.refine["mixed"])
-    halves = [
-        [collate([part[i] for i in next(iter(Stream(part, 3, 1, 0, rank, 2)))]) for part in parts]
-        for parts in [(labelled, unlabelled)]
-        for rank in range(2)
-    ]
+    datasets = training_datasets(context, params.refine["mixed"])
+
+    def half_of(rank: int) -> MutualBatch:
+        places = [next(iter(Stream(part, 3, 1, 0, rank, 2))) for part in datasets]
+        (labelled, unlabelled), (first, second) = datasets, places
+        return MutualBatch(
+            collate([labelled[i] for i in first]), collate([unlabelled[i] for i in second])
+        )
+
+    halves = [half_of(rank) for rank in range(2)]
     refiner, targets = make_refiner(params, params.refine["mixed"]), []
-    for _, unsure in halves:
+    for half in halves:
         with torch.no_grad():
-            logits = model.eval()(unsure["image"], unsure["input_ids"], unsure["attention_mask"])
-        targets.append(refiner(logits.float(), unsure["partition"]))
-    pixels = torch.cat([p for sure, unsure in halves for p in (sure["image"], unsure["strong"])])
-    text = [
-        torch.cat([part[key] for half in halves for part in half])
-        for key in ("input_ids", "attention_mask")
-    ]
-    logits = model.train()(pixels, *text).float()
+            logits = model.eval()(*half.unlabelled.inputs)
+        targets.append(refiner(logits.float(), half.unlabelled.partitions))
+    inputs = [i for half in halves for i in (half.labelled.inputs, half.unlabelled.strong_inputs)]
+    logits = model.train()(*map(torch.cat, zip(*inputs, strict=True))).float()
     losses = [
-        supervised_loss(logits[at : at + 3], halves[half][0]["mask"])
+        supervised_loss(logits[at : at + 3], halves[half].labelled.mask)
         + unsupervised_loss(logits[at + 3 : at + 6], targets[half])
         for half, at in enumerate((0, 6))
     ]
@@ -181,12 +180,12 @@ def test_a_run_by_two_goes_on_as_the_unbroken_one(start: Path):
 def test_a_state_is_continued_only_by_as_many_samples_a_step(
     start: Path, capsys: pytest.CaptureFixture[str]
 ):
-    cell = RunKey("refscenes", 25, "baseline", 0)
+    key = RunKey("refscenes", 25, "baseline", 0)
     said = together("train", "baseline", "4", params=params_of(), code=143)
     assert "state saved" in said
-    mutual(params_of(), cell)
+    mutual(params_of(), key)
     assert "starts anew" in capsys.readouterr().out
-    mutual(params_of(runtime={"accumulate": 2}), cell)
+    mutual(params_of(runtime={"accumulate": 2}), key)
     assert "going on from step 4 of 6" in capsys.readouterr().out
 
 
@@ -194,10 +193,10 @@ def test_predictions_are_the_same_bytes(start: Path):
     """Small batches of shared images, and a split that leaves one process without any."""
     for size in (2, 64):
         params = params_of(evaluation={"batch_size": size})
-        task = RunContext(params, BURN_IN, SECTIONS)
-        model = task.build_model(pretrained=False)
+        context = RunContext(params, BURN_IN, SECTIONS)
+        model = context.build_model(pretrained=False)
         load_weights(model, start / "model.safetensors")
-        table = evaluate_split(task, model, task.evaluation_sets(["testA"])["testA"])
+        table = context.evaluate(model, context.evaluation_sets(["testA"])["testA"])
         write_parquet("alone.parquet", table)
         together("evaluate", "both.parquet", params=params)
         assert sha256_file("both.parquet") == sha256_file("alone.parquet")

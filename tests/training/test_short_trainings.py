@@ -15,11 +15,9 @@ from semires import process, tracking
 from semires.config.schema import Params
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.runs.key import RunKey
-from semires.samples.dataset import ExpressionDataset
-from semires.training import mutual
+from semires.samples.dataset import LabelledDataset
 from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
-from semires.training.record import evaluate_split
 from semires.tuning import study as studies
 from semires.tuning.objective import make_table, summarise
 from semires.tuning.results import tuned_file
@@ -106,12 +104,14 @@ def test_trials_are_valued_on_their_half_of_val(
 ):
     valued: list[set[int]] = []
 
-    def spy(task: RunContext, model: Any, samples: ExpressionDataset) -> pd.DataFrame:
-        table = evaluate_split(task, model, samples)
+    evaluate = RunContext.evaluate
+
+    def spy(context: RunContext, model: Any, samples: LabelledDataset) -> pd.DataFrame:
+        table = evaluate(context, model, samples)
         valued.append(set(table["image_id"]))
         return table
 
-    monkeypatch.setattr(mutual, "evaluate_split", spy)
+    monkeypatch.setattr(RunContext, "evaluate", spy)
     params = searching(f"sqlite:///{tmp_path / 'study.db'}", trials=1)
     studies.tune(params, CELL)
     images = studies.counts_of(params, CELL).image_ids
@@ -147,15 +147,15 @@ def test_a_training_that_diverges_is_a_pruned_trial(
 ):
     from semires.training import loop
 
-    real, calls = loop.Loop.optimise, iter(range(1, 10_000))
+    real, calls = loop.Loop.backward, iter(range(1, 10_000))
 
-    def optimise(self: Any, loss: Any) -> bool:
+    def backward(self: Any, loss: Any, ref_ids: Any) -> None:
         if next(calls) == 6:  # in the second trial
             self.save()
             raise NonFiniteLossError("the loss is nan")
-        return real(self, loss)
+        real(self, loss, ref_ids)
 
-    monkeypatch.setattr(loop.Loop, "optimise", optimise)
+    monkeypatch.setattr(loop.Loop, "backward", backward)
     studies.tune(searching(f"sqlite:///{tmp_path / 'study.db'}", trials=3, pruner="none"), CELL)
     assert trials()["state"].tolist() == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert not states_on_disk()

@@ -1,4 +1,4 @@
-"""Burn-in and mutual learning for real: repeatable, resumable, and honest about trouble."""
+"""Burn-in and mutual learning on a small study: repeatable, resumable, clear about failures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from semires.config.validate import validate
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.files import read_json, sha256_file
 from semires.runs.key import RunKey
-from semires.training import loop as loop_module
 from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
-from semires.training.loop import total_steps
+from semires.training.loop import Loop, total_steps
 from semires.training.mutual import mutual
 
 BURN_IN = RunKey("refscenes", 25, "supervised", 0)
 
 
-def cell(method: str) -> RunKey:
+def key_of(method: str) -> RunKey:
     return RunKey("refscenes", 25, method, 0)
 
 
@@ -45,24 +44,22 @@ def burned(small_study: Path) -> Path:
     return BURN_IN.folder
 
 
-def record(folder: Path) -> dict[str, Any]:
-    return {
-        "weights": sha256_file(folder / "model.safetensors"),
-        "metrics": read_json(folder / "metrics.json"),
-    }
+def digests(folder: Path) -> dict[str, str]:
+    """Of all files of a run but provenance.json, which holds times."""
+    return {p.name: sha256_file(p) for p in folder.iterdir() if p.name != "provenance.json"}
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, poll: int) -> None:
-    """A signal seems to arrive before the ``poll``-th look."""
-    looks = iter(range(1, 10_000))
-    monkeypatch.setattr(process, "stop_requested", lambda: 143 if next(looks) == poll else None)
+    """Behave as if a signal arrived before the ``poll``-th poll."""
+    polls = iter(range(1, 10_000))
+    monkeypatch.setattr(process, "stop_requested", lambda: 143 if next(polls) == poll else None)
 
 
 def test_the_run_folder_is_whole(burned: Path):
     names = {p.name for p in burned.iterdir()}
     assert names >= {
         "model.safetensors", "model.safetensors.sha256", "run.json", "metrics.json",
-        "history.csv", "predictions.parquet",
+        "history.csv", "predictions.parquet", "provenance.json",
     }  # fmt: skip
     assert set(read_json(burned / "metrics.json")) == {"val", "testA", "testB", "val_shuffled"}
     table = pd.read_parquet(burned / "predictions.parquet")
@@ -74,7 +71,7 @@ def test_the_run_folder_is_whole(burned: Path):
 
 @pytest.mark.parametrize("source", ["swin.pretrained", "bert.pretrained", "bert.vocabulary"])
 def test_replaced_weights_make_another_run(small_study: Path, tmp_path: Path, source: str):
-    """Same path, other bytes: a state made from the former ones is not continued."""
+    """Same path, other bytes: a state made from the earlier weights is not used."""
     words = (ROOT / "semires/weights/vocab.txt").read_text()
     part, key = source.split(".")
     path = file = tmp_path / "given"
@@ -90,13 +87,29 @@ def test_replaced_weights_make_another_run(small_study: Path, tmp_path: Path, so
     assert work[0] == work[1] != work[2]
 
 
+@pytest.mark.parametrize("method", ["supervised", "cpi-u"])
+def test_equal_runs_have_equal_bytes(burned: Path, method: str):
+    """Every file but provenance.json, which differs."""
+    which = key_of(method)
+    train(small_params(), which)
+    first, provenance = digests(which.folder), read_json(which.folder / "provenance.json")
+    assert {"model.safetensors", "run.json", "history.csv"} < set(first)
+    train(small_params(), which)
+    assert digests(which.folder) == first
+    again = read_json(which.folder / "provenance.json")
+    assert again["samples_per_s"] > 0
+    assert 0 < again["data_wait"] < 1
+    assert again != provenance
+
+
 @pytest.mark.parametrize("method", ["supervised", "cpi-u", "control"])
 def test_an_interrupted_run_ends_as_the_unbroken_one(
     burned: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ):
-    which = cell(method)
+    """Every file but provenance.json has the same bytes, and no step is made twice."""
+    which = key_of(method)
     train(small_params(), which)
-    unbroken = record(which.folder)
+    unbroken = digests(which.folder)
     if method != "supervised":
         shutil.rmtree(which.folder)
     stop_at(monkeypatch, 4)
@@ -106,27 +119,25 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(
     monkeypatch.undo()
     monkeypatch.setenv("SEMIRES_TRACKING", "off")
     steps = []
-    original = loop_module.Loop.optimise
-    monkeypatch.setattr(
-        loop_module.Loop, "optimise", lambda self, loss: steps.append(1) or original(self, loss)
-    )
+    original = Loop.backward
+    monkeypatch.setattr(Loop, "backward", lambda *args: steps.append(1) or original(*args))
     train(small_params(), which)
     assert len(steps) == 2, "work before the saved state was repeated"
-    assert record(which.folder) == unbroken
+    assert digests(which.folder) == unbroken
 
 
 def test_a_profile_is_a_chrome_trace(burned: Path):
-    before = record(burned)
+    before = digests(burned)
     burn_in(small_params(burn_in={"steps": 20}), BURN_IN, profile=True)
     assert "traceEvents" in read_json(f".work/trace-{BURN_IN.name}.json")
     burn_in(small_params(), BURN_IN)
-    assert record(burned) == before
+    assert digests(burned) == before
 
 
 def test_loader_processes_change_nothing(burned: Path):
-    before = record(burned)
+    before = digests(burned)
     burn_in(small_params(runtime={"workers": 2}), BURN_IN)
-    assert record(burned) == before
+    assert digests(burned) == before
 
 
 @pytest.mark.parametrize(
@@ -140,7 +151,7 @@ def test_loader_processes_change_nothing(burned: Path):
 def test_a_cheaper_way_learns_the_same(
     burned: Path, monkeypatch: pytest.MonkeyPatch, runtime: dict[str, Any], tolerance: float
 ):
-    """Compiled (traced in one graph; generating code takes minutes here), half, checkpointed."""
+    """Compiled (traced only, as generating code takes minutes), half precision, checkpointed."""
     compile_, compiled = torch.nn.Module.compile, []
 
     def traced(module: torch.nn.Module) -> None:
@@ -162,30 +173,30 @@ def test_changed_parameters_never_continue_another_state(
 ):
     stop_at(monkeypatch, 3)
     with pytest.raises(Interrupted):
-        mutual(small_params(), cell("baseline"))
+        mutual(small_params(), key_of("baseline"))
     monkeypatch.undo()
     monkeypatch.setenv("SEMIRES_TRACKING", "off")
-    mutual(small_params(mutual={"ema": 0.5}), cell("baseline"))
+    mutual(small_params(mutual={"ema": 0.5}), key_of("baseline"))
     assert "going on" not in capsys.readouterr().out
 
 
 def test_a_damaged_state_falls_back_on_the_one_before(
     burned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    mutual(small_params(), cell("iom"))
-    unbroken = record(cell("iom").folder)
+    mutual(small_params(), key_of("iom"))
+    unbroken = digests(key_of("iom").folder)
     stop_at(monkeypatch, 4)
     with pytest.raises(Interrupted):
-        mutual(small_params(), cell("iom"))
+        mutual(small_params(), key_of("iom"))
     monkeypatch.undo()
     monkeypatch.setenv("SEMIRES_TRACKING", "off")
     (state,) = Path(".work").glob("*25-iom*/last.pt")
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
     state.write_bytes(bytes(data))
-    mutual(small_params(), cell("iom"))
+    mutual(small_params(), key_of("iom"))
     assert "damaged" in capsys.readouterr().out
-    assert record(cell("iom").folder) == unbroken
+    assert digests(key_of("iom").folder) == unbroken
 
 
 def test_a_loss_that_is_no_number_stops_the_run(burned: Path, monkeypatch: pytest.MonkeyPatch):
@@ -197,9 +208,9 @@ def test_a_loss_that_is_no_number_stops_the_run(burned: Path, monkeypatch: pytes
 
 
 def test_mutual_learning_starts_from_burn_in_and_moves(burned: Path):
-    mutual(small_params(), cell("cpi"))
+    mutual(small_params(), key_of("cpi"))
     start = load_file(burned / "model.safetensors")
-    end = load_file(cell("cpi").folder / "model.safetensors")
+    end = load_file(key_of("cpi").folder / "model.safetensors")
     assert start.keys() == end.keys()
     moved = [not torch.equal(start[k], end[k]) for k in start if start[k].is_floating_point()]
     assert sum(moved) > len(moved) / 2
@@ -208,8 +219,8 @@ def test_mutual_learning_starts_from_burn_in_and_moves(burned: Path):
 def test_corrections_and_panels_are_written(burned: Path):
     import numpy as np
 
-    mutual(small_params(), cell("cpi-o"))
-    folder = cell("cpi-o").folder
+    mutual(small_params(), key_of("cpi-o"))
+    folder = key_of("cpi-o").folder
     table = pd.read_parquet(folder / "corrections.parquet")
     assert len(table) == 6
     unmatched = table[~table["matched"]]
@@ -241,12 +252,12 @@ def test_sums_stay_on_the_device_and_are_numbers_in_the_state(
     """Means over all steps, read back where a run stops and where it is evaluated."""
     from semires.training.state import load_state
 
-    mutual(small_params(), cell("iom-60"))
-    unbroken = pd.read_csv(cell("iom-60").folder / "history.csv")
-    shutil.rmtree(cell("iom-60").folder)
+    mutual(small_params(), key_of("iom-60"))
+    unbroken = pd.read_csv(key_of("iom-60").folder / "history.csv")
+    shutil.rmtree(key_of("iom-60").folder)
     stop_at(monkeypatch, 2)
     with pytest.raises(Interrupted):
-        mutual(small_params(), cell("iom-60"))
+        mutual(small_params(), key_of("iom-60"))
     monkeypatch.undo()
     monkeypatch.setenv("SEMIRES_TRACKING", "off")
     (path,) = Path(".work").glob("*25-iom-60*/last.pt")
@@ -255,10 +266,9 @@ def test_sums_stay_on_the_device_and_are_numbers_in_the_state(
     assert all(type(value) is float for value in state["sums"].values())
     assert state["sums"]["pseudo_seen"] == 2 * 3
     assert 0 < state["sums"]["pseudo_raw_union"] <= 2 * 3 * 64 * 64
-    mutual(small_params(), cell("iom-60"))
-    again = pd.read_csv(cell("iom-60").folder / "history.csv")
-    timed = [name for name in unbroken if name.startswith("time/")]
-    pd.testing.assert_frame_equal(again.drop(columns=timed), unbroken.drop(columns=timed))
+    mutual(small_params(), key_of("iom-60"))
+    again = pd.read_csv(key_of("iom-60").folder / "history.csv")
+    pd.testing.assert_frame_equal(again, unbroken)
 
 
 @pytest.mark.parametrize(
