@@ -54,7 +54,7 @@ def make_dataset(folder: Path, images: int, params: Params) -> ExpressionDataset
     )
     tables = Tables(table, refs)
     store = ImageStore(tables, folder, SIZE)
-    tokenizer = Tokenizer.from_config(params.model.bert)
+    tokenizer = Tokenizer.from_config(params.model)
     return ExpressionDataset(refs, tables, store, tokenizer, 20, augment=params.augment)
 
 

@@ -78,7 +78,7 @@ def save_gradients(file: str) -> None:
 
 def evaluate(task: RunContext, file: str) -> None:
     """Predictions of the burn-in's weights on testA, by all processes together."""
-    from semires.models.pretrained import load_weights
+    from semires.models.weights import load_weights
     from semires.training.record import evaluate_split
 
     model = task.build_model(pretrained=False)
