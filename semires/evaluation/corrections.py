@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from semires.evaluation.evaluate import predict_masks
 from semires.files import atomic_path, write_parquet
-from semires.models.pretrained import load_weights
+from semires.models import SegmentationModel
+from semires.models.weights import load_weights
 from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.samples.dataset import ExpressionDataset
@@ -51,7 +51,7 @@ def overlap_sums(
 
 
 def measure_corrections(
-    task: RunContext, refiner: PseudoLabelRefiner, final: nn.Module
+    task: RunContext, refiner: PseudoLabelRefiner, final: SegmentationModel
 ) -> tuple[dict[str, float], Callable[[Path], None]]:
     """Refine the burn-in teacher's labels on a sample of unlabelled references.
 
@@ -106,7 +106,7 @@ def _percent(part: float, whole: float) -> float:
 
 def _correct(
     task: RunContext,
-    teacher: nn.Module,
+    teacher: SegmentationModel,
     refiner: PseudoLabelRefiner,
     dataset: ExpressionDataset,
     indices: list[int],
@@ -152,8 +152,8 @@ def choose_panels(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:
 
 def _panels(
     task: RunContext,
-    teacher: nn.Module,
-    final: nn.Module,
+    teacher: SegmentationModel,
+    final: SegmentationModel,
     refiner: PseudoLabelRefiner,
     dataset: ExpressionDataset,
     rules: dict[str, list[int]],

@@ -7,16 +7,16 @@ is ``argmax`` over the two classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from semires.dist import Group
 from semires.evaluation.metrics import segmentation_metrics
+from semires.models import SegmentationModel
 from semires.process import autocast
 from semires.samples.dataset import ExpressionDataset
 from semires.samples.stream import collate
@@ -33,36 +33,9 @@ def batches(
     return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate))
 
 
-def segment(
-    model: nn.Module,
-    images: torch.Tensor,
-    image_of: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-) -> torch.Tensor:
-    """Logits (B,2,S,S) of B expressions over U images, their common work done once per image.
-
-    Args:
-        model: one with ``begin``, ``encode_text`` and ``finish`` as :class:`LAVT`'s shares what no
-            expression touches; any other one gets its image again with every expression.
-        images: float32 (U,3,S,S).
-        image_of: int64 (B,), which of the images each expression is about.
-        input_ids: int64 (B,L).
-        attention_mask: int64 (B,L).
-    """
-    if not hasattr(model, "begin"):
-        return cast(torch.Tensor, model(images[image_of], input_ids, attention_mask))
-    shared: Any = model
-    tokens, grid = shared.begin(images)
-    text = shared.encode_text(input_ids, attention_mask)
-    size = tuple(images.shape[-2:])
-    logits: torch.Tensor = shared.finish((tokens[image_of], grid), text, attention_mask, size)
-    return logits
-
-
 @torch.inference_mode()
 def predict_masks(
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: ExpressionDataset,
     batch_size: int,
     device: torch.device,
@@ -72,8 +45,8 @@ def predict_masks(
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
     """Yield ``(batch, logits (B,2,S,S))`` over the samples ``indices`` (default: all), in order.
 
-    Neighbours about one image share the work that no expression touches. ``precision`` is as
-    ``runtime.precision``; logits are float32 all the same.
+    Expressions of a batch about one image share the text-independent part. ``precision`` is as
+    ``runtime.precision``; logits are always float32.
     """
     model.eval()
     indices = list(range(len(dataset))) if indices is None else indices
@@ -83,8 +56,7 @@ def predict_masks(
             dataset.refs["image_id"].to_numpy()[refs], return_index=True, return_inverse=True
         )
         with autocast(device, precision):
-            logits = segment(
-                model,
+            logits = model.forward_shared(
                 batch["image"][first].to(device),
                 torch.from_numpy(image_of).to(device),
                 batch["input_ids"].to(device),
@@ -94,7 +66,7 @@ def predict_masks(
 
 
 def evaluate(
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: ExpressionDataset,
     batch_size: int,
     device: torch.device,
@@ -143,7 +115,7 @@ def evaluate(
 
 def evaluate_shared(
     group: Group,
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: ExpressionDataset,
     batch_size: int,
     workers: int = 0,

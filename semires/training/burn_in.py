@@ -64,11 +64,12 @@ def burn_in(params: Params, cell: RunKey, profile: bool = False) -> None:
             for batch in loop.steps(loaders):
                 batch = task.to_device(batch)
                 with task.autocast():
-                    logits = trained(batch["image"], batch["input_ids"], batch["attention_mask"])
-                loss = supervised_loss(logits.float(), batch["mask"], params.loss.class_weights)
+                    outputs = trained(batch["image"], batch["input_ids"], batch["attention_mask"])
+                logits, labels = outputs.logits.float(), batch["mask"]
+                loss_sup = supervised_loss(logits, labels, params.loss.class_weights)
+                loss = sum(model.extra_losses(outputs, labels).values(), loss_sup)
                 loop.optimise(loss * settings.supervised_loss_scale)
-                found = loss.detach()
-                loop.record(samples=len(logits), loss=found, loss_sup=found)
+                loop.record(samples=len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
                 stepped()
         metrics = write_run(task, loop, started)
         run.finish(metrics, cell.folder)

@@ -10,7 +10,7 @@ import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,8 +22,8 @@ from semires.data.tables import Tables
 from semires.dist import Group, join_group
 from semires.errors import ConfigError
 from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
-from semires.models import build_model
-from semires.models.pretrained import freeze_text, parameter_groups
+from semires.models import SegmentationModel, build_model
+from semires.models.base import TrainingForward
 from semires.models.sources import shipped
 from semires.models.text import Tokenizer
 from semires.process import autocast, configure_torch
@@ -50,7 +50,7 @@ class RunContext:
         self.tables = Tables.load(self.cell.dataset)
         place = self.params.datasets[self.cell.dataset]
         self.images = ImageStore(self.tables, place.images, self.params.data.image_size)
-        self.tokenizer = Tokenizer.from_config(self.params.model.bert)
+        self.tokenizer = Tokenizer.from_config(self.params.model)
         self.labelled, self.unlabelled = self.tables.labelled_and_unlabelled(
             self.cell.dataset, self.cell.fraction
         )
@@ -75,9 +75,7 @@ class RunContext:
 
     def _weights(self) -> list[str]:
         """Digests of pretrained weights and vocabulary that are here; a hub id has none."""
-        swin, bert = self.params.model.swin, self.params.model.bert
-        named = (swin.pretrained, bert.pretrained, bert.vocabulary)
-        places = [shipped(name) for name in named if name is not None]
+        places = [shipped(source) for source in self.params.model.files().values()]
         return [sha256_tree(place) for place in places if place.exists()]
 
     @property
@@ -139,25 +137,29 @@ class RunContext:
             for split, part in parts.items()
         }
 
-    def build_model(self, pretrained: bool = True) -> nn.Module:
+    def build_model(self, pretrained: bool = True) -> SegmentationModel:
         """A new model on this task's device, the same for the same seed."""
         torch.manual_seed(self.cell.seed)
         model = build_model(self.params.model, self.tokenizer, pretrained=pretrained)
         if self.params.runtime.grad_checkpointing:
-            cast(Any, model).set_grad_checkpointing(True)
+            model.set_grad_checkpointing(True)
         return model.to(self.group.device)
 
-    def trainable(self, model: nn.Module) -> nn.Module:
-        """The module whose forward is trained: frozen, compiled and wrapped as asked."""
-        freeze_text(model, self.params.optimizer.bert_layers_trained)
-        if self.params.runtime.compile:
-            model.compile()
-        return self.group.wrap(model)
+    def trainable(self, model: SegmentationModel) -> nn.Module:
+        """The module to call in a training step; it returns `Outputs`.
 
-    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        Parameters are frozen, and the forward pass compiled and wrapped, as the parameters say.
+        """
+        model.freeze(self.params.optimizer)
+        forward = TrainingForward(model)
+        if self.params.runtime.compile:
+            forward.compile()
+        return self.group.wrap(forward)
+
+    def optimizer(self, model: SegmentationModel, lr: float) -> torch.optim.Optimizer:
         """AdamW over the model's parameter groups (paper section 4.2)."""
         settings = self.params.optimizer
-        groups = parameter_groups(model, settings.weight_decay, settings.swin_lr_scale)
+        groups = model.parameter_groups(settings)
         return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from semires import process
 from semires.config.schema import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.evaluation.evaluate import summarise
+from semires.models import SegmentationModel
 from semires.training.context import RunContext
 from semires.training.state import load_state, save_state
 
@@ -46,13 +47,13 @@ class Loop:
         schedule: BurnIn | Mutual,
         steps: int,
         modules: dict[str, nn.Module],
-        evaluated: nn.Module,
+        evaluated: SegmentationModel,
         evaluate: Callable[[], pd.DataFrame],
         log: Callable[[dict[str, float], int], None],
     ) -> None:
         self.task, self.schedule, self.total = task, schedule, steps
         self.modules, self.evaluated, self.evaluate, self.log = modules, evaluated, evaluate, log
-        self.optimizer = task.optimizer(modules["model"], schedule.lr)
+        self.optimizer = task.optimizer(cast(SegmentationModel, modules["model"]), schedule.lr)
         self.scaler = torch.amp.GradScaler(
             task.group.device.type, enabled=task.params.runtime.precision == "fp16"
         )
@@ -274,7 +275,7 @@ class Loop:
         if self.task.group.leads:
             print(f"{self.task.cell.name}: going on from step {self.step} of {self.total}")
 
-    def load_best(self) -> nn.Module:
+    def load_best(self) -> SegmentationModel:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
         return self.evaluated

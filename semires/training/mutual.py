@@ -21,7 +21,8 @@ from semires import tracking
 from semires.config.resolve import resolve
 from semires.config.schema import Method, Params
 from semires.evaluation.corrections import measure_corrections, overlap_sums
-from semires.models.pretrained import load_weights
+from semires.models import Outputs, SegmentationModel
+from semires.models.weights import load_weights
 from semires.proposals.cache import open_proposals
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
@@ -95,7 +96,7 @@ def train_mutual(
     alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
     with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:
         modules = {"model": student, "teacher": teacher, "filter": keep}
-        loop = _teacher_loop(task, parts, modules, on_evaluation or run.log_metrics)
+        loop = _teacher_loop(task, parts, modules, teacher, on_evaluation or run.log_metrics)
         for sure, unsure in loop.steps(lambda a, b: _pairs(task, *parts, a, b)):
             # 1. The teacher labels the weak view; proposals refine its labels.
             targets = None
@@ -104,20 +105,24 @@ def train_mutual(
                 targets = refiner(teacher_logits, unsure["partition"])
                 loop.record(**overlap_sums(teacher_logits, targets, unsure["mask"]))
             # 2. The student sees labelled images and strong views in one batch.
-            logits = _study(task, trained, sure, unsure)
-            # 3. Loss, Eq. 4.
-            count = len(sure["image"])
-            loss_sup = supervised_loss(logits[:count], sure["mask"], weights)
-            loss = settings.supervised_loss_scale * loss_sup
+            outputs = _study(task, trained, sure, unsure)
+            # 3. Loss, Eq. 4, and the model's extra losses.
+            count, labels = len(sure["image"]), sure["mask"]
+            first = outputs.select(slice(count))
+            loss_sup = supervised_loss(first.logits, labels, weights)
+            extra = student.extra_losses(first, labels)
+            loss = settings.supervised_loss_scale * sum(extra.values(), loss_sup)
             if targets is not None:
-                strong, targets = _kept(keep, teacher_logits, logits[count:], targets)
-                loss_unsup = unsupervised_loss(strong, targets, weights)
-                loss = loss + settings.lambda_unsup * loss_unsup
+                strong = outputs.select(slice(count, None))
+                strong, targets = _kept(keep, teacher_logits, strong, targets)
+                loss_unsup = unsupervised_loss(strong.logits, targets, weights)
+                extra = student.extra_losses(strong, targets.labels)
+                loss = loss + settings.lambda_unsup * sum(extra.values(), loss_unsup)
                 loop.record(loss_unsup=loss_unsup.detach())
             # 4. The teacher follows the student, Eq. 5.
             if loop.optimise(loss):
                 update_ema(teacher, student, settings.ema)
-            loop.record(samples=len(logits), loss=loss.detach(), loss_sup=loss_sup.detach())
+            loop.record(samples=len(outputs.logits), loss=loss.detach(), loss_sup=loss_sup.detach())
         if on_evaluation is not None:
             shutil.rmtree(task.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
@@ -139,24 +144,25 @@ def _finish(
 def _kept(
     keep: ConfidenceFilter,
     teacher_logits: torch.Tensor,
-    strong: torch.Tensor,
+    strong: Outputs,
     targets: RefinedLabels,
-) -> tuple[torch.Tensor, RefinedLabels]:
+) -> tuple[Outputs, RefinedLabels]:
     """The samples that confidence filtering keeps; without it nothing is copied or waited for."""
     if keep.keep >= 1:
         return strong, targets
     kept = keep(teacher_logits)
-    return strong[kept], targets.select(kept)
+    return strong.select(kept), targets.select(kept)
 
 
 def _teacher_loop(
     task: RunContext,
     parts: tuple[ExpressionDataset, ExpressionDataset],
     modules: dict[str, nn.Module],
+    teacher: SegmentationModel,
     log: Callable[[dict[str, float], int], None],
 ) -> Loop:
     """A loop that evaluates the teacher on val and keeps its best weights."""
-    teacher, val = modules["teacher"], task.evaluation_sets(["val"])["val"]
+    val = task.evaluation_sets(["val"])["val"]
     steps = _total_steps(task, *map(len, parts))
     return Loop(
         task, task.params.mutual, steps, modules, teacher,
@@ -172,14 +178,14 @@ def _teach(task: RunContext, teacher: nn.Module, unsure: Batch) -> torch.Tensor:
     return cast(torch.Tensor, logits.float())
 
 
-def _study(task: RunContext, student: nn.Module, sure: Batch, unsure: Batch | None) -> torch.Tensor:
-    """The student's logits, labelled samples first, then the strong views."""
+def _study(task: RunContext, student: nn.Module, sure: Batch, unsure: Batch | None) -> Outputs:
+    """The student's outputs, labelled samples first, then the strong views; logits float32."""
     parts = [(sure["image"], sure["input_ids"], sure["attention_mask"])]
     if unsure is not None:
         parts.append((unsure["strong"], unsure["input_ids"], unsure["attention_mask"]))
     with task.autocast():
-        logits = student(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    return cast(torch.Tensor, logits.float())
+        outputs = student(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return Outputs(outputs.logits.float(), outputs.extra)
 
 
 def _parts(task: RunContext, method: Method) -> tuple[ExpressionDataset, ExpressionDataset]:

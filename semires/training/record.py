@@ -32,6 +32,7 @@ from semires.files import (
     write_parquet,
     write_text,
 )
+from semires.models import SegmentationModel
 from semires.process import git_commit, peak_rss_mb
 from semires.runs.record import Provenance, RunRecord
 from semires.samples.dataset import ExpressionDataset
@@ -42,7 +43,9 @@ SHUFFLED = "_shuffled"
 HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
-def evaluate_split(task: RunContext, model: nn.Module, dataset: ExpressionDataset) -> pd.DataFrame:
+def evaluate_split(
+    task: RunContext, model: SegmentationModel, dataset: ExpressionDataset
+) -> pd.DataFrame:
     """Predictions over a split, shared out over the group's processes."""
     batch_size, runtime = task.params.evaluation.batch_size, task.params.runtime
     return evaluate_shared(
