@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from semires.config.load import load_params
-from semires.config.schema import Model, Params
+from semires.config.model import Lavt
+from semires.config.schema import Params
 from semires.config.validate import validate
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +138,7 @@ def workspace(**changes: dict[str, Any]) -> Iterator[Params]:
             os.chdir(before)
 
 
-def lavt(name: str) -> tuple[Model, int]:
+def lavt(name: str) -> tuple[Lavt, int]:
     """The `model` section and the image size of ``tiny`` (demo.yaml's) or ``swin-t`` LAVT."""
     params = load_params(ROOT / "experiments/demo.yaml")
     if name == "tiny":

@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py [--models tiny,swin-t] [--images N] [--repeats 5]
 
 The plain way encodes the image again for every expression and takes the argmax of its logits. Ours
-is `semires.evaluation.evaluate.segment`: batches of expressions, and the tokens that no expression
-touches (LAVT: the first Swin stage) once per image. One thread, equal masks. The limit: the counted
+is `SegmentationModel.forward_shared`: batches of expressions, and the text-independent part (LAVT:
+the first Swin stage) once per image. One thread, equal masks. The limit: the counted
 operations of our way at the rate of one large product.
 """
 
@@ -15,7 +15,6 @@ import argparse
 import common
 import torch
 
-from semires.evaluation.evaluate import segment
 from semires.models import LAVT
 
 TARGET = 2
@@ -43,7 +42,7 @@ def compare(name: str, images: int, expressions: int, repeats: int) -> None:
         for part in torch.arange(len(image_of)).split(BATCH):
             if share:
                 which, place = image_of[part].unique(return_inverse=True)
-                logits = segment(model, pixels[which], place, ids[part], attention[part])
+                logits = model.forward_shared(pixels[which], place, ids[part], attention[part])
             else:
                 logits = model(pixels[image_of[part]], ids[part], attention[part])
             found.append((logits[:, 1] > logits[:, 0]).long())

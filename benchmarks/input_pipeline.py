@@ -55,7 +55,7 @@ def make_dataset(folder: Path, images: int, params: Params) -> UnlabelledDataset
     )
     tables = Tables(table, refs)
     store = ImageStore(tables, folder, SIZE)
-    tokenizer = Tokenizer.from_config(params.model.bert)
+    tokenizer = Tokenizer.from_config(params.model)
     partitions = {
         i: Partition.from_masks(np.zeros((0, HEIGHT, WIDTH), bool)) for i in range(images)
     }

@@ -22,7 +22,6 @@ from semires.config.load import load_params
 from semires.config.schema import Params
 from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
 from semires.models.lavt import LAVT
-from semires.models.pretrained import freeze_text
 
 REFCOCO = ("refcoco", "unc")
 VOCABULARY = 30_522  # BERT-base, uncased
@@ -57,7 +56,7 @@ def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]
         pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
         ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
     model.text_is_pretrained = params.model.bert.pretrained is not None
-    freeze_text(model, params.optimizer.bert_layers_trained)
+    model.freeze(params.optimizer)
     model.set_grad_checkpointing(params.runtime.grad_checkpointing)
 
     def forward() -> torch.Tensor:  # no mask for BERT, which would look at its values
@@ -74,7 +73,7 @@ def count_lavt(params: Params) -> dict[str, float]:
     train = count(lambda: torch.autograd.backward(forward().sum()))
     with torch.no_grad():
         model.eval()
-        shared, whole = count(lambda: model.begin(pixels)), count(forward)
+        shared, whole = count(lambda: model.encode_image(pixels)), count(forward)
     named = {"forward": whole, "forward, once per image": shared, "forward and backward": train}
     return {f"LAVT, one sample: {name}": value for name, value in named.items()}
 
@@ -98,7 +97,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
     """TFLOP of each stage for RefCOCO; ``image`` is the proposals' part of one image."""
     expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
     forward, shared, train = sample.values()
-    split = {  # an evaluation: `begin` once per image, the rest once per expression
+    split = {  # an evaluation: `encode_image` once per image, the rest once per expression
         name: PUBLISHED[REFCOCO][name][1] * shared + n * (forward - shared)
         for name, n in expressions.items()
         if name != "train"

@@ -6,8 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "semires"
 # Every room and every module of the top level, in order; imports for annotations count as well.
 STORY = [
-    *("errors", "files", "process", "refine", "runs", "config", "dist", "data", "proposals"),
-    *("models", "samples", "evaluation", "tracking", "training", "tuning", "reporting", "doctor"),
+    *("errors", "files", "process", "refine", "runs", "config", "dist", "data", "models"),
+    *(
+        "proposals",
+        "samples",
+        "evaluation",
+        "tracking",
+        "training",
+        "tuning",
+        "reporting",
+        "doctor",
+    ),
     *("cli", "__main__"),
 ]
 

@@ -22,7 +22,7 @@ def check(params: Params) -> None:
     _tuning(params)
     _sources(params)
     _weights(params)
-    _sizes(params)
+    params.model.check(params.data.image_size)
     _lists(params)
     _labelled(params)
 
@@ -121,7 +121,7 @@ def _sources(params: Params) -> None:
 
 def _weights(params: Params) -> None:
     """Weights that a part of the study needs and the parameters do not name, or name wrongly."""
-    sam, bert, used = params.sam, params.model.bert, params.study.sources
+    sam, used = params.sam, params.study.sources
     kinds = {name: params.proposals.sources[name] for name in used}
     if any(source.kind == "segment_anything" for source in kinds.values()):
         tiny = sam.checkpoint.endswith(".safetensors")
@@ -141,34 +141,6 @@ def _weights(params: Params) -> None:
                     f"{key}.crop_n_points_downscale_factor: {factor} leaves the crops of layer "
                     f"{source.crop_n_layers} none of the {side} points a side"
                 )
-    if not (bert.vocabulary or bert.pretrained):
-        raise ValueError("model.bert: give `vocabulary` or `pretrained`, both are null")
-
-
-def _sizes(params: Params) -> None:
-    swin, bert, side = params.model.swin, params.model.bert, params.data.image_size
-    for stage, heads in enumerate(swin.num_heads):
-        width = swin.embed_dim * 2**stage
-        if width % heads:
-            raise ValueError(
-                f"model.swin.num_heads: {heads} heads do not divide stage {stage + 1}'s width of "
-                f"{width} (embed_dim {swin.embed_dim} x {2**stage})"
-            )
-    if bert.hidden_size % bert.num_heads:
-        raise ValueError(
-            f"model.bert.num_heads: {bert.num_heads} do not divide hidden_size {bert.hidden_size}"
-        )
-    for stage, heads in enumerate(params.model.fusion_heads):
-        if swin.embed_dim * 2**stage % heads:
-            raise ValueError(
-                f"model.fusion_heads: {heads} heads do not divide stage {stage + 1}'s width of "
-                f"{swin.embed_dim * 2**stage}"
-            )
-    if side < 8 * swin.patch_size:
-        raise ValueError(
-            f"data.image_size: {side} is less than 8 patches of {swin.patch_size} pixels, which "
-            "Swin's four stages need"
-        )
 
 
 def _lists(params: Params) -> None:

@@ -100,9 +100,8 @@ def missing_files(params: Params) -> Iterator[str]:
     sources = params.proposals.sources
     if any(sources[name].kind == "segment_anything" for name in params.study.sources):
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
-    yield from _absent("model.swin.pretrained", params.model.swin.pretrained, hub=True)
-    yield from _absent("model.bert.pretrained", params.model.bert.pretrained, hub=True)
-    yield from _absent("model.bert.vocabulary", params.model.bert.vocabulary)
+    for key, source in params.model.files().items():
+        yield from _absent(key, source, hub=True)
     for name in params.study.datasets:
         place = params.datasets[name]
         if name not in params.study.generated:
@@ -118,6 +117,6 @@ def _absent(key: str, path: str | None, hub: bool = False) -> Iterator[str]:
     """A line if the path is not there; a hub id has one slash at most and no suffix of weights."""
     if path is None or Path(path).exists():
         return
-    if hub and path.count("/") <= 1 and not path.endswith((".pth", ".safetensors", ".bin")):
+    if hub and path.count("/") <= 1 and not path.endswith((".pth", ".safetensors", ".bin", ".txt")):
         return
     yield f"{key}: {path} is not there (docs/paper.md says where it comes from)"

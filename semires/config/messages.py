@@ -25,7 +25,7 @@ def explain(error: Any, root: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
         message = f"needs a `kind` of {', '.join(tags_of(annotation))}"
-    given = error.get("input")
+    given = None if error["type"] == "value_error" else error.get("input")
     shown = f", not {_shown(given)}" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{shown}" if key else message
 
@@ -51,7 +51,9 @@ def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
             continue
         parts.append(str(part))
         if is_model(annotation):
-            field = annotation.model_fields.get(str(part))
+            variants = [annotation, *annotation.__subclasses__()]  # `model` is one of several
+            found = (v.model_fields[str(part)] for v in variants if part in v.model_fields)
+            field = next(found, None)
             if field is None:
                 break
             annotation = field.annotation
@@ -92,8 +94,9 @@ def tags_of(annotation: Any) -> list[str]:
 
 
 def fields_of(annotation: Any) -> list[str]:
-    """Names that a section takes."""
-    return list(annotation.model_fields) if is_model(annotation) else []
+    """Names that a section takes, or any section that is derived from it."""
+    variants = [annotation, *annotation.__subclasses__()] if is_model(annotation) else []
+    return list(dict.fromkeys(name for variant in variants for name in variant.model_fields))
 
 
 def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) -> None:

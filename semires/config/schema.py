@@ -8,29 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from semires.config.messages import nearest
+from semires.config.model import Model
+from semires.config.types import (
+    Name,
+    NonNegative,
+    Percent,
+    Positive,
+    PositiveFloat,
+    Radius,
+    Section,
+    Seed,
+    Small,
+    Unit,
+)
 from semires.refine.strategies import FIELDS, STRATEGIES
-
-Unit = Annotated[float, Field(ge=0, le=1)]
-# Upper bounds are far above what makes sense: beyond them lie overflows and full memories.
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Small = Annotated[int, Field(ge=1, le=1024)]
-Width = Annotated[int, Field(ge=1, le=2**14)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
-NonNegative = Annotated[float, Field(ge=0, le=1e9)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Radius = Annotated[float, Field(ge=0, le=100)]
-Percent = Annotated[float, Field(gt=0, le=100)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Study(Section):
@@ -68,7 +62,7 @@ class Dataset(Section):
     split_by: str
     images: str
     splits: list[str] = Field(min_length=2)
-    labelled_lists: dict[str, str] = {}
+    labelled_lists: dict[str, str] = Field(default={})
 
 
 class Scenes(Section):
@@ -144,44 +138,6 @@ class Proposals(Section):
     source: Name
     sources: dict[Name, ProposalSource]
     shard_images: Positive
-
-
-class Swin(Section):
-    """Swin's sizes, or where its pretrained weights are (file, folder or hub id)."""
-
-    pretrained: str | None
-    patch_size: Small
-    embed_dim: Small
-    depths: list[Small] = Field(min_length=4, max_length=4)
-    num_heads: list[Small] = Field(min_length=4, max_length=4)
-    window_size: Small
-    mlp_ratio: Annotated[float, Field(gt=0, le=64)]
-    drop_path_rate: Dropout
-    absolute_embeddings: bool
-    position_grid: Small = 16  # side of the grid of absolute positions, patches
-
-
-class Bert(Section):
-    """BERT's sizes, vocabulary, or where its pretrained weights are (folder or hub id)."""
-
-    pretrained: str | None
-    vocabulary: str | None
-    hidden_size: Width
-    num_layers: Small
-    num_heads: Small
-    intermediate_size: Width
-    dropout: Dropout
-
-
-class Model(Section):
-    """The network: LAVT by name, or one registered in ``semires.models``."""
-
-    name: Name
-    swin: Swin
-    bert: Bert
-    fusion_heads: list[Small] = Field(min_length=4, max_length=4)
-    fusion_dropout: Dropout
-    decoder_width: Width | None
 
 
 class Data(Section):
@@ -280,7 +236,7 @@ class Method(Section):
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
     thresholds: Literal["paper", "tuned"] = "paper"
-    overrides: dict[str, bool | int | float | str | list[float] | None] = {}
+    overrides: dict[str, bool | int | float | str | list[float] | None] = Field(default={})
 
     @model_validator(mode="after")
     def _thresholds_match_strategy(self) -> Method:

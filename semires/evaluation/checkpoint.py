@@ -7,27 +7,31 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-from torch import nn
 
-from semires.config.schema import Bert, Data, Model, Params
+from semires.config.model import Lavt, ModelSection, parse_model
+from semires.config.schema import Data, Params
 from semires.data.tables import Tables
 from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
 from semires.evaluation.evaluate import evaluate_shared, summarise
-from semires.models import LAVT, build_model, load_official_lavt
+from semires.files import sha256_file
+from semires.models import LAVT, SegmentationModel, build_model, load_official_lavt
 from semires.models.lavt import new_bert
-from semires.models.pretrained import load_bert, load_weights
+from semires.models.pretrained import load_bert
 from semires.models.text import Tokenizer
+from semires.models.weights import load_weights
 from semires.process import configure_torch
 from semires.runs.record import RunRecord
 from semires.samples.dataset import ImageStore, LabelledDataset
 
+WEIGHTS_FILE = "model.safetensors"  # of a run
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in eval mode, its tokenizer, and what a sample is for it."""
+    """A model in eval mode, its tokenizer, and the `data` section that it was trained with."""
 
-    model: nn.Module
+    model: SegmentationModel
     tokenizer: Tokenizer
     data: Data
 
@@ -35,42 +39,63 @@ class Trained:
 def open_checkpoint(path: str | Path, params: Params) -> Trained:
     """Open a run folder, its ``model.safetensors``, or a published LAVT / SemiRES ``.pth``.
 
-    A published checkpoint says nothing of image size and vocabulary: those are ``params``', and so
-    is the text encoder where it holds none.
+    A published checkpoint does not contain image size and vocabulary: they come from ``params``,
+    and so does the text encoder if the checkpoint has none.
 
     Raises:
-        WeightsError: nothing there, or neither of these.
+        WeightsError: the path does not exist, or is none of these.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
     if path.suffix in (".pth", ".pt"):
-        tokenizer = Tokenizer.from_config(params.model.bert)
-        return Trained(_published(path, params.model.bert, tokenizer), tokenizer, params.data)
-    record = folder / "run.json"
-    if not record.is_file():
+        tokenizer = Tokenizer.from_config(params.model)
+        return Trained(_published(path, params.model, tokenizer), tokenizer, params.data)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file or folder")
+    folder = path if path.is_dir() else path.parent
+    if path != folder and path.name != WEIGHTS_FILE:
+        raise WeightsError(
+            f"{path}: no checkpoint: give a run folder, its {WEIGHTS_FILE}, or a published .pth"
+        )
+    if not (folder / "run.json").is_file():
         raise WeightsError(
             f"{path}: no run folder (it has no run.json) and no published .pth checkpoint"
         )
+    return _of_run(folder)
+
+
+def _of_run(folder: Path) -> Trained:
+    """The model of a finished run.
+
+    Raises:
+        WeightsError: the run's record or weights are missing, damaged, or do not belong together.
+    """
+    record, weights = folder / "run.json", folder / WEIGHTS_FILE
     try:
-        sections: dict[str, Any] = RunRecord.read(folder).params
-        settings = Model.model_validate(sections["model"])
-        data = Data.model_validate(sections["data"])
+        run = RunRecord.read(folder)
+        settings = parse_model(run.params["model"])
+        data = Data.model_validate(run.params["data"])
     except (LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{record}: no record of a training ({reason})") from error
-    tokenizer = Tokenizer.from_config(settings.bert)
+    tokenizer = Tokenizer.from_config(settings)
     model = build_model(settings, tokenizer, pretrained=False)
-    load_weights(model, folder / "model.safetensors")
+    load_weights(model, weights)
+    if run.files.get(weights.name, "") not in ("", sha256_file(weights)):
+        raise WeightsError(f"{weights}: not the weights of this run: run.json has another SHA-256")
     return Trained(model.eval(), tokenizer, data)
 
 
-def _published(path: Path, bert: Bert, tokenizer: Tokenizer) -> LAVT:
-    """A published checkpoint's model, fit for the tokens of ``tokenizer``.
+def _published(path: Path, section: ModelSection, tokenizer: Tokenizer) -> LAVT:
+    """A published checkpoint's model, for the tokens of ``tokenizer``.
 
     Raises:
         WeightsError: no LAVT, or its text encoder is of another vocabulary or size.
     """
-    model = load_official_lavt(path)
+    if not isinstance(section, Lavt):
+        raise WeightsError(
+            f"{path}: a published checkpoint is a LAVT: model.name must be lavt, not {section.name}"
+        )
+    bert, model = section.bert, load_official_lavt(path)
     if model.bert is None:
         wanted = cast(Any, model.fusions[0]).attention.key.in_features
         if bert.pretrained is None or bert.hidden_size != wanted:
@@ -83,8 +108,8 @@ def _published(path: Path, bert: Bert, tokenizer: Tokenizer) -> LAVT:
     rows = model.bert.config.vocab_size
     if tokenizer.vocab_size > rows:
         raise WeightsError(
-            f"{path}: knows {rows} tokens, and the vocabulary has {tokenizer.vocab_size}: set "
-            "model.bert.vocabulary to the one it was trained with"
+            f"{path}: has {rows} token embeddings, and the vocabulary has {tokenizer.vocab_size} "
+            "tokens: set model.bert.vocabulary to the one it was trained with"
         )
     return model.eval()
 
@@ -94,7 +119,7 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Metrics (percent) and predictions of a checkpoint on one split of a prepared data set.
 
-    Under torchrun the processes share out the expressions.
+    Under torchrun the expressions are divided among the processes.
 
     Raises:
         SemiresError: the data set has no such split.

@@ -15,18 +15,22 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from semires.config.schema import Params
 from semires.dist import Group
 from semires.evaluation.evaluate import predict_masks
 from semires.files import atomic_path, write_parquet
+from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.samples.batch import UnlabelledBatch
 from semires.samples.dataset import UnlabelledDataset
 
 PANELS_PER_RULE = 3
-Predict = Callable[[nn.Module, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]]
+Predict = Callable[
+    [SegmentationModel, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]
+]
+    [SegmentationModel, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]
+]
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ def measure_corrections(
     dataset: UnlabelledDataset,
     refiner: PseudoLabelRefiner,
     *,
-    teacher: nn.Module,
-    final: nn.Module,
+    teacher: SegmentationModel,
+    final: SegmentationModel,
 ) -> Corrections:
     """Refine the burn-in teacher's labels on a sample of unlabelled references.
 
@@ -97,7 +101,7 @@ def measure_corrections(
     """
 
     def predict(
-        model: nn.Module, indices: list[int], batch_size: int
+        model: SegmentationModel, indices: list[int], batch_size: int
     ) -> Iterator[tuple[UnlabelledBatch, torch.Tensor]]:
         precision = params.runtime.precision
         return predict_masks(model, dataset, batch_size, group.device, indices, precision=precision)
@@ -181,8 +185,8 @@ def choose_panels(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:
 
 def _panels(
     predict: Predict,
-    teacher: nn.Module,
-    final: nn.Module,
+    teacher: SegmentationModel,
+    final: SegmentationModel,
     refiner: PseudoLabelRefiner,
     dataset: UnlabelledDataset,
     rules: dict[str, list[int]],

@@ -7,16 +7,15 @@ The prediction is the ``argmax`` over the two classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from semires.dist import Group
 from semires.evaluation.metrics import segmentation_metrics
+from semires.models import SegmentationModel
 from semires.process import autocast
 from semires.samples.batch import B, collate
 from semires.samples.dataset import ExpressionDataset, LabelledDataset
@@ -36,36 +35,9 @@ def _batches(
     return iter(loader)
 
 
-def segment(
-    model: nn.Module,
-    images: torch.Tensor,
-    image_of: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-) -> torch.Tensor:
-    """Logits (B,2,S,S) of B expressions over U images, their common work done once per image.
-
-    Args:
-        model: one with ``begin``, ``encode_text`` and ``finish`` as :class:`LAVT`'s shares what no
-            expression touches; any other one gets its image again with every expression.
-        images: float32 (U,3,S,S).
-        image_of: int64 (B,), which of the images each expression is about.
-        input_ids: int64 (B,L).
-        attention_mask: int64 (B,L).
-    """
-    if not hasattr(model, "begin"):
-        return cast(torch.Tensor, model(images[image_of], input_ids, attention_mask))
-    shared: Any = model
-    tokens, grid = shared.begin(images)
-    text = shared.encode_text(input_ids, attention_mask)
-    size = tuple(images.shape[-2:])
-    logits: torch.Tensor = shared.finish((tokens[image_of], grid), text, attention_mask, size)
-    return logits
-
-
 @torch.inference_mode()
 def predict_masks(
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: ExpressionDataset[B],
     batch_size: int,
     device: torch.device,
@@ -87,8 +59,7 @@ def predict_masks(
             dataset.refs["image_id"].to_numpy()[refs], return_index=True, return_inverse=True
         )
         with autocast(device, precision):
-            logits = segment(
-                model,
+            logits = model.forward_shared(
                 batch.image[first].to(device),
                 torch.from_numpy(image_of).to(device),
                 batch.input_ids.to(device),
@@ -98,7 +69,7 @@ def predict_masks(
 
 
 def evaluate(
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: LabelledDataset,
     batch_size: int,
     device: torch.device,
@@ -147,7 +118,7 @@ def evaluate(
 
 def evaluate_shared(
     group: Group,
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: LabelledDataset,
     batch_size: int,
     workers: int = 0,

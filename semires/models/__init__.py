@@ -1,36 +1,46 @@
-"""The networks: a registry of builders by name. LAVT is the paper's; a new model is one entry."""
+"""The networks. `MODELS` maps ``model.name`` to a builder; LAVT is the paper's network.
+
+A new model is a class that derives from `SegmentationModel`, an entry of `MODELS`, and a section
+class in `semires.config.model`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
-
-from semires.config.schema import Model
+from semires.config.model import ModelSection
 from semires.errors import ConfigError
-from semires.models.lavt import LAVT
+from semires.models.base import Outputs, SegmentationModel
+from semires.models.lavt import LAVT, build_lavt
 from semires.models.official import load_official_lavt
-from semires.models.pretrained import pretrained_lavt
 from semires.models.text import Tokenizer
 
-__all__ = ["LAVT", "MODELS", "build_model", "load_official_lavt"]
+__all__ = [
+    "LAVT",
+    "MODELS",
+    "Outputs",
+    "SegmentationModel",
+    "build_model",
+    "load_official_lavt",
+]
 
-# A builder takes the `model` parameters, the tokenizer, and whether to load pretrained parts.
-# Its module has forward(pixel_values, input_ids, attention_mask) -> logits (B,2,H,W) and
-# set_grad_checkpointing(bool).
-MODELS: dict[str, Callable[[Model, Tokenizer, bool], nn.Module]] = {"lavt": pretrained_lavt}
+# A builder takes the model's section, the tokenizer, and whether to load pretrained parts.
+MODELS: dict[str, Callable[[Any, Tokenizer, bool], SegmentationModel]] = {"lavt": build_lavt}
 
 
-def build_model(model: Model, tokenizer: Tokenizer, *, pretrained: bool = True) -> nn.Module:
+def build_model(
+    model: ModelSection, tokenizer: Tokenizer, *, pretrained: bool = True
+) -> SegmentationModel:
     """The network that ``model.name`` names.
 
     Args:
         model: the `model` section of params.yaml.
         tokenizer: gives the size of the vocabulary.
-        pretrained: load Swin's and BERT's pretrained weights; not needed where all weights follow.
+        pretrained: load the pretrained parts; not needed if all weights are loaded afterwards.
 
     Raises:
-        ConfigError: no model has this name.
+        ConfigError: no network has this name.
         WeightsError: pretrained weights are missing or do not fit.
     """
     if model.name not in MODELS:

@@ -1,7 +1,7 @@
-"""LAVT's decoder: four stages' maps, coarse to fine, to two classes at the finest stage's grid.
+"""LAVT's decoder: from the maps of four stages to two classes on the finest stage's grid.
 
 In: maps (B,C_i,H_i,W_i), finest first, C_i = C_1 * 2^i. Out: logits (B,2,H_1,W_1); channel 0 is
-background, channel 1 the object. Works on channels-last memory, which stage tokens already have.
+background, channel 1 the object. Memory is channels-last, as the tokens of the stages are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def resize(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class Merge(nn.Module):
-    """Upsample, join with the finer map, and convolve twice (3x3, batch norm, ReLU)."""
+    """Upsample, concatenate with the finer map, and convolve twice (3x3, batch norm, ReLU)."""
 
     def __init__(self, coarse: int, fine: int, width: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
 
     Args:
         dims: channels of the four maps, finest first.
-        width: channels inside; None is the published half of the coarsest map's.
+        width: channels of the convolutions; None is half of the coarsest map's, as published.
     """
 
     def __init__(self, dims: list[int], width: int | None) -> None:

@@ -1,8 +1,8 @@
-"""PWAM, LAVT's pixel-word attention, and the language gate: words meet pixels in every Swin stage.
+"""PWAM, LAVT's pixel-word attention, and the language gate, used after every Swin stage.
 
 Published as `lib/backbone.py` of LAVT. In: tokens ``x`` (B,L,C) of one stage and text states
-(B,T,D) with the additive mask of :func:`additive_mask`. Out: tokens (B,L,C). The published 1x1
-convolutions over channel-first tokens are linear layers here, which is the same arithmetic.
+(B,T,D) with the mask of :func:`additive_mask`. Out: tokens (B,L,C). The published 1x1 convolutions
+over channel-first tokens are linear layers here, which is the same arithmetic.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from semires.errors import ConfigError
-
-MASKED = -1e4  # added to the score of padding, as published; vanishes in the softmax
+MASKED = -1e4  # added to the score of padding, as published; its softmax is zero
 
 
 def additive_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -23,21 +21,20 @@ def additive_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 
 def instance_norm(x: torch.Tensor) -> torch.Tensor:
     """Normalise every channel of (B,L,C) over the tokens of its image, without parameters."""
-    # Tokens last, a layer norm does it in one fast kernel, on a 1x1 grid too (where it gives 0).
+    # With tokens last, layer norm is one fast kernel; on a 1x1 grid it gives 0.
     last = x.transpose(1, 2)
     return F.layer_norm(last, last.shape[-1:]).transpose(1, 2)
 
 
 class PixelWordAttention(nn.Module):
-    """Pixels ask, words answer: cross-attention whose queries and output are instance-normalised.
+    """Cross-attention with pixel queries and word keys and values.
 
-    Scores are divided by sqrt(C) whatever the number of heads, as published.
+    Queries and output are instance-normalised. Scores are divided by sqrt(C) for any number of
+    heads, as published. ``heads`` must divide ``dim``.
     """
 
     def __init__(self, dim: int, text_dim: int, heads: int) -> None:
         super().__init__()
-        if dim % heads:
-            raise ConfigError(f"model.fusion_heads: {heads} heads do not divide {dim} channels")
         self.heads = heads
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(text_dim, dim)
@@ -45,20 +42,20 @@ class PixelWordAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Tokens (B,L,C), text (B,T,D), mask (B,1,1,T) to the words' message (B,L,C)."""
+        """Attended words (B,L,C) for tokens (B,L,C), text (B,T,D) and mask (B,1,1,T)."""
         batch, _, dim = x.shape
         query, key, value = (
             t.view(batch, -1, self.heads, dim // self.heads).transpose(1, 2)
             for t in (instance_norm(self.query(x)), self.key(text), self.value(text))
         )
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             query.to(value.dtype), key, value, mask.to(value.dtype), scale=dim**-0.5
         )
-        return instance_norm(self.out(found.transpose(1, 2).flatten(2)))
+        return instance_norm(self.out(attended.transpose(1, 2).flatten(2)))
 
 
 class PWAM(nn.Module):
-    """Pixel-Word Attention Module: the words' message times the projected pixels, projected."""
+    """Pixel-Word Attention Module: attended words times projected pixels, projected again."""
 
     def __init__(self, dim: int, text_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -76,7 +73,7 @@ class PWAM(nn.Module):
 
 
 class LanguageGate(nn.Module):
-    """How much of the fused tokens flows into the next stage: tanh(W relu(V f)) * f."""
+    """Gate on the fused tokens that are added to the next stage's input: tanh(W relu(V f)) * f."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,39 +1,57 @@
-"""LAVT, the segmentation network of the paper's section 4.2: Swin whose stages listen to BERT.
+"""LAVT, the segmentation network of the paper's section 4.2: Swin with BERT's words in each stage.
 
-After each Swin stage PWAM fuses the words into the tokens; the fused map goes to the decoder, and
-a gated copy joins the tokens that enter the next stage. In: pixels (B,3,H,W) normalised with
-ImageNet's mean and deviation, ``input_ids`` and ``attention_mask`` int64 (B,L) of BERT's tokens.
-Out: logits (B,2,H,W); channel 1 is the object.
+After each Swin stage PWAM fuses the words into the tokens. The fused map goes to the decoder, and
+a gated copy is added to the tokens that enter the next stage. Inputs and outputs are those of
+`SegmentationModel`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from semires.config.schema import Bert, Model
-from semires.errors import ConfigError, WeightsError
+from semires.config.model import Bert, Lavt
+from semires.config.schema import Optimizer
+from semires.errors import WeightsError
 from semires.models import swin as swin_ops
+from semires.models.base import SegmentationModel
 from semires.models.decoder import Decoder, resize
 from semires.models.fusion import PWAM, LanguageGate, additive_mask
+from semires.models.pretrained import load_bert, load_swin
+from semires.models.text import Tokenizer
+
+_BACKBONE = re.compile(r"(swin|norms|fusions|gates)\b")
+_UNDECAYED = re.compile(r"norm|relative_position_bias|position_embed")
+
+
+def build_lavt(model: Lavt, tokenizer: Tokenizer, pretrained: bool = True) -> LAVT:
+    """A LAVT whose Swin and BERT are loaded where ``model`` names pretrained weights.
+
+    Args:
+        model: the `model` section.
+        tokenizer: gives the size of the vocabulary.
+        pretrained: False: random weights, for a caller that loads all weights afterwards.
+
+    Raises:
+        WeightsError: the weights are missing, damaged or of other sizes than ``model`` says.
+    """
+    lavt = LAVT.from_config(model, tokenizer.vocab_size)
+    lavt.text_is_pretrained = model.bert.pretrained is not None
+    if pretrained and model.swin.pretrained is not None:
+        load_swin(lavt.swin, model.swin.pretrained)
+    if pretrained and model.bert.pretrained is not None:
+        load_bert(lavt.bert, model.bert.pretrained)
+    return lavt
 
 
 def new_bert(settings: Bert, vocab_size: int, positions: int = 512) -> Any:
-    """A `BertModel` of the given sizes with random weights, without pooler.
-
-    Raises:
-        ConfigError: the heads do not divide the channels.
-    """
+    """A `BertModel` of the given sizes with random weights, without pooler."""
     from transformers import BertConfig, BertModel
 
-    if settings.hidden_size % settings.num_heads:
-        raise ConfigError(
-            f"model.bert.num_heads: {settings.num_heads} heads do not divide "
-            f"{settings.hidden_size} channels"
-        )
     return BertModel(
         BertConfig(
             vocab_size=vocab_size,
@@ -49,7 +67,7 @@ def new_bert(settings: Bert, vocab_size: int, positions: int = 512) -> Any:
     )
 
 
-class LAVT(nn.Module):
+class LAVT(SegmentationModel):
     """Language-Aware Vision Transformer (Yang et al., CVPR 2022) on transformers' Swin and BERT.
 
     Args:
@@ -59,6 +77,9 @@ class LAVT(nn.Module):
         fusion_heads: PWAM's attention heads, per stage.
         fusion_dropout: PWAM's dropout.
         decoder_width: channels of the decoder; None is the published 4 x embed_dim.
+
+    Attributes:
+        text_is_pretrained: whether BERT's embeddings are pretrained, and therefore frozen.
     """
 
     def __init__(
@@ -81,14 +102,14 @@ class LAVT(nn.Module):
         self.gates = nn.ModuleList(LanguageGate(dim) for dim in dims)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, decoder_width)
-        # SwinModel's final norm and the last gate feed nothing: trained, they would stall DDP.
+        # SwinModel's final norm and the last gate are unused; DDP waits for all gradients.
         swin.layernorm = nn.Identity()
         self.gates[3].requires_grad_(False)
         self.grad_checkpointing = False
         self.text_is_pretrained = False
 
     @classmethod
-    def from_config(cls, model: Model, vocab_size: int) -> LAVT:
+    def from_config(cls, model: Lavt, vocab_size: int) -> LAVT:
         """A LAVT of the given sizes with random weights everywhere."""
         return cls(
             swin_ops.new_swin(model.swin),
@@ -126,26 +147,36 @@ class LAVT(nn.Module):
     ) -> torch.Tensor:
         """Pixels (B,3,H,W), text states (B,L,D) and their mask (B,L) to logits (B,2,H,W)."""
         height, width = pixel_values.shape[-2:]
-        begun = self.begin(pixel_values)
-        return self.finish(begun, text_states, attention_mask, (height, width))
+        tokens, grid = self.encode_image(pixel_values)
+        return self.decode(tokens, grid, text_states, attention_mask, (height, width))
 
-    def begin(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """What no expression touches: tokens (B,L,C) after the blocks of stage 1, and their grid.
+    def forward_shared(
+        self,
+        pixel_values: torch.Tensor,
+        image_of: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """As the base class; the first stage is computed once per image."""
+        height, width = pixel_values.shape[-2:]
+        tokens, grid = self.encode_image(pixel_values)
+        text_states = self.encode_text(input_ids, attention_mask)
+        return self.decode(tokens[image_of], grid, text_states, attention_mask, (height, width))
 
-        Computed once, it serves every expression of an image.
-        """
+    def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, swin_ops.Grid]:
+        """The text-independent part: tokens (B,L,C) after the blocks of stage 1, and their grid."""
         tokens, grid = swin_ops.embed(self.swin, pixel_values)
         return self._blocks(0, tokens, grid), grid
 
-    def finish(
+    def decode(
         self,
-        begun: tuple[torch.Tensor, tuple[int, int]],
+        tokens: torch.Tensor,
+        grid: swin_ops.Grid,
         text_states: torch.Tensor,
         attention_mask: torch.Tensor,
         size: tuple[int, int],
     ) -> torch.Tensor:
-        """Everything after :meth:`begin`: logits (B,2,*size), float32."""
-        tokens, grid = begun
+        """Everything after :meth:`encode_image`: logits (B,2,*size), float32."""
         mask = additive_mask(attention_mask, text_states.dtype)
         maps = []
         for i, stage in enumerate(self.swin.encoder.layers):
@@ -155,10 +186,10 @@ class LAVT(nn.Module):
             maps.append(self.norms[i](fused).view(len(fused), *grid, -1).permute(0, 3, 1, 2))
             if i < 3:
                 tokens, grid = swin_ops.downsample(stage, tokens + self.gates[i](fused), grid)
-        # Upsampling and everything after it in float32, under mixed precision too.
+        # Upsampling is done in float32, also under mixed precision.
         return resize(self.decoder(maps).float(), *size)
 
-    def _blocks(self, i: int, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def _blocks(self, i: int, tokens: torch.Tensor, grid: swin_ops.Grid) -> torch.Tensor:
         for block in self.swin.encoder.layers[i].blocks:
             if self.grad_checkpointing and self.training:
                 tokens = checkpoint(swin_ops.run_block, block, tokens, grid, use_reentrant=False)
@@ -166,8 +197,31 @@ class LAVT(nn.Module):
                 tokens = swin_ops.run_block(block, tokens, grid)
         return tokens
 
+    def parameter_options(self, name: str, settings: Optimizer) -> tuple[float, float]:
+        """As published, no decay on the backbone's norm layers and position tables.
+
+        Swin's learning rate is multiplied by ``swin_lr_scale``, except for its absolute position
+        embeddings, from which words like "left" are learned.
+        """
+        undecayed = _BACKBONE.match(name) is not None and _UNDECAYED.search(name) is not None
+        slow = name.startswith("swin.") and "position_embeddings" not in name
+        decay = 0.0 if undecayed else settings.weight_decay
+        return decay, settings.swin_lr_scale if slow else 1.0
+
+    def freeze(self, settings: Optimizer) -> None:
+        """Freeze the parts of BERT that the published code does not train.
+
+        The first ``bert_layers_trained`` layers train and later ones do not. Pretrained embeddings
+        are frozen; random ones train, since frozen they would never represent a word.
+        """
+        if self.bert is not None:
+            layers, trained = self.bert.encoder.layer, settings.bert_layers_trained
+            self.bert.embeddings.requires_grad_(not self.text_is_pretrained)
+            layers[:trained].requires_grad_(True)
+            layers[trained:].requires_grad_(False)
+
     def set_grad_checkpointing(self, on: bool) -> None:
-        """Trade time for memory: recompute Swin's and BERT's blocks in the backward pass."""
+        """Recompute the blocks of Swin and BERT in the backward pass."""
         self.grad_checkpointing = on
         if self.bert is not None and on:
             self.bert.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,7 +1,7 @@
-"""Names and shapes of the published LAVT's weights against ours, in both directions.
+"""Names and shapes of the published LAVT's weights, translated to the names of this project.
 
-The published modules are Swin's own (Microsoft) names under ``backbone.``, fusion and gate inside
-each stage, and ``classifier.`` for the decoder. Differences of shape: the published code keeps
+The published file has Swin's original (Microsoft) names under ``backbone.``, with fusion and gate
+inside each stage, and ``classifier.`` for the decoder. Two shapes differ: the published code keeps
 query, key and value in one ``qkv``, and its 1x1 convolutions over tokens are linear layers here.
 """
 
@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import re
 
-import torch
+from semires.models.weights import State
 
-from semires.models.lavt import LAVT
-
-State = dict[str, torch.Tensor]
 Rules = tuple[tuple[str, str], ...]  # (published, ours) prefixes; {s}: stage, {b}: block
 
 _BLOCK, _OURS = "layers.{s}.blocks.{b}.", "swin.encoder.layers.{s}.blocks.{b}."
@@ -59,14 +56,13 @@ _DERIVED = re.compile(
 
 
 def is_derived(name: str) -> bool:
-    """Whether a published entry carries nothing that is needed here: indices, masks, poolers."""
+    """Whether a published entry is not needed here: indices, masks, poolers, unused norms."""
     return _DERIVED.search(name) is not None
 
 
-def rename(name: str, rules: Rules, to_ours: bool = True) -> str | None:
-    """A name under the other convention, or None if no rule fits."""
-    for published, ours in rules:
-        source, target = (published, ours) if to_ours else (ours, published)
+def rename(name: str, rules: Rules) -> str | None:
+    """A name with the prefix that ``rules`` give for its own, or None if no rule fits."""
+    for source, target in rules:
         pattern = (
             re.escape(source).replace(r"\{s\}", r"(?P<s>\d+)").replace(r"\{b\}", r"(?P<b>\d+)")
         )
@@ -80,7 +76,7 @@ def split_qkv(state: State) -> State:
     """``attn.qkv`` to ``attn.q``, ``attn.k`` and ``attn.v``.
 
     Raises:
-        ValueError: one does not divide by three.
+        ValueError: the first dimension of a ``qkv`` is not divisible by three.
     """
     out = {}
     for name, value in state.items():
@@ -93,10 +89,10 @@ def split_qkv(state: State) -> State:
 
 
 def to_ours(published: State) -> State:
-    """The published ``model`` entry under our names and shapes.
+    """The published ``model`` entry under this project's names and shapes.
 
     Raises:
-        KeyError: a name is none of LAVT's.
+        ValueError: a name is not one of LAVT's.
     """
     state = {}
     for name, value in split_qkv(published).items():
@@ -106,40 +102,6 @@ def to_ours(published: State) -> State:
         rules = {"backbone": BACKBONE, "classifier": CLASSIFIER}.get(part, ())
         ours = rename(inner, rules)
         if ours is None:
-            raise KeyError(name)
+            raise ValueError(f"unknown name {name}")
         state[ours] = value.squeeze(-1) if ours.startswith("fusions.") else value
     return state
-
-
-def to_published(model: LAVT) -> dict[str, State]:
-    """``{"model": ..., "bert_model": ...}`` as the published code loads it, strictly."""
-    state: State = {}
-    text: State = {}
-    for name, value in model.state_dict().items():
-        value = value.contiguous()
-        if name.startswith("bert."):
-            text[name.removeprefix("bert.")] = value
-        elif name.startswith("decoder."):
-            state[f"classifier.{rename(name, CLASSIFIER, to_ours=False)}"] = value
-        else:
-            if name.startswith("fusions.") and value.ndim == 2:
-                value = value.unsqueeze(-1)
-            state[f"backbone.{rename(name, BACKBONE, to_ours=False)}"] = value
-    state = _join_qkv(state)
-    for i, stage in enumerate(model.swin.encoder.layers):
-        for j, block in enumerate(stage.blocks):
-            bias = block.attention.relative_position_bias
-            index = bias.relative_position_index.view(bias.window_area, -1)
-            state[f"backbone.layers.{i}.blocks.{j}.attn.relative_position_index"] = index
-    return {"model": state, "bert_model": text} if text else {"model": state}
-
-
-def _join_qkv(state: State) -> State:
-    out = {}
-    for name, value in state.items():
-        if ".attn.q." in name:
-            parts = [state[name.replace(".attn.q.", f".attn.{x}.")] for x in "qkv"]
-            out[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
-        elif ".attn.k." not in name and ".attn.v." not in name:
-            out[name] = value
-    return out

@@ -1,142 +1,105 @@
-"""Pretrained parts of a model and what the optimizer does with its parameters.
+"""Pretrained Swin and BERT weights for the encoders of a model.
 
-Swin comes from a safetensors file of ours, from Swin's published ``.pth``, from a local folder or a
-hub id; BERT from a folder or a hub id. Relative position tables of another window are resized
-(bicubic) as the published LAVT does. Nothing is unpickled.
+Swin comes from a safetensors file of this project, from Swin's published ``.pth``, from a local
+folder or a hub id; BERT from a folder or a hub id. Relative position tables of another window are
+resized (bicubic), as the published LAVT does. No file is unpickled freely (see ``weights.py``).
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
-from semires.config.schema import Model
 from semires.errors import WeightsError
-from semires.models.lavt import LAVT
-from semires.models.official import check_fit, read_checkpoint, swin_from_microsoft
-from semires.models.sources import WEIGHTS, folder_of, shipped
-from semires.models.text import Tokenizer
+from semires.models.naming import SWIN, is_derived, rename, split_qkv
+from semires.models.sources import shipped
+from semires.models.weights import (
+    State,
+    check_tensors,
+    from_transformers,
+    load_state,
+    one_line,
+    plain_names,
+    read_checkpoint,
+    read_safetensors,
+)
 
-State = dict[str, torch.Tensor]
 TABLE = "relative_position_bias_table"
-
-
-def pretrained_lavt(model: Model, tokenizer: Tokenizer, pretrained: bool = True) -> LAVT:
-    """A LAVT whose Swin and BERT are loaded where ``model`` says so.
-
-    Raises:
-        WeightsError: they are missing, damaged or of other sizes than ``model`` says.
-    """
-    lavt = LAVT.from_config(model, tokenizer.vocab_size)
-    lavt.text_is_pretrained = model.bert.pretrained is not None
-    if pretrained and model.swin.pretrained is not None:
-        load_swin(lavt.swin, model.swin.pretrained)
-    if pretrained and model.bert.pretrained is not None:
-        load_bert(lavt.bert, model.bert.pretrained)
-    return lavt
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load ``model.safetensors`` of a run into a model of the same sizes.
-
-    Where a SHA-256 stands beside the file (``model.safetensors.sha256``), it is verified.
-
-    Raises:
-        WeightsError: missing, damaged, or of other sizes; the text names the file.
-    """
-    path = Path(path)
-    verify_sha256(path)
-    _load_state(model, read_safetensors(path), str(path))
-
-
-def verify_sha256(path: Path) -> None:
-    """Compare a file with the digest beside it, if there is one.
-
-    Raises:
-        WeightsError: they differ.
-    """
-    from semires.files import sha256_file
-
-    beside = path.with_name(path.name + ".sha256")
-    if path.is_file() and beside.is_file():
-        words = beside.read_text(encoding="utf-8", errors="replace").split()
-        if not words or words[0] != sha256_file(path):
-            raise WeightsError(
-                f"{path}: its SHA-256 is not the one in {beside.name}; the file is damaged, "
-                "run the stage that makes it again"
-            )
-
-
-def read_safetensors(path: str | Path) -> State:
-    """All tensors of a safetensors file.
-
-    Raises:
-        WeightsError: missing or damaged.
-    """
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path}: damaged or no safetensors file ({first})") from error
+# Settings that leave no trace in the shapes of the weights and change what they compute.
+UNSEEN = ("num_attention_heads", "num_heads", "hidden_act", "layer_norm_eps")
 
 
 def load_swin(swin: Any, source: str) -> None:
     """Load pretrained weights into a `SwinModel` in place.
 
     Raises:
-        WeightsError: they cannot be had, or have other sizes than the model.
+        WeightsError: they are missing or damaged, or have other sizes than the model.
     """
-    path = shipped(source)
+    key, path = "model.swin.pretrained", shipped(source)
     if path.suffix == ".safetensors":
         state = read_safetensors(path)
     elif path.suffix in (".pth", ".pt"):
         state = swin_from_microsoft(read_checkpoint(path), str(path))
     else:
-        from transformers import SwinModel
-
-        state = _from_transformers(SwinModel, source, "model.swin.pretrained")
-    if hasattr(swin, "layernorm") and isinstance(swin.layernorm, nn.Identity):
+        state = _from_folder("swin", swin, source, key)
+    if isinstance(swin.layernorm, nn.Identity):  # LAVT has no use for the final norm
         state = {k: v for k, v in state.items() if not k.startswith("layernorm.")}
-    _load_state(swin, fit_tables(state, swin.state_dict()), f"model.swin.pretrained: {source}")
+    load_state(swin, fit_tables(state, swin.state_dict()), f"{key}: {source}")
 
 
 def load_bert(bert: Any, source: str) -> None:
     """Load pretrained weights into a `BertModel` in place.
 
     Raises:
-        WeightsError: they cannot be had, or have other sizes than the model.
+        WeightsError: they are missing or damaged, or have other sizes than the model.
     """
-    from transformers import BertModel
-
     key = "model.bert.pretrained"
-    _load_state(bert, _from_transformers(BertModel, source, key), f"{key}: {source}")
+    load_state(bert, _from_folder("bert", bert, source, key), f"{key}: {source}")
 
 
-def _from_transformers(model_class: Any, source: str, key: str) -> State:
-    """Weights of a folder or hub id, without pooler; transformers renames older layouts."""
-    folder = folder_of(source, WEIGHTS, key)
-    try:
-        model, found = model_class.from_pretrained(
-            str(folder), add_pooling_layer=False, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise WeightsError(f"{key}: {folder}: cannot be read ({reason})") from error
-    missing = sorted(found["missing_keys"])
-    if missing:  # transformers would start them at random
-        raise WeightsError(f"{key}: {folder}: it lacks {missing[0]} and {len(missing) - 1} more")
+def _from_folder(model_type: str, target: Any, source: str, key: str) -> State:
+    """Weights of a folder or hub id, without pooler; transformers renames older layouts.
+
+    Raises:
+        WeightsError: they cannot be read, or their config.json computes something else than
+            ``target``.
+    """
+    model = from_transformers(type(target), source, key, model_type, add_pooling_layer=False)
+    for name in UNSEEN:
+        given, wanted = getattr(model.config, name, None), getattr(target.config, name, None)
+        if given != wanted:
+            raise WeightsError(
+                f"{key}: {source}: its config.json has {name} {one_line(given, 40)}, "
+                f"and this model has {wanted}"
+            )
     return dict(model.state_dict())
+
+
+def swin_from_microsoft(content: Any, where: str) -> State:
+    """Swin's published weights (``{"model": {...}}``) under `SwinModel`'s names.
+
+    The published downsampling concatenates its four pixels in the same order as transformers.
+
+    Raises:
+        WeightsError: it holds no Swin.
+    """
+    inner = content.get("model", content) if isinstance(content, dict) else content
+    state = {}
+    for name, value in split_qkv(plain_names(check_tensors(inner, where))).items():
+        if is_derived(name):
+            continue
+        ours = rename(name.removeprefix("backbone."), SWIN)
+        if ours is None:
+            raise WeightsError(
+                f"{where}: no published Swin weights: unknown name {one_line(name, 80)!r}"
+            )
+        state[ours.removeprefix("swin.")] = value
+    if not state:
+        raise WeightsError(f"{where}: no published Swin weights: it is empty")
+    return state
 
 
 def fit_tables(state: State, wanted: State) -> State:
@@ -162,57 +125,3 @@ def resize_square(table: torch.Tensor, count: int) -> torch.Tensor:
     grid = table.float().T.view(1, -1, old, old)
     resized = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return resized.view(-1, new * new).T.contiguous()
-
-
-def _load_state(module: nn.Module, state: State, where: str) -> None:
-    try:
-        check_fit(module, state)
-    except ValueError as error:
-        raise WeightsError(
-            f"{where}: does not fit this model: {error}; `model` must have the file's sizes"
-        ) from None
-    module.load_state_dict(state)
-
-
-def freeze_text(model: nn.Module, bert_layers_trained: int) -> None:
-    """Freeze of BERT what the published code leaves untouched.
-
-    The first ``bert_layers_trained`` layers train. Later ones do not, nor the embeddings where they
-    are pretrained (random ones, frozen, would never learn a word).
-    """
-    bert = getattr(model, "bert", None)
-    if bert is not None:
-        bert.embeddings.requires_grad_(not getattr(model, "text_is_pretrained", True))
-        bert.encoder.layer[:bert_layers_trained].requires_grad_(True)
-        bert.encoder.layer[bert_layers_trained:].requires_grad_(False)
-
-
-def parameter_groups(
-    model: nn.Module, weight_decay: float, swin_lr_scale: float = 1.0
-) -> list[dict[str, Any]]:
-    """AdamW's groups of the parameters that train, as published.
-
-    No decay on the backbone's norm layers and position tables. Swin learns at ``swin_lr_scale``
-    times the learning rate, but for its absolute positions: "left" is learned here.
-
-    Returns:
-        Groups with ``weight_decay`` and ``lr_scale``, in the order of the model's parameters.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = 0.0 if _undecayed(name) else weight_decay
-            slow = name.startswith("swin.") and "position_embeddings" not in name
-            scale = swin_lr_scale if slow else 1.0
-            groups.setdefault((decay, scale), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in groups.items()
-    ]
-
-
-def _undecayed(name: str) -> bool:
-    in_backbone = re.match(r"(swin|norms|fusions|gates)\b", name) is not None
-    return (
-        in_backbone and re.search(r"norm|relative_position_bias|position_embed", name) is not None
-    )

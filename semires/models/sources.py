@@ -11,7 +11,7 @@ from semires.errors import WeightsError
 
 _PACKAGE = Path(__file__).parents[1]
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second where the first is not there
-VOCABULARY = ("vocab.txt",)
+VOCABULARY = ("vocab.txt", "tokenizer.json")  # the second where the first is not there
 
 
 def shipped(source: str | Path) -> Path:
@@ -23,12 +23,12 @@ def shipped(source: str | Path) -> Path:
 
 
 def folder_of(source: str | Path, files: tuple[str, ...], key: str) -> Path:
-    """The local folder of a model in transformers' layout, downloaded from the hub if need be.
+    """The local folder of a model in transformers' layout, downloaded from the hub if necessary.
 
     Args:
         source: a folder or a hub id.
-        files: patterns of the files wanted beside the ``*.json``; any one will do, in order.
-        key: the parameter that names it, for the message.
+        files: patterns of required files beside the ``*.json``; the first that exists is enough.
+        key: the parameter that names the source, for the message.
 
     Raises:
         WeightsError: no such folder, it lacks the files, or the hub cannot be reached.
@@ -38,7 +38,7 @@ def folder_of(source: str | Path, files: tuple[str, ...], key: str) -> Path:
         if _has(path, files):
             return path
         lacks = f"it holds no {' or '.join(files)}" if path.is_dir() else "no such folder"
-        raise WeightsError(f"{key}: {path}: {lacks}; give a folder of transformers' layout")
+        raise WeightsError(f"{key}: {path}: {lacks}; give a folder in transformers' layout")
     return _from_hub(str(source), files, key)
 
 
@@ -74,7 +74,7 @@ def _from_hub(name: str, files: tuple[str, ...], key: str) -> Path:
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all: the client would retry for minutes."""
+    """Whether the hub can be connected to at all; its client would retry for minutes."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return True
     url = urlsplit(endpoint)

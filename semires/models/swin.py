@@ -1,9 +1,9 @@
 """Swin's forward pass over the modules of transformers' `SwinModel`, one stage at a time.
 
 LAVT needs the tokens between a stage's blocks and its downsampling. The weights are those of
-`SwinModel`; the arithmetic equals its blocks called with ``always_partition=True``, with two
-differences: shift masks are made once per grid, and stochastic depth acts on the MLP branch too,
-as in the published Swin. Tokens are (B,L,C) with L = H * W.
+`SwinModel`. The arithmetic equals its blocks called with ``always_partition=True``, with two
+differences: shift masks are cached by grid, and stochastic depth also acts on the MLP branch, as
+in the published Swin. Tokens are (B,L,C) with L = H * W.
 """
 
 from __future__ import annotations
@@ -14,27 +14,18 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from semires.config.schema import Swin
-from semires.errors import ConfigError
+from semires.config.model import Swin
 
 Grid = tuple[int, int]
 
 
 def new_swin(settings: Swin) -> Any:
-    """A `SwinModel` of the given sizes with random weights.
-
-    Raises:
-        ConfigError: a stage's heads do not divide its channels.
-    """
+    """A `SwinModel` of the given sizes with random weights."""
     from transformers import SwinConfig, SwinModel
 
-    for i, heads in enumerate(settings.num_heads):
-        dim = settings.embed_dim * 2**i
-        if dim % heads:
-            raise ConfigError(f"model.swin.num_heads: {heads} heads do not divide {dim} channels")
     return SwinModel(
         SwinConfig(
-            # Only absolute positions look at the image size.
+            # The image size only determines the grid of absolute positions.
             image_size=settings.patch_size * settings.position_grid,
             patch_size=settings.patch_size,
             embed_dim=settings.embed_dim,
@@ -52,7 +43,7 @@ def new_swin(settings: Swin) -> Any:
 def embed(swin: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
     """Pixels (B,3,H,W) to patch tokens and their grid.
 
-    Absolute positions are resized (bicubic) where the grid is another than they were made for.
+    Absolute positions are resized (bicubic) to the grid of the image.
     """
     embeddings = swin.embeddings
     tokens, grid = embeddings.patch_embeddings(pixel_values)
@@ -134,10 +125,13 @@ def position_bias(table: Any) -> torch.Tensor:
 
 
 def shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
-    """-100 between pixels that only the roll made neighbours; (rows*columns, side^2, side^2)."""
-    if torch.compiler.is_compiling():  # the compiler folds it itself
+    """Attention mask (rows*columns, side^2, side^2) of shifted windows.
+
+    It is -100 between pixels that are neighbours only because of the roll, and 0 elsewhere.
+    """
+    if torch.compiler.is_compiling():  # the compiler makes a constant of it
         return _make_shift_mask(rows, columns, side, shift, device)
-    return _kept_shift_mask(rows, columns, side, shift, device)
+    return _cached_shift_mask(rows, columns, side, shift, device)
 
 
 def _make_shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
@@ -151,8 +145,8 @@ def _make_shift_mask(rows: int, columns: int, side: int, shift: int, device: str
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
-    with torch.inference_mode(False):  # kept from an evaluation, it serves training too
+def _cached_shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
+    with torch.inference_mode(False):  # one made in an evaluation is used in training too
         return _make_shift_mask(rows, columns, side, shift, device)
 
 

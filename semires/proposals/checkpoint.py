@@ -1,4 +1,4 @@
-"""SAM checkpoints (stage `sam`): the embedded tiny one or a published file, by its SHA-256.
+"""SAM checkpoints (stage `sam`): the embedded tiny one or a published file, checked by SHA-256.
 
 In: ``params.sam``; out: ``sam/sam.json`` (model, sha256, size, path) and, for ``tiny``, a copy of
 the weights, so that DVC versions them. Weights are read by safetensors or with `weights_only`.
@@ -6,9 +6,10 @@ the weights, so that DVC versions them. Weights are read by safetensors or with 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from semires import files
 from semires.config.schema import Params
@@ -17,6 +18,7 @@ from semires.runs import layout
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,29 @@ PUBLISHED = {
     ),
 }
 TINY_FILE = "tiny_sam.safetensors"
+POSITIONS = "image_encoder.pos_embed"
+SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # channels of the image encoder
+# Likely causes of weights that do not fit, by what their names contain; the first one counts.
+CAUSES = (
+    (r"lora|\bw_[ab]_|linear_[ab]_[qv]", "a LoRA file: merge it into SAM's weights first"),
+    (
+        r"hf_token|hf_mlp|compress_vit_feat|embedding_(encoder|maskfeature)",
+        "SAM-HQ: use a source of kind `transformers` with its folder",
+    ),
+    (
+        r"image_encoder\.(patch_embed\.seq|layers)\.",
+        "MobileSAM, whose image encoder is a TinyViT, is not supported",
+    ),
+    (
+        r"image_encoder\.trunk\.|sam_mask_decoder|memory_(encoder|attention)",
+        "SAM 2: use a source of kind `transformers` with its folder",
+    ),
+    (
+        r"vision_encoder\.|shared_image_embedding",
+        "SAM in transformers' layout: use a source of kind `transformers` with its folder",
+    ),
+    (r"(?i)adapter", "a SAM with adapters is not supported"),
+)
 
 
 def prepare_checkpoint(params: Params) -> None:
@@ -131,40 +156,61 @@ def read_sam(model: str, path: Path) -> Sam:
         WeightsError: it is damaged, unsafe, of another model, or holds NaN or infinite values.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    try:
-        if model == "tiny":
-            from semires.proposals.tiny_sam import build_tiny_sam
+    from semires.models.weights import (
+        check_tensors,
+        read_checkpoint,
+        read_safetensors,
+        weights_errors,
+    )
 
-            sam, state = build_tiny_sam(), load_file(path)
-        else:
-            from segment_anything import sam_model_registry
+    if model == "tiny":
+        from semires.proposals.tiny_sam import build_tiny_sam as build
 
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            sam = sam_model_registry[model]()
-        sam.load_state_dict(state)
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-        ValueError,
-        TypeError,
-        EOFError,
-        KeyError,
-    ) as error:
-        raise WeightsError(f"{path}: no weights of SAM {model}: {_first_line(error)}") from error
-    except Exception as error:  # torch wraps pickle's refusals in classes of its own
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise WeightsError(f"{path}: unsafe or damaged: {_first_line(error)}") from error
-    bad = [name for name, tensor in sam.state_dict().items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise WeightsError(f"{path}: {bad[0]} holds NaN or infinite values")
+        state: Any = read_safetensors(path)
+    else:
+        from segment_anything import sam_model_registry
+
+        build = sam_model_registry[model]
+        state = read_checkpoint(path, mmap=True)
+    fault = f"no weights of SAM {model}"
+    with weights_errors(str(path), fault):
+        with torch.device("meta"):  # a wrong file is refused before a large model is built
+            problem = _problem(state, build(), model)
+        if problem:
+            raise WeightsError(f"{path}: {fault}: {problem}")
+        sam = build()
+        sam.load_state_dict(check_tensors(state, str(path)))
     return sam.eval()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+def _problem(content: Any, sam: nn.Module, model: str) -> str:
+    """What of a checkpoint does not fit SAM, and the likely cause; '' if all fits.
+
+    Args:
+        content: of the file.
+        sam: the model, whose names and shapes count.
+        model: its name.
+    """
+    from semires.models.weights import check_names, misfit, one_line
+
+    state, parts = content, []
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, dict) and any(hasattr(v, "shape") for v in value.values()):
+            state = value
+            parts = [f"the weights are its entry `{one_line(key, 40)}`: save that one alone"]
+            break
+    problem = misfit(sam, check_names(state))
+    if not problem:
+        return "; ".join(parts)
+    parts.insert(0, problem)
+    first = {name.split(".")[0] for name in state}
+    known = {name.split(".")[0] for name in sam.state_dict()}
+    if len(first) == 1 and not first & known:
+        parts.append(f"all its names begin with `{one_line(first.pop(), 40)}.`: remove this prefix")
+    likely = [cause for pattern, cause in CAUSES if any(re.search(pattern, n) for n in state)]
+    widths = [value.shape[-1] for name, value in state.items() if name.endswith(POSITIONS)]
+    size = SIZES.get(widths[0], model) if widths else model
+    if not likely and size != model:
+        likely = [f"it is of SAM {size}: set sam.model to it"]
+    return "; ".join([*parts, *likely[:1]])

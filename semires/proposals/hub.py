@@ -1,12 +1,10 @@
 """Proposals by `transformers`' mask generation: SAM, SAM-HQ, SAM 2 from a hub id or a folder.
 
-In: RGB uint8 (H,W,3); out: masks (N,H,W) with predicted IoU. The library does not hand out the
-stability that it filters by, hence NaN.
+In: RGB uint8 (H,W,3); out: masks (N,H,W) with predicted IoU. Stability is NaN, since the library
+does not return it.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from semires.config.schema import TransformersSource
-from semires.errors import WeightsError
 from semires.proposals.base import Proposals
 
 
@@ -22,18 +19,23 @@ class TransformersMasks:
     """The library's mask-generation pipeline with the parameters of one source.
 
     Raises:
-        WeightsError: the model cannot be had or is no mask generator.
+        WeightsError: the model is missing, damaged, incomplete, or is no mask generator.
     """
 
     def __init__(self, settings: TransformersSource, device: torch.device) -> None:
-        from transformers import logging, pipeline
+        from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
-        logging.disable_progress_bar()
+        from semires.models.weights import from_transformers, weights_errors
+
         self.settings = settings
-        try:
-            self.pipeline = pipeline("mask-generation", model=settings.model, device=device)
-        except (OSError, ValueError, KeyError) as error:
-            raise WeightsError(_explain(settings.model, error)) from error
+        where = "the source's `model`"
+        model = from_transformers(AutoModelForMaskGeneration, settings.model, where)
+        folder = model.name_or_path
+        with weights_errors(f"{where}: {folder}", "no model that generates masks"):
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self.pipeline = pipeline(
+                "mask-generation", model=model, image_processor=processor, device=device
+            )
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
         """Masks in the library's order (best predicted IoU first)."""
@@ -52,13 +54,3 @@ class TransformersMasks:
             found["scores"].float().cpu().numpy(),
             np.full(len(masks), np.nan, np.float32),
         )
-
-
-def _explain(model: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if Path(model).is_dir():
-        return f"{model}: no model that generates masks ({reason})"
-    return (
-        f"{model}: neither a folder nor to be had from the Hugging Face hub ({reason}); download "
-        "the repository on a machine with access and set the source's `model` to its folder"
-    )

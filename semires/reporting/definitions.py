@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from semires.config.schema import Name, Params, Percent, Section
+from semires.config.schema import Params
+from semires.config.types import Name, Percent, Section
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError, CorruptCacheError
 from semires.files import read_json

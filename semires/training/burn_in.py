@@ -49,9 +49,10 @@ def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
 
     def compute_loss(batch: LabelledBatch) -> tuple[torch.Tensor, Sums]:
         with context.autocast():
-            logits = trained(*batch.inputs)
-        loss = supervised_loss(logits.float(), batch.mask, params.loss.class_weights)
-        sums = {"loss": loss.detach(), "loss_sup": loss.detach()}
+            outputs = trained(*batch.inputs)
+        loss_sup = supervised_loss(outputs.logits.float(), batch.mask, params.loss.class_weights)
+        loss = sum(model.extra_losses(outputs, batch.mask).values(), loss_sup)
+        sums = {"loss": loss.detach(), "loss_sup": loss_sup.detach()}
         return loss * settings.supervised_loss_scale, sums
 
     with (

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,8 +24,8 @@ from semires.dist import Group, join_group
 from semires.errors import ConfigError, CorruptCacheError
 from semires.evaluation.evaluate import evaluate_shared
 from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
-from semires.models import build_model
-from semires.models.pretrained import freeze_text, parameter_groups
+from semires.models import SegmentationModel, build_model
+from semires.models.base import TrainingForward
 from semires.models.sources import shipped
 from semires.models.text import Tokenizer
 from semires.process import autocast, configure_torch
@@ -68,7 +68,7 @@ class RunContext:
         self.tables = Tables.load(self.key.dataset)
         place = self.params.datasets[self.key.dataset]
         self.images = ImageStore(self.tables, place.images, self.params.data.image_size)
-        self.tokenizer = Tokenizer.from_config(self.params.model.bert)
+        self.tokenizer = Tokenizer.from_config(self.params.model)
         self.labelled_refs, self.unlabelled_refs = self.tables.labelled_and_unlabelled(
             self.key.dataset, self.key.fraction
         )
@@ -95,9 +95,7 @@ class RunContext:
 
     def _weights(self) -> list[str]:
         """Digests of the local files of pretrained weights and vocabulary; hub ids have none."""
-        swin, bert = self.params.model.swin, self.params.model.bert
-        names = (swin.pretrained, bert.pretrained, bert.vocabulary)
-        places = [shipped(name) for name in names if name is not None]
+        places = [shipped(source) for source in self.params.model.files().values()]
         return [sha256_tree(place) for place in places if place.exists()]
 
     @property
@@ -207,32 +205,36 @@ class RunContext:
 
     # Model
 
-    def build_model(self, pretrained: bool = True) -> nn.Module:
+    def build_model(self, pretrained: bool = True) -> SegmentationModel:
         """A new model on the group's device, equal for equal seeds."""
         torch.manual_seed(self.key.seed)
         model = build_model(self.params.model, self.tokenizer, pretrained=pretrained)
         if self.params.runtime.grad_checkpointing:
-            cast(Any, model).set_grad_checkpointing(True)
+            model.set_grad_checkpointing(True)
         return model.to(self.group.device)
 
-    def trainable(self, model: nn.Module) -> nn.Module:
-        """The module to call in training: frozen, compiled and wrapped as the parameters say."""
-        freeze_text(model, self.params.optimizer.bert_layers_trained)
-        if self.params.runtime.compile:
-            model.compile()
-        return self.group.wrap(model)
+    def trainable(self, model: SegmentationModel) -> nn.Module:
+        """The module to call in a training step; it returns `Outputs`.
 
-    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        Parameters are frozen, and the forward pass compiled and wrapped, as the parameters say.
+        """
+        model.freeze(self.params.optimizer)
+        forward = TrainingForward(model)
+        if self.params.runtime.compile:
+            forward.compile()
+        return self.group.wrap(forward)
+
+    def optimizer(self, model: SegmentationModel, lr: float) -> torch.optim.Optimizer:
         """AdamW over the model's parameter groups (paper section 4.2)."""
         settings = self.params.optimizer
-        groups = parameter_groups(model, settings.weight_decay, settings.swin_lr_scale)
+        groups = model.parameter_groups(settings)
         return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision as ``runtime.precision`` says."""
         return autocast(self.group.device, self.params.runtime.precision)
 
-    def evaluate(self, model: nn.Module, dataset: LabelledDataset) -> pd.DataFrame:
+    def evaluate(self, model: SegmentationModel, dataset: LabelledDataset) -> pd.DataFrame:
         """Predictions of ``model`` for every sample, made by all processes together."""
         batch_size, runtime = self.params.evaluation.batch_size, self.params.runtime
         return evaluate_shared(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from semires import process
 from semires.config.schema import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.evaluation.evaluate import summarise
+from semires.models import SegmentationModel
 from semires.samples.batch import LabelledBatch, MutualBatch
 from semires.training.context import RunContext
 from semires.training.state import load_state, save_state
@@ -84,7 +85,9 @@ class Loop:
         log: Callable[[dict[str, float], int], None],
     ) -> None:
         self.context, self.schedule, self.total, self.log = context, schedule, steps, log
-        self.modules, self.model, self.evaluated = modules, modules["model"], modules[evaluated]
+        self.modules = modules
+        self.model = cast(SegmentationModel, modules["model"])
+        self.evaluated = cast(SegmentationModel, modules[evaluated])
         self.val = context.evaluation_sets(["val"])["val"]
         self.group, self.accumulate = context.group, context.params.runtime.accumulate
         self.optimizer = context.optimizer(self.model, schedule.lr)
@@ -329,7 +332,7 @@ class Loop:
         if self.group.is_main_process:
             print(f"{name}: going on from step {self.step} of {self.total}")
 
-    def load_best(self) -> nn.Module:
+    def load_best(self) -> SegmentationModel:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
         return self.evaluated

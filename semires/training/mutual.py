@@ -23,7 +23,8 @@ from semires import tracking
 from semires.config.resolve import resolve
 from semires.config.schema import Method, Params
 from semires.evaluation.corrections import measure_corrections, overlap_sums
-from semires.models.pretrained import load_weights
+from semires.models import Outputs, SegmentationModel
+from semires.models.weights import load_weights
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
 from semires.runs.key import RunKey
@@ -63,15 +64,17 @@ class MutualStep:
 
     Args:
         context: the inputs of the run.
-        student: the student as it is trained: frozen, compiled and wrapped.
+        model: the student.
+        student: the student as training calls it: frozen, compiled and wrapped.
         teacher: the moving average of the student, in eval mode.
         refiner: turns teacher logits into targets.
         confidence_filter: selects the pseudo-labels that the loss uses.
     """
 
     context: RunContext
+    model: SegmentationModel
     student: nn.Module
-    teacher: nn.Module
+    teacher: SegmentationModel
     refiner: PseudoLabelRefiner
     confidence_filter: ConfidenceFilter
 
@@ -86,49 +89,56 @@ class MutualStep:
         targets = self.refiner(teacher_logits, unlabelled.partitions)
         quality = overlap_sums(teacher_logits, targets, unlabelled.hidden_truth)  # logged only
         # 2. The student predicts on labelled images and strong views, in one batch.
-        labelled_logits, strong_logits = self.student_forward(labelled, unlabelled)
+        on_labelled, on_strong = self.student_forward(labelled, unlabelled)
         # 3. The loss, Eq. 4.
-        loss_sup = supervised_loss(labelled_logits, labelled.mask, weights)
-        strong_logits, targets = self._confident(teacher_logits, strong_logits, targets)
-        loss_unsup = unsupervised_loss(strong_logits, targets, weights)
-        loss = settings.supervised_loss_scale * loss_sup + settings.lambda_unsup * loss_unsup
+        loss_sup = supervised_loss(on_labelled.logits, labelled.mask, weights)
+        on_strong, targets = self._confident(teacher_logits, on_strong, targets)
+        loss_unsup = unsupervised_loss(on_strong.logits, targets, weights)
+        loss = settings.supervised_loss_scale * self._total(loss_sup, on_labelled, labelled.mask)
+        loss += settings.lambda_unsup * self._total(loss_unsup, on_strong, targets.labels)
         losses = {"loss": loss, "loss_sup": loss_sup, "loss_unsup": loss_unsup}
         return loss, {**{name: value.detach() for name, value in losses.items()}, **quality}
 
     def _labelled_loss(self, labelled: LabelledBatch) -> tuple[torch.Tensor, Sums]:
         """The same of labelled samples only, for the method that trains without the others."""
-        logits = self._forward(self.student, *labelled.inputs)
+        outputs = self._forward(*labelled.inputs)
         settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
-        loss_sup = supervised_loss(logits, labelled.mask, weights)
-        loss = settings.supervised_loss_scale * loss_sup
+        loss_sup = supervised_loss(outputs.logits, labelled.mask, weights)
+        loss = settings.supervised_loss_scale * self._total(loss_sup, outputs, labelled.mask)
         return loss, {"loss": loss.detach(), "loss_sup": loss_sup.detach()}
 
     @torch.no_grad()
     def teacher_forward(self, unlabelled: UnlabelledBatch) -> torch.Tensor:
         """The teacher's logits (B,2,S,S) on the weak view."""
-        return self._forward(self.teacher, *unlabelled.inputs)
+        with self.context.autocast():
+            logits = self.teacher(*unlabelled.inputs)
+        return cast(torch.Tensor, logits.float())
 
     def student_forward(
         self, labelled: LabelledBatch, unlabelled: UnlabelledBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's logits on the labelled images and on the strong views."""
+    ) -> tuple[Outputs, Outputs]:
+        """The student's outputs on the labelled images and on the strong views."""
         pairs = zip(labelled.inputs, unlabelled.strong_inputs, strict=True)
-        logits = self._forward(self.student, *map(torch.cat, pairs))
-        return logits[: len(labelled)], logits[len(labelled) :]
+        outputs = self._forward(*map(torch.cat, pairs))
+        return outputs.select(slice(len(labelled))), outputs.select(slice(len(labelled), None))
 
-    def _forward(self, model: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(self, *inputs: torch.Tensor) -> Outputs:
         with self.context.autocast():
-            logits = model(*inputs)
-        return cast(torch.Tensor, logits.float())
+            outputs = self.student(*inputs)
+        return Outputs(outputs.logits.float(), outputs.extra)
+
+    def _total(self, loss: torch.Tensor, outputs: Outputs, labels: torch.Tensor) -> torch.Tensor:
+        """The mask loss plus the model's extra losses."""
+        return sum(self.model.extra_losses(outputs, labels).values(), loss)
 
     def _confident(
-        self, teacher_logits: torch.Tensor, student_logits: torch.Tensor, targets: RefinedLabels
-    ) -> tuple[torch.Tensor, RefinedLabels]:
+        self, teacher_logits: torch.Tensor, outputs: Outputs, targets: RefinedLabels
+    ) -> tuple[Outputs, RefinedLabels]:
         """The samples that confidence filtering selects. No-op where filtering is disabled."""
         if self.confidence_filter.keep >= 1:
-            return student_logits, targets
+            return outputs, targets
         selected = self.confidence_filter(teacher_logits)
-        return student_logits[selected], targets.select(selected)
+        return outputs.select(selected), targets.select(selected)
 
 
 def mutual(params: Params, key: RunKey) -> None:
@@ -167,7 +177,7 @@ def train_mutual(
     labelled, unlabelled = training_datasets(context, method)
     confidence_filter = ConfidenceFilter(method.keep, context.group.concat)
     step = MutualStep(
-        context, trained, teacher, make_refiner(params, method),
+        context, student, trained, teacher, make_refiner(params, method),
         confidence_filter.to(context.group.device),
     )  # fmt: skip
     lock = context.lock() if on_evaluation is None else contextlib.nullcontext()

@@ -218,7 +218,7 @@ def pseudo_labels(params: Params, cell: RunKey) -> Iterator[PseudoLabel]:
     from tqdm import tqdm
 
     from semires.evaluation.evaluate import predict_masks
-    from semires.models.pretrained import load_weights
+    from semires.models.weights import load_weights
     from semires.training.context import RunContext
 
     context = RunContext(params, cell, ("data", "model"))

@@ -22,7 +22,7 @@ from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.errors import WeightsError
 from semires.evaluation.checkpoint import evaluate_checkpoint, open_checkpoint
-from semires.models.official import read_checkpoint
+from semires.models.weights import read_checkpoint
 
 PUBLISHED = ROOT / "tests/golden/lavt_w7.pth"
 TOKENS = 120  # of the golden checkpoint
@@ -68,7 +68,7 @@ def test_a_published_checkpoint_is_evaluated(refcoco: Params):
 
 def test_another_vocabulary_is_one_line(refcoco: Params):
     Path("vocab.txt").write_text(Path("vocab.txt").read_text() + "more\n")
-    with pytest.raises(WeightsError, match=r"knows 120 tokens, and the vocabulary has 121"):
+    with pytest.raises(WeightsError, match=r"has 120 token embeddings, and the vocabulary has 121"):
         open_checkpoint(PUBLISHED, refcoco)
 
 

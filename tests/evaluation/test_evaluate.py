@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 
 from semires.config.load import load_params
 from semires.data.tables import Tables
-from semires.evaluation.evaluate import evaluate, predict_masks, segment
-from semires.models import LAVT
+from semires.evaluation.evaluate import evaluate, predict_masks
+from semires.models import LAVT, SegmentationModel
 from semires.models.text import Tokenizer
 from semires.samples import dataset as dataset_module
 from semires.samples.dataset import ImageStore, LabelledDataset
@@ -61,7 +61,7 @@ def model() -> LAVT:
     return lavt
 
 
-class Plain(torch.nn.Module):
+class Plain(SegmentationModel):
     """A model that only has a forward."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
@@ -89,9 +89,9 @@ def test_sharing_the_first_stage_changes_no_logit(samples, model, batch_size):
 
 def test_an_image_is_begun_once_however_many_its_expressions(samples, model, monkeypatch):
     begun: list[int] = []
-    original = model.begin
+    original = model.encode_image
     monkeypatch.setattr(
-        model, "begin", lambda images: begun.append(len(images)) or original(images)
+        model, "encode_image", lambda images: begun.append(len(images)) or original(images)
     )
     evaluate(model, samples, 32, CPU)
     assert begun == [3]
@@ -123,12 +123,15 @@ def test_nothing_to_evaluate_is_an_empty_table(samples, model):
 
 
 def test_a_model_without_the_first_stage_gets_whole_images():
-    def model(images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return images.mean((2, 3)) + ids + mask
+    class Mean(SegmentationModel):
+        def forward(
+            self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        ) -> torch.Tensor:
+            return pixel_values.mean((2, 3)) + input_ids + attention_mask
 
     images = torch.rand(2, 3, 4, 4)
     which, ids = torch.tensor([1, 0, 1]), torch.arange(9).view(3, 3)
-    found = segment(model, images, which, ids, torch.ones_like(ids))  # type: ignore[arg-type]
+    found = Mean().forward_shared(images, which, ids, torch.ones_like(ids))
     torch.testing.assert_close(found, images[which].mean((2, 3)) + ids + 1)
 
 

@@ -78,7 +78,7 @@ def save_gradients(file: str) -> None:
 
 def evaluate(context: RunContext, file: str) -> None:
     """Predictions of the burn-in's weights on testA, by all processes together."""
-    from semires.models.pretrained import load_weights
+    from semires.models.weights import load_weights
 
     model = context.build_model(pretrained=False)
     load_weights(model, context.burn_in_folder / "model.safetensors")

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from semires.config.schema import Bert, Model, Swin
+from semires.config.model import Bert, Lavt, Swin
 from semires.models import LAVT
 
 
-def small_settings(**changes: Any) -> Model:
+def small_settings(**changes: Any) -> Lavt:
     """Parameters of a tiny LAVT; ``swin__x=...`` and ``bert__x=...`` reach inside."""
     swin = {
         "pretrained": None, "patch_size": 4, "embed_dim": 8, "depths": [1, 2, 1, 1],
@@ -25,7 +25,7 @@ def small_settings(**changes: Any) -> Model:
     for name, value in changes.items():
         part, _, key = name.rpartition("__")
         {"swin": swin, "bert": bert, "": top}[part][key] = value
-    return Model(swin=Swin(**swin), bert=Bert(**bert), **top)
+    return Lavt(swin=Swin(**swin), bert=Bert(**bert), **top)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:

@@ -3,15 +3,16 @@ import socket
 
 import pytest
 import torch
+from helpers.published import to_published
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
 from semires.errors import WeightsError
 from semires.models import LAVT, build_model
 from semires.models import swin as swin_ops
-from semires.models.naming import to_published
-from semires.models.pretrained import fit_tables, load_swin, load_weights, resize_square
+from semires.models.pretrained import fit_tables, load_swin, resize_square
 from semires.models.text import Tokenizer
+from semires.models.weights import load_weights
 
 VOCABULARY = "semires/weights/vocab.txt"
 
@@ -158,7 +159,7 @@ def test_incomplete_folder_is_not_filled_with_random_weights(tmp_path, settings)
     config.write_text(
         config.read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
     )
-    with pytest.raises(WeightsError, match=r"it lacks encoder\.layer\.1"):
+    with pytest.raises(WeightsError, match=r"missing: encoder\.layer\.1"):
         build_model(settings(bert__pretrained=str(tmp_path)), Tokenizer(VOCABULARY))
 
 

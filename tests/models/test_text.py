@@ -78,7 +78,7 @@ def test_any_text_gives_a_valid_row(text, length):
     [
         (b"\xff\xfe\x00", "not a BERT vocabulary"),
         (b"red\nblue\n", r"lacks \[PAD\]"),
-        ("\n".join(["red", *SPECIAL]).encode(), r"first line must be \[PAD\]"),
+        ("\n".join(["red", *SPECIAL]).encode(), r"first token must be \[PAD\]"),
         ("\n".join([*SPECIAL, "red", "red"]).encode(), "twice"),
     ],
 )
@@ -92,7 +92,7 @@ def test_no_vocabulary(tmp_path, content, says):
 def test_missing_vocabulary_and_folder(tmp_path):
     with pytest.raises(WeightsError, match="no such vocabulary file"):
         Tokenizer(tmp_path / "none.txt")
-    with pytest.raises(WeightsError, match=r"holds no vocab\.txt"):
+    with pytest.raises(WeightsError, match=r"holds no vocab\.txt or tokenizer\.json"):
         Tokenizer(tmp_path)
 
 

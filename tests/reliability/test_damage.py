@@ -32,7 +32,7 @@ from semires.data.refer import read_refer
 from semires.data.tables import Tables
 from semires.errors import SemiresError
 from semires.models import load_official_lavt
-from semires.models.pretrained import load_weights
+from semires.models.weights import load_weights
 from semires.proposals.cache import ProposalCache
 from semires.proposals.checkpoint import checkpoint_sha256
 from semires.reporting.records import load_records

@@ -33,7 +33,7 @@ from semires.data import pictures
 from semires.data.refer import read_refer
 from semires.data.unpickle import read_plain_pickle
 from semires.errors import ConfigError, DataError, WeightsError
-from semires.models.official import read_checkpoint
+from semires.models.weights import read_checkpoint
 
 PICKLES = 1500
 

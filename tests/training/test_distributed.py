@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
-from semires.models.pretrained import freeze_text, load_weights
+from semires.models.weights import load_weights
 from semires.runs.key import RunKey
 from semires.samples import augment, dataset
 from semires.samples.batch import MutualBatch, collate
@@ -124,7 +124,7 @@ def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(start: Pa
 
     context = RunContext(params, which, SECTIONS)
     model = context.build_model(pretrained=False)
-    freeze_text(model, 1)
+    model.freeze(params.optimizer.model_copy(update={"bert_layers_trained": 1}))
     load_weights(model, start / "model.safetensors")
     datasets = training_datasets(context, params.refine["mixed"])
 
