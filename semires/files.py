@@ -17,8 +17,8 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import time
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,30 +319,9 @@ def _verify_seal(data: bytes) -> None:
         raise ValueError("its SHA-256 is not the one it was sealed with")
 
 
-def verify_sqlite(path: str | Path) -> None:
-    """Read a whole SQLite database, if there is one; it carries no checksums, but much order.
-
-    Raises:
-        CorruptCacheError: it is damaged or no database.
-    """
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
-            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            for (name,) in names.fetchall():
-                quoted = str(name).replace('"', '""')
-                for _ in database.execute(f'SELECT * FROM "{quoted}"'):
-                    pass
-    except (sqlite3.DatabaseError, UnicodeError, OverflowError) as error:
-        found = str(error)
-    if found != "ok" and "locked" not in found:  # whoever uses it waits better than this
-        raise CorruptCacheError(
-            f"{path}: damaged database ({' '.join(found.split())}); move it away to start anew, "
-            "or restore it"
-        )
+def sqlite_url(path: str | Path) -> str:
+    """The SQLAlchemy URL of an SQLite file; characters with a meaning in URLs are escaped."""
+    return "sqlite:///" + urllib.parse.quote(str(path), safe="/ ")
 
 
 def sha256_bytes(data: bytes) -> str:
