@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from semires.refine.partition import Partition
-from semires.refine.strategies import Overlaps, Strategy
+from semires.refine.strategies import Atoms, Overlaps, Strategy
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,24 @@ def match_batch(
     thresholds: Mapping[str, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refined labels bool (B,H,W), the given ones where not matched, and ``matched`` bool (B,)."""
-    count, _, columns = batch.members.shape
     atoms = batch.atoms.flatten().long()
-    counts = torch.zeros(count * columns, dtype=torch.int32, device=labels.device)
-    counts = counts.scatter_add_(0, atoms, labels.flatten().int()).view(count, columns)
-    # float64 is exact, and neither autocast nor TF32 changes it.
-    intersections = torch.bmm(batch.members.double(), counts.double()[..., None])[..., 0]
-    label_area = counts.sum(1, keepdim=True).double()
-    chosen = strategy.select(Overlaps(intersections, batch.areas, label_area), thresholds)
-    covered = (batch.members & chosen[..., None]).any(1)
-    matched = chosen.any(1)
+    counts = _count(batch, atoms, labels.flatten())
+    if strategy.cover is None:
+        # float64 is exact, and neither autocast nor TF32 changes it.
+        intersections = torch.bmm(batch.members.double(), counts[..., None])[..., 0]
+        label_area = counts.sum(1, keepdim=True)
+        chosen = strategy.select(Overlaps(intersections, batch.areas, label_area), thresholds)
+        covered, matched = (batch.members & chosen[..., None]).any(1), chosen.any(1)
+    else:
+        areas = _count(batch, atoms, torch.ones_like(labels).flatten())
+        covered = strategy.covered(Atoms(batch.members, areas, counts), thresholds)
+        matched = covered.any(1)
     unions = covered.flatten()[atoms].view_as(labels)
     return torch.where(matched[:, None, None], unions, labels), matched
+
+
+def _count(batch: PartitionBatch, atoms: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """How many of the ``pixels`` (B*H*W,), bool, lie in every atom: float64 (B,A)."""
+    count, _, columns = batch.members.shape
+    counts = torch.zeros(count * columns, dtype=torch.int32, device=pixels.device)
+    return counts.scatter_add_(0, atoms, pixels.int()).view(count, columns).double()

@@ -11,13 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semires.refine.partition import Partition
-from semires.refine.strategies import Overlaps, Strategy
+from semires.refine.strategies import Atoms, Overlaps, Strategy
 
 
 def overlaps(partition: Partition, label: NDArray[np.bool_]) -> Overlaps:
     """Count a label (H,W) against every proposal of a partition of its size."""
     counts = partition.count(label)
     return Overlaps(partition.sums(counts), partition.areas, float(counts.sum()))
+
+
+def count_atoms(partition: Partition, label: NDArray[np.bool_]) -> Atoms:
+    """Count a label (H,W) in every atom of a partition of its size."""
+    areas, inside = partition.count().astype(np.float64), partition.count(label).astype(np.float64)
+    return Atoms(partition.members, areas, inside)
 
 
 def match(
@@ -27,5 +33,8 @@ def match(
     thresholds: Mapping[str, float],
 ) -> NDArray[np.bool_] | None:
     """The refined label (H,W): the union of the chosen proposals, or None without a match."""
+    if strategy.cover is not None:
+        covered = strategy.covered(count_atoms(partition, label), thresholds)
+        return covered.take(partition.atoms) if covered.any() else None
     chosen = strategy.select(overlaps(partition, label), thresholds)
     return partition.union(chosen) if chosen.any() else None

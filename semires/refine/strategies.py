@@ -48,6 +48,21 @@ class Overlaps:
         return self.intersections / self.areas.clip(min=1)
 
 
+@dataclass(frozen=True)
+class Atoms:
+    """The atoms that N proposals cut an image into, counted against a label.
+
+    Args:
+        members: bool (..., N, A), which proposal contains which atom.
+        areas: (..., A), pixels of every atom, whole numbers as float64; 0 for padding.
+        label: (..., A), pixels of the label in every atom, whole numbers as float64.
+    """
+
+    members: Array
+    areas: Array
+    label: Array
+
+
 Score = Callable[[Overlaps], Array]
 
 
@@ -55,35 +70,40 @@ Score = Callable[[Overlaps], Array]
 class Strategy:
     """A rule that chooses proposals. Their union replaces the label; without any, the label stays.
 
-    A rule is given either by ``scores`` or by ``choose``. With ``scores`` a proposal is chosen if
+    A rule is given by ``scores``, ``choose`` or ``cover``. With ``scores`` a proposal is chosen if
     one of its scores exceeds the threshold of the same name. The threshold search evaluates such
-    rules much faster, because it computes the scores only once. With neither, nothing is chosen.
+    rules much faster, because it computes the scores only once. With none of the three, nothing is
+    chosen.
 
     Args:
         thresholds: the names of the thresholds, each in [0, 1], with the paper's values. A method
             in params.yaml that uses the strategy has these keys.
         scores: for every threshold a function of the overlaps, (..., N), in [0, 1].
         choose: bool (..., N) from the overlaps and one keyword argument per threshold.
+        cover: bool (..., A) from the :class:`Atoms` and one keyword argument per threshold: the
+            atoms of the refined label, for rules that are not a union of proposals.
         best_alone: of the chosen proposals keep only the one with the largest IoU of all the
             image's proposals (the first of equals). If that one is not chosen, none is.
 
     Raises:
-        ValueError: both ``scores`` and ``choose``, or scores of other names than the thresholds.
+        ValueError: more than one of the three, or scores of other names than the thresholds.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     choose: Callable[..., Array] | None = None
+    cover: Callable[..., Array] | None = None
     best_alone: bool = False
 
     def __post_init__(self) -> None:
-        if set(self.scores) != (set() if self.choose else set(self.thresholds)):
-            raise ValueError("a strategy needs `choose`, or one score for each threshold")
+        rules = [rule for rule in (self.choose, self.cover) if rule]
+        if len(rules) > 1 or set(self.scores) != (set() if rules else set(self.thresholds)):
+            raise ValueError("a strategy needs `choose`, `cover` or one score for each threshold")
 
     @property
     def uses_proposals(self) -> bool:
         """Whether any proposal can be chosen."""
-        return bool(self.choose or self.scores)
+        return bool(self.choose or self.cover or self.scores)
 
     def select(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
         """The chosen proposals, bool (..., N). Empty proposals are never chosen.
@@ -98,6 +118,18 @@ class Strategy:
         else:
             chosen = chosen & self._exceeds(overlaps, thresholds)
         return chosen & best(overlaps) if self.best_alone else chosen
+
+    def covered(self, atoms: Atoms, thresholds: Mapping[str, float]) -> Array:
+        """The atoms of the refined label, bool (..., A), for a rule that is given by ``cover``.
+
+        Atoms without pixels are never covered. Where no atom is covered, the label stays.
+
+        Raises:
+            ValueError: the rule is given in another way.
+        """
+        if self.cover is None:
+            raise ValueError("the strategy chooses proposals, not atoms")
+        return self.cover(atoms, **thresholds) & (atoms.areas > 0)
 
     def _exceeds(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
         exceeds = overlaps.areas < 0

@@ -7,7 +7,7 @@ its thresholds. Both kinds of table apply the strategy's own definition in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Protocol, cast
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from semires.errors import ConfigError
 from semires.evaluation.metrics import iou_per_expression, overall_iou
-from semires.refine.strategies import STRATEGIES, Overlaps, Strategy, best
+from semires.refine.strategies import STRATEGIES, Atoms, Overlaps, Strategy, best
 from semires.tuning.counts import Counts
 
 Ints = NDArray[np.int64]
@@ -155,6 +155,12 @@ class Reference:
     truth: Ints
 
     @cached_property
+    def atoms(self) -> Atoms:
+        """The atoms, counted against the pseudo-label."""
+        areas, label = (part.astype(np.float64) for part in (self.area, self.label))
+        return Atoms(self.members > 0, areas, label)
+
+    @cached_property
     def overlaps(self) -> Overlaps:
         """The pseudo-label's overlaps with the proposals, (N,)."""
         label_area = float(self.label.sum())
@@ -163,7 +169,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ChoiceTable:
-    """The table of a strategy that is given by a choice, which every trial evaluates again."""
+    """The table of any other strategy, whose rule every trial evaluates again."""
 
     labels: Labels
     strategy: Strategy
@@ -183,13 +189,23 @@ class ChoiceTable:
     def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
         """See :class:`Table`."""
         values = {name: checked(value, name) for name, value in thresholds.items()}
-        chosen = self.strategy.select(self._padded, values)
+        covered = self._covered_atoms if self.strategy.cover else self._atoms_of_chosen
         pixels = np.zeros((2, len(self.labels)), dtype=np.int64)
-        for r in np.flatnonzero(chosen.any(axis=1)):
+        for r, atoms in covered(values):
             reference = self.references[r]
-            covered = reference.members[chosen[r, : len(reference.members)]].any(axis=0)
-            pixels[:, r] = reference.area[covered].sum(), reference.truth[covered].sum()
+            pixels[:, r] = reference.area[atoms].sum(), reference.truth[atoms].sum()
         return self.labels.replaced(pixels[0] > 0, *pixels)
+
+    def _atoms_of_chosen(self, thresholds: Mapping[str, float]) -> Iterator[tuple[int, Bools]]:
+        """The atoms in the union of the chosen proposals, for every reference with a match."""
+        chosen = self.strategy.select(self._padded, thresholds)
+        for r in map(int, np.flatnonzero(chosen.any(axis=1))):
+            members = self.references[r].members
+            yield r, members[chosen[r, : len(members)]].any(axis=0)
+
+    def _covered_atoms(self, thresholds: Mapping[str, float]) -> Iterator[tuple[int, Bools]]:
+        for r, reference in enumerate(self.references):
+            yield r, self.strategy.covered(reference.atoms, thresholds)
 
     def take(self, chosen: Bools) -> ChoiceTable:
         """See :class:`Table`."""

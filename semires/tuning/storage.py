@@ -132,19 +132,13 @@ def open_storage(url: str) -> RDBStorage:
     with explained(url, Exception), warnings.catch_warnings(), locked(url, "open"):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         _refuse_foreign(url)
-        return _open(url, GRACE_S)
-
-
-@functools.lru_cache(maxsize=8)  # opening takes longer than a search
-def _open(url: str, grace_s: int) -> RDBStorage:
-    path = sqlite_path(url)
-    return RDBStorage(
-        url,
-        engine_kwargs={} if path is None else {"creator": functools.partial(_connect, path)},
-        heartbeat_interval=HEARTBEAT_S,
-        grace_period=grace_s,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-    )
+        return RDBStorage(
+            url,
+            engine_kwargs={} if path is None else {"creator": functools.partial(_connect, path)},
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
