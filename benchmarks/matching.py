@@ -16,7 +16,7 @@ import torch
 from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import match
 from semires.refine.partition import Partition
-from semires.refine.strategies import Thresholds
+from semires.refine.strategies import get_strategy
 
 TARGET = 30
 SIZE, NUMBER, BATCH = 480, 100, 16
@@ -42,8 +42,9 @@ def plain(strategy: str, masks: torch.Tensor, label: torch.Tensor) -> torch.Tens
 def on_gpu(strategy: str, partition: Partition, labels: torch.Tensor, repeats: int) -> None:
     batch = PartitionBatch.of([partition] * BATCH).to("cuda")
     labels = labels.expand(BATCH, -1, -1).cuda()
-    found, _ = match_batch(strategy, batch, labels, Thresholds())
-    wanted = match(strategy, partition, labels[0].cpu().numpy(), Thresholds())
+    rule = get_strategy(strategy)
+    found, _ = match_batch(rule, batch, labels, rule.thresholds)
+    wanted = match(rule, partition, labels[0].cpu().numpy(), rule.thresholds)
     if wanted is not None:
         np.testing.assert_array_equal(found[-1].cpu().numpy(), wanted)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -51,7 +52,7 @@ def on_gpu(strategy: str, partition: Partition, labels: torch.Tensor, repeats: i
     torch.cuda.set_sync_debug_mode("error")
     begin.record()
     for _ in range(repeats):
-        match_batch(strategy, batch, labels, Thresholds())
+        match_batch(rule, batch, labels, rule.thresholds)
     end.record()
     torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
@@ -73,7 +74,8 @@ def main() -> None:
 
         def ours(strategy: str = strategy) -> np.ndarray | None:
             fresh = Partition(partition.atoms, partition.members)
-            return match(strategy, fresh, label, Thresholds())
+            rule = get_strategy(strategy)
+            return match(rule, fresh, label, rule.thresholds)
 
         def loop(strategy: str = strategy) -> torch.Tensor | None:
             return plain(strategy, tensors, target)

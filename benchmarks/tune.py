@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,13 @@ import common
 import numpy as np
 
 from semires.config.load import load_params
+from semires.files import sqlite_url
 from semires.refine.partition import Partition
 from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count
-from semires.tuning.objective import (
-    CPI,
-    Axis,
-    make_table,
-    suggest,
-    summarise,
-    thresholds_of,
-)
+from semires.tuning.objective import Axis, labels_objective
+from semires.tuning.refined import make_table, summarise, thresholds_of
 
 TARGET = 300
 TOGETHER = 20  # trials timed at once, for one alone is too short to time
@@ -98,30 +94,23 @@ def plain(
 
 
 def with_optuna(table: Any, strategy: str, trials: int) -> float:
-    """Trials per second of a study in an sqlite file, samplers, locks and all."""
+    """Trials per second of a search with its SQLite file, sampler and locks."""
     import optuna
 
     from semires.tuning import study as studies
-    from semires.tuning.storage import open_gate
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     axes = {name: Axis(0, 1, 0.7) for name in thresholds_of(strategy)}
-    first = ({name: 0.7 for name in axes},)
-
-    def objective(trial: Any) -> float:
-        metrics = summarise(table.outcome(suggest(trial, axes)), table.labels)
-        trial.set_user_attr("metrics", metrics)
-        return metrics["oIoU"]
-
+    first = (dict.fromkeys(axes, 0.7),)
+    objective = labels_objective(axes, table)
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{Path(folder) / 'study.db'}"
-        cell = RunKey("benchmark", 1, strategy, 0)
-        search = studies.Search(cell, axes, "tpe", 0, trials, url, False, {}, {}, first)
+        url = sqlite_url(Path(folder) / "study.db")
+        key = RunKey("benchmark", 1, strategy, 0)
+        search = studies.Search(key, axes, "tpe", 0, trials, url, False, {}, {}, first)
         study = studies.open_study(search)
-        gate = open_gate(url, search.name)
-        studies.run_batches(study, gate, objective, 20)  # imports are not what is measured
+        studies.run_in_memory(study, replace(search, total=20), objective)  # imports
         started = time.perf_counter()
-        studies.run_batches(study, gate, objective, trials)
+        studies.run_in_memory(study, search, objective)
         return (trials - 20) / (time.perf_counter() - started)
 
 
@@ -138,7 +127,7 @@ def main() -> None:
     counts = count(labels, partitions)
     print(f"{len(labels)} references, {SIZE} px, {np.mean([len(m) for m in masks.values()]):.0f} "
           f"proposals an image; counted in {time.perf_counter() - started:.2f} s")  # fmt: skip
-    for strategy in ("iom", *CPI):
+    for strategy in ("iom", "cpi", "cpi-u", "cpi-o"):
         names = thresholds_of(strategy)
         thresholds = dict.fromkeys(names, 0.6)
         table = make_table(counts, strategy)

@@ -143,11 +143,20 @@ def _mutual(arguments: Arguments) -> None:
 
 
 def _tune(arguments: Arguments) -> None:
-    params, cell = _method_cell(arguments)
-    from semires.config.resolve import resolve
-    from semires.tuning.study import tune
+    from semires.errors import ConfigError
 
-    tune(resolve(params, cell, tuned=False), cell)
+    for option in ("dataset", "fraction", "method"):
+        given = getattr(arguments, option) is not None
+        if given == arguments.all:
+            reason = "not with --all" if given else "missing (or give --all)"
+            raise ConfigError(f"--{option}: {reason}")
+    params, cell = (_params(arguments), None) if arguments.all else _method_cell(arguments)
+    from semires.tuning.study import listed, tune, tune_all
+
+    if cell is None:
+        tune_all(params, listed(params))
+    else:
+        tune(params, cell)
 
 
 def _method_cell(arguments: Arguments) -> tuple[Params, RunKey]:
@@ -263,8 +272,8 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     ),
     "tune": (
         _tune,
-        "search a method's thresholds",
-        ("dataset", "fraction", "method", "seed", "source"),
+        "search a method's thresholds, or with --all those of every method that the study lists",
+        ("dataset", "fraction", "method", "seed", "source", "all"),
     ),
     "report": (_report, "tables, figures and the page in reports/", ()),
     "summary": (_summary, "print the main table and where everything lies", ()),
@@ -285,6 +294,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--method": {"required": True, "metavar": "M", "help": "a key of `refine`"},
     "--seed": {"type": int, "default": 0, "metavar": "S"},
     "--source": {"metavar": "X", "help": "a key of `proposals.sources`; default: the study's"},
+    "--all": {"action": "store_true", "help": "every search that the study lists"},
     "--profile": {"action": "store_true", "help": "also write a trace that opens in Perfetto"},
     "--checkpoint": {"required": True, "help": "run folder, or a published .pth"},
     "--split": {"default": "val"},
@@ -312,7 +322,10 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         for option in wanted:
             flag = option if option in OPTIONS else f"--{option}"
-            command.add_argument(flag, **OPTIONS[flag])  # type: ignore[arg-type]
+            settings = dict(OPTIONS[flag])
+            if "all" in wanted:  # the other options are needed only without it
+                settings.pop("required", None)
+            command.add_argument(flag, **settings)  # type: ignore[arg-type]
     track = commands.add_parser("track", help="the MLflow store", description="the MLflow store")
     actions = track.add_subparsers(title="actions", metavar="ACTION", required=True)
     sync = actions.add_parser("sync", help="replay run records into the store, idempotently")

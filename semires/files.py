@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import time
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,11 @@ def read_parquet(
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptCacheError(f"{path}: damaged Parquet file ({reason})") from error
+
+
+def sqlite_url(path: str | Path) -> str:
+    """The SQLAlchemy URL of an SQLite file; characters with a meaning in URLs are escaped."""
+    return "sqlite:///" + urllib.parse.quote(str(path), safe="/ ")
 
 
 def sha256_bytes(data: bytes) -> str:

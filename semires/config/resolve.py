@@ -1,4 +1,4 @@
-"""A method's own: its overrides, the thresholds that a search found for it, its colour.
+"""Resolve the parameters of one method: its overrides, its tuned thresholds, its colour.
 
 The stages `mutual` and `tune` run with the parameters that :func:`resolve` returns, so that run
 records, fingerprints and MLflow show what was really used.
@@ -6,6 +6,7 @@ records, fingerprints and MLflow show what was really used.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from semires.config.messages import nearest
@@ -15,7 +16,7 @@ from semires.errors import ConfigError
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 
-COLOURS = {  # of a method in figures and in MLflow: Okabe and Ito's, told apart by every eye
+COLOURS = {  # of methods in figures and in MLflow: the colour-blind safe palette of Okabe and Ito
     "supervised": "#000000",
     "control": "#999999",
     "baseline": "#E69F00",
@@ -26,25 +27,26 @@ COLOURS = {  # of a method in figures and in MLflow: Okabe and Ito's, told apart
 }
 
 
-def resolve(params: Params, cell: RunKey, tuned: bool = True) -> Params:
-    """Parameters as ``refine[cell.method]`` changes them.
+def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
+    """The parameters of one run, with the changes of ``refine[key.method]`` applied.
 
     Args:
         params: all parameters.
-        cell: its method is a key of ``refine``.
-        tuned: where the method asks for tuned thresholds, take them from ``experiments/tuned``.
+        key: the run; its method is a key of ``refine``.
+        tuned: read the thresholds of a method with ``thresholds: tuned`` from
+            ``experiments/tuned``. A search itself sets this to False.
 
     Raises:
-        ConfigError: an override or a tuned threshold is no valid parameter, or the search has not
-            been made.
+        ConfigError: an override or a tuned threshold is no valid parameter, or the thresholds have
+            not been searched.
     """
-    method = params.refine[cell.method]
+    method = params.refine[key.method]
     tree = params.model_dump()
-    for key, value in method.overrides.items():
-        override(tree, key, value, f"refine.{cell.method}.overrides")
+    for dotted, value in method.overrides.items():
+        override(tree, dotted, value, f"refine.{key.method}.overrides")
     if tuned and method.thresholds == "tuned":
-        tree["refine"][cell.method].update(tuned_thresholds(cell))
-    return validate(tree, f"refine.{cell.method}")
+        tree["refine"][key.method].update(tuned_thresholds(key, method.threshold_values))
+    return validate(tree, f"refine.{key.method}")
 
 
 def check_overrides(params: Params) -> None:
@@ -77,19 +79,25 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     node[name] = value
 
 
-def tuned_thresholds(cell: RunKey) -> dict[str, float]:
-    """The thresholds that `semires tune` found for this cell's method."""
-    fraction = fraction_name(cell.fraction)
-    path = layout.TUNED / f"{cell.dataset}-{fraction}-{cell.label}.yaml"
+def tuned_thresholds(key: RunKey, names: Iterable[str]) -> dict[str, float]:
+    """The thresholds of these names that `semires tune` found for this run's method.
+
+    Raises:
+        ConfigError: there is no file of the search, or it lacks one of the names.
+    """
+    fraction = fraction_name(key.fraction)
+    path = layout.TUNED / f"{key.dataset}-{fraction}-{key.label}.yaml"
     if not path.is_file():
         raise ConfigError(
-            f"{path}: no such file; {cell.method} has `thresholds: tuned`: run "
-            f"`semires tune --dataset {cell.dataset} --fraction {fraction} --method {cell.method}`"
+            f"{path}: no such file; {key.method} has `thresholds: tuned`: run "
+            f"`semires tune --dataset {key.dataset} --fraction {fraction} --method {key.method}`"
         )
     values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds no thresholds; make it again with `semires tune`")
-    return {str(k): v for k, v in values.items() if str(k).startswith("threshold")}
+    if not isinstance(values, dict) or not set(names) <= set(values):
+        raise ConfigError(
+            f"{path}: does not hold {', '.join(names)}; make it again with `semires tune`"
+        )
+    return {name: values[name] for name in names}
 
 
 def source_of(params: Params, key: RunKey) -> str:

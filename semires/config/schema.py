@@ -6,9 +6,10 @@ wrong values with the key's path, one line each, before any work starts.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from semires.config.messages import nearest
 from semires.config.model import Model
@@ -24,7 +25,7 @@ from semires.config.types import (
     Small,
     Unit,
 )
-from semires.refine.strategies import FIELDS, STRATEGIES
+from semires.refine.strategies import STRATEGIES
 
 
 class Study(Section):
@@ -221,16 +222,18 @@ class Mutual(_Schedule):
 class Method(Section):
     """How one method treats pseudo-labels.
 
+    Besides the keys below it has one key for each threshold that its strategy declares
+    (``semires/refine/strategies.py``), such as ``threshold`` of ``iom``.
     ``unlabelled: false`` trains on the labelled part alone (a control for longer training).
-    ``keep`` is the share of most confident pseudo-labels of a batch that is kept (paper Table 4).
-    ``thresholds: tuned`` takes them from ``experiments/tuned``. ``overrides`` maps dotted keys
-    of ``mutual``, ``augment`` or ``loss`` to values, for ablations.
+    ``keep`` is the share of most confident pseudo-labels of a batch that is used (paper Table 4).
+    ``thresholds: tuned`` takes the thresholds from ``experiments/tuned``. ``overrides`` maps dotted
+    keys of ``mutual``, ``augment`` or ``loss`` to values, for ablations.
     """
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Unit]
+
     strategy: str
-    threshold: Unit | None = None
-    threshold_u: Unit | None = None
-    threshold_o: Unit | None = None
     pwa: bool
     unlabelled: bool = True
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -238,16 +241,34 @@ class Method(Section):
     thresholds: Literal["paper", "tuned"] = "paper"
     overrides: dict[str, bool | int | float | str | list[float] | None] = Field(default={})
 
-    @model_validator(mode="after")
-    def _thresholds_match_strategy(self) -> Method:
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"no strategy {self.strategy!r}{nearest(self.strategy, STRATEGIES)}")
-        needed = set(STRATEGIES[self.strategy].thresholds)
-        given = {name for name in FIELDS if getattr(self, name) is not None}
-        if given != needed:
-            wants = ", ".join(sorted(needed)) or "no threshold"
-            raise ValueError(f"strategy {self.strategy} takes {wants}")
-        return self
+    @property
+    def threshold_values(self) -> dict[str, float]:
+        """The values of the strategy's thresholds, by name."""
+        return dict(self.__pydantic_extra__)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _thresholds_match_strategy(cls, values: Any) -> Any:
+        """Require the thresholds that the strategy declares, and refuse any other further key."""
+        name = values.get("strategy") if isinstance(values, dict) else None
+        if not isinstance(name, str):
+            return values  # pydantic says what is wrong
+        if name not in STRATEGIES:
+            raise ValueError(f"no strategy {name!r}{nearest(name, STRATEGIES)}")
+        declared = STRATEGIES[name].thresholds
+        known = [*cls.model_fields, *declared]
+        if unknown := [key for key in values if key not in known]:
+            raise ValidationError.from_exception_data("Method", [
+                _unknown_key(str(key), nearest(key, known)) for key in unknown
+            ])  # fmt: skip
+        if any(values.get(key) is None for key in declared):
+            raise ValueError(f"strategy {name} takes {', '.join(sorted(declared))}")
+        return values
+
+
+def _unknown_key(key: str, hint: str) -> InitErrorDetails:
+    message = PydanticCustomError("unknown_key", "unknown key{hint}", {"hint": hint})
+    return InitErrorDetails(type=message, loc=(key,), input=None)
 
 
 class Evaluation(Section):

@@ -29,8 +29,6 @@ PANELS_PER_RULE = 3
 Predict = Callable[
     [SegmentationModel, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]
 ]
-    [SegmentationModel, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]
-]
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
-"""Matching on the accelerator: a whole batch in one launch sequence, without waiting for it.
+"""Matching on the accelerator: a whole batch in one launch sequence, without synchronisation.
 
-The partitions of B images are padded to one size: atoms are numbered through the batch, so that one
+The partitions of B images are padded to one size. Atoms are numbered across the batch, so that one
 scatter counts all labels and one gather writes all unions. Same results as ``matching.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from semires.refine.partition import Partition
-from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.strategies import Atoms, Overlaps, Strategy
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class PartitionBatch:
 
     @staticmethod
     def of(partitions: Sequence[Partition]) -> PartitionBatch:
-        """Pad partitions of one size; on the CPU."""
+        """Pad partitions of one size, on the CPU."""
         rows = max([1, *(len(p) for p in partitions)])
         columns = max([1, *(p.members.shape[1] for p in partitions)])
         members = np.zeros((len(partitions), rows, columns), dtype=bool)
         areas = np.zeros((len(partitions), rows), dtype=np.float64)
-        for partition, held, area in zip(partitions, members, areas, strict=True):
-            held[: len(partition), : partition.members.shape[1]] = partition.members
+        for partition, rows_of, area in zip(partitions, members, areas, strict=True):
+            rows_of[: len(partition), : partition.members.shape[1]] = partition.members
             area[: len(partition)] = partition.areas
         atoms = [p.atoms.astype(np.int32) + i * columns for i, p in enumerate(partitions)]
         stacked = np.stack(atoms) if atoms else np.zeros((0, 0, 0), dtype=np.int32)
@@ -47,7 +47,7 @@ class PartitionBatch:
         return len(self.atoms)
 
     def to(self, device: torch.device | str) -> PartitionBatch:
-        """On another device; to CUDA through pinned memory, so that nothing waits."""
+        """Copy to a device. Copies to CUDA use pinned memory and do not block."""
         device = torch.device(device)
         tensors = [getattr(self, field.name) for field in fields(self)]
         if device.type == "cuda":
@@ -56,22 +56,30 @@ class PartitionBatch:
 
 
 def match_batch(
-    strategy: str, batch: PartitionBatch, labels: torch.Tensor, thresholds: Thresholds
+    strategy: Strategy,
+    batch: PartitionBatch,
+    labels: torch.Tensor,
+    thresholds: Mapping[str, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refined labels bool (B,H,W), the given ones where not matched, and ``matched`` bool (B,)."""
-    count, _, columns = batch.members.shape
     atoms = batch.atoms.flatten().long()
-    counts = torch.zeros(count * columns, dtype=torch.int32, device=labels.device)
-    counts = counts.scatter_add_(0, atoms, labels.flatten().int()).view(count, columns)
-    # float64: exact, and neither autocast nor TF32 touches it
-    intersections = torch.bmm(batch.members.double(), counts.double()[..., None])[..., 0]
-    label_area = counts.sum(1, keepdim=True).double()
-    found, rule = Overlaps(intersections, batch.areas, label_area), STRATEGIES[strategy]
-    chosen = rule.choose(found, thresholds) & (batch.areas > 0)
-    if rule.best_alone:
-        iou = found.iou
-        chosen &= torch.arange(iou.shape[1], device=iou.device) == iou.argmax(1, keepdim=True)
-    held = (batch.members & chosen[..., None]).any(1)
-    matched = chosen.any(1)
-    unions = held.flatten()[atoms].view_as(labels)
+    counts = _count(batch, atoms, labels.flatten())
+    if strategy.cover is None:
+        # float64 is exact, and neither autocast nor TF32 changes it.
+        intersections = torch.bmm(batch.members.double(), counts[..., None])[..., 0]
+        label_area = counts.sum(1, keepdim=True)
+        chosen = strategy.select(Overlaps(intersections, batch.areas, label_area), thresholds)
+        covered, matched = (batch.members & chosen[..., None]).any(1), chosen.any(1)
+    else:
+        areas = _count(batch, atoms, torch.ones_like(labels).flatten())
+        covered = strategy.covered(Atoms(batch.members, areas, counts), thresholds)
+        matched = covered.any(1)
+    unions = covered.flatten()[atoms].view_as(labels)
     return torch.where(matched[:, None, None], unions, labels), matched
+
+
+def _count(batch: PartitionBatch, atoms: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """How many of the ``pixels`` (B*H*W,), bool, lie in every atom: float64 (B,A)."""
+    count, _, columns = batch.members.shape
+    counts = torch.zeros(count * columns, dtype=torch.int32, device=pixels.device)
+    return counts.scatter_add_(0, atoms, pixels.int()).view(count, columns).double()

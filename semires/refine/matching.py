@@ -5,11 +5,13 @@ Counts are whole numbers in float64, so that no quotient depends on the order of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from semires.refine.partition import Partition
-from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.strategies import Atoms, Overlaps, Strategy
 
 
 def overlaps(partition: Partition, label: NDArray[np.bool_]) -> Overlaps:
@@ -18,25 +20,21 @@ def overlaps(partition: Partition, label: NDArray[np.bool_]) -> Overlaps:
     return Overlaps(partition.sums(counts), partition.areas, float(counts.sum()))
 
 
-def select(strategy: str, found: Overlaps, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Which proposals (N,) replace the label; none of them where it stays.
-
-    Raises:
-        ValueError: an unknown strategy.
-    """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}; there is {', '.join(STRATEGIES)}")
-    rule = STRATEGIES[strategy]
-    chosen: NDArray[np.bool_] = rule.choose(found, thresholds) & (found.areas > 0)
-    if rule.best_alone and len(chosen):
-        best = int(found.iou.argmax())
-        chosen[:best] = chosen[best + 1 :] = False
-    return chosen
+def count_atoms(partition: Partition, label: NDArray[np.bool_]) -> Atoms:
+    """Count a label (H,W) in every atom of a partition of its size."""
+    areas, inside = partition.count().astype(np.float64), partition.count(label).astype(np.float64)
+    return Atoms(partition.members, areas, inside)
 
 
 def match(
-    strategy: str, partition: Partition, label: NDArray[np.bool_], thresholds: Thresholds
+    strategy: Strategy,
+    partition: Partition,
+    label: NDArray[np.bool_],
+    thresholds: Mapping[str, float],
 ) -> NDArray[np.bool_] | None:
-    """The refined label (H,W): the union of the selected proposals, or None without a match."""
-    chosen = select(strategy, overlaps(partition, label), thresholds)
+    """The refined label (H,W): the union of the chosen proposals, or None without a match."""
+    if strategy.cover is not None:
+        covered = strategy.covered(count_atoms(partition, label), thresholds)
+        return covered.take(partition.atoms) if covered.any() else None
+    chosen = strategy.select(overlaps(partition, label), thresholds)
     return partition.union(chosen) if chosen.any() else None

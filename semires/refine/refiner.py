@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import match
 from semires.refine.partition import Partition
-from semires.refine.strategies import STRATEGIES, Thresholds
+from semires.refine.strategies import get_strategy
 from semires.refine.weighting import pwa_weight
 
 
@@ -27,44 +27,57 @@ class RefinedLabels:
     weights: torch.Tensor
     matched: torch.Tensor
 
-    def select(self, kept: torch.Tensor) -> RefinedLabels:
-        """The samples that ``kept`` (B,), bool, names."""
-        return RefinedLabels(self.labels[kept], self.weights[kept], self.matched[kept])
+    def select(self, chosen: torch.Tensor) -> RefinedLabels:
+        """The samples where ``chosen`` (B,), bool, is true."""
+        return RefinedLabels(self.labels[chosen], self.weights[chosen], self.matched[chosen])
 
 
 class PseudoLabelRefiner:
-    """Refines hard pseudo-labels by proposals and weighs what found no match.
+    """Refines hard pseudo-labels by proposals and weighs the pixels of unmatched samples.
+
+    A threshold that is not given has the strategy's own value, which is the paper's: 0.5 for IOM,
+    0.7 for both of CPI.
 
     Args:
         strategy: ``iom`` (Eq. 6), ``cpi`` (Eq. 7 or 8), ``cpi-u`` (Eq. 7), ``cpi-o`` (Eq. 8) or
             ``none``; or another key of ``STRATEGIES``.
-        iom_threshold: least IoU, exclusive.
-        cpi_threshold_u: least share of the label in a proposal, exclusive.
-        cpi_threshold_o: least share of a proposal in the label, exclusive.
+        iom_threshold: ``threshold`` of ``iom``: the IoU must exceed it.
+        cpi_threshold_u: ``threshold_u`` of CPI: the share of the label that lies in a proposal
+            must exceed it.
+        cpi_threshold_o: ``threshold_o`` of CPI: the share of a proposal that lies in the label
+            must exceed it.
         pwa: weigh the pixels of unmatched samples by Eq. 9.
         pwa_mean: mean of Eq. 9.
         pwa_variance: variance of Eq. 9.
         pwa_offset: gamma of Eq. 9.
+        thresholds: values by the names that the strategy declares. They override the arguments
+            above, which are ignored where the strategy has no such threshold.
 
     Raises:
-        ValueError: an unknown strategy.
+        ValueError: an unknown strategy, or a threshold that the strategy does not declare.
     """
 
     def __init__(
         self,
         strategy: str = "cpi-u",
-        iom_threshold: float = 0.5,
-        cpi_threshold_u: float = 0.7,
-        cpi_threshold_o: float = 0.7,
+        iom_threshold: float | None = None,
+        cpi_threshold_u: float | None = None,
+        cpi_threshold_o: float | None = None,
         pwa: bool = True,
         pwa_mean: float = 0.5,
         pwa_variance: float = 0.1,
         pwa_offset: float = 1.3,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
-        if strategy not in STRATEGIES:
-            raise ValueError(f"unknown strategy {strategy!r}; there is {', '.join(STRATEGIES)}")
-        self.strategy = strategy
-        self.thresholds = Thresholds(iom_threshold, cpi_threshold_u, cpi_threshold_o)
+        self.strategy = get_strategy(strategy)
+        named = {
+            "threshold": iom_threshold,
+            "threshold_u": cpi_threshold_u,
+            "threshold_o": cpi_threshold_o,
+        }
+        declared = self.strategy.thresholds
+        given = {k: v for k, v in named.items() if k in declared and v is not None}
+        self.thresholds = self.strategy.filled({**given, **(thresholds or {})})
         self.pwa = pwa
         self.mean, self.variance, self.offset = pwa_mean, pwa_variance, pwa_offset
 
@@ -82,7 +95,7 @@ class PseudoLabelRefiner:
         """
         logits = teacher_logits.float()
         labels = logits[:, 1] > logits[:, 0]  # argmax; a tie is background
-        if self.strategy == "none":
+        if not self.strategy.uses_proposals:
             matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         else:
             _check_sizes(labels, partitions)
@@ -99,9 +112,9 @@ class PseudoLabelRefiner:
             return match_batch(self.strategy, batch, labels, self.thresholds)
         refined, matched = labels.numpy(), torch.zeros(len(labels), dtype=torch.bool)
         for i, partition in enumerate(partitions):
-            found = match(self.strategy, partition, refined[i], self.thresholds)
-            if found is not None:
-                refined[i], matched[i] = found, True
+            union = match(self.strategy, partition, refined[i], self.thresholds)
+            if union is not None:
+                refined[i], matched[i] = union, True
         return labels, matched
 
     def _weights(self, logits: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:

@@ -1,41 +1,31 @@
-"""The ways to choose proposals for a pseudo-label: IOM and CPI (paper Eq. 6-8). Add yours below.
+"""Strategies: how proposals are chosen for a pseudo-label. IOM and CPI are paper Eq. 6-8.
 
-``c`` is the hard pseudo-label, ``m`` a proposal. All comparisons are strict, as published. Choices
-are written with what NumPy and PyTorch have in common, so one function serves a single label on the
-CPU and a batch on an accelerator. No heavy import here: params.yaml is checked against this file.
+Add a rule as one entry of ``STRATEGIES``. params.yaml, mutual learning on CPU and GPU, and the
+threshold search then accept it. ``c`` is the hard pseudo-label, ``m`` a proposal. All comparisons
+are strict, as in the published code. The rules use only what NumPy and PyTorch have in common, so
+that one function serves a single label on the CPU and a batch on an accelerator. This module
+imports nothing heavy, because params.yaml is checked against it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-Array = Any  # numpy.ndarray or torch.Tensor, float64
+Array = Any  # numpy.ndarray or torch.Tensor
 
-EPSILON = 1e-9
-FIELDS = {"threshold": "iom", "threshold_u": "cpi_u", "threshold_o": "cpi_o"}
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """IoU for IOM; overlap over the label's area (u) and over the proposal's (o) for CPI."""
-
-    iom: float = 0.5
-    cpi_u: float = 0.7
-    cpi_o: float = 0.7
-
-    @staticmethod
-    def of(values: Mapping[str, float]) -> Thresholds:
-        """From names as under ``refine`` in params.yaml; the others keep the paper's values."""
-        return Thresholds(**{FIELDS[name]: value for name, value in values.items()})
+EPSILON = 1e-9  # of the published code, in the denominator of Eq. 7
 
 
 @dataclass(frozen=True)
 class Overlaps:
     """Pixel counts of labels and their images' N proposals, whole numbers as float64.
 
-    intersections (..., N): |m and c|; areas (..., N): |m|; label_area, a number or (..., 1): |c|.
+    Args:
+        intersections: (..., N), ``|m and c|``.
+        areas: (..., N), ``|m|``.
+        label_area: a number or (..., 1), ``|c|``.
     """
 
     intersections: Array
@@ -48,38 +38,153 @@ class Overlaps:
         return self.intersections / (self.areas + self.label_area - self.intersections).clip(min=1)
 
     @property
-    def of_label(self) -> Array:
-        """The share of the label that a proposal holds, Eq. 7; 0 for an empty label."""
+    def label_coverage(self) -> Array:
+        """The share of the label that lies in the proposal, Eq. 7; 0 for an empty label."""
         return self.intersections / (self.label_area + EPSILON)
 
     @property
-    def of_proposal(self) -> Array:
-        """The share of a proposal that the label holds, Eq. 8; 0 for an empty proposal."""
+    def proposal_coverage(self) -> Array:
+        """The share of the proposal that lies in the label, Eq. 8; 0 for an empty proposal."""
         return self.intersections / self.areas.clip(min=1)
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """How a label's proposals are chosen; their union replaces it, and without any it stays.
+class Atoms:
+    """The atoms that N proposals cut an image into, counted against a label.
 
     Args:
-        thresholds: the keys of a method that uses it, of ``FIELDS``.
-        choose: bool (..., N) from overlaps and thresholds. Empty proposals are never chosen.
-        best_alone: of those chosen keep the first one with the largest IoU, if it is among them.
+        members: bool (..., N, A), which proposal contains which atom.
+        areas: (..., A), pixels of every atom, whole numbers as float64; 0 for padding.
+        label: (..., A), pixels of the label in every atom, whole numbers as float64.
     """
 
-    thresholds: tuple[str, ...]
-    choose: Callable[[Overlaps, Thresholds], Array]
+    members: Array
+    areas: Array
+    label: Array
+
+
+Score = Callable[[Overlaps], Array]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A rule that chooses proposals. Their union replaces the label; without any, the label stays.
+
+    A rule is given by ``scores``, ``choose`` or ``cover``. With ``scores`` a proposal is chosen if
+    one of its scores exceeds the threshold of the same name. The threshold search evaluates such
+    rules much faster, because it computes the scores only once. With none of the three, nothing is
+    chosen.
+
+    Args:
+        thresholds: the names of the thresholds, each in [0, 1], with the paper's values. A method
+            in params.yaml that uses the strategy has these keys.
+        scores: for every threshold a function of the overlaps, (..., N), in [0, 1].
+        choose: bool (..., N) from the overlaps and one keyword argument per threshold.
+        cover: bool (..., A) from the :class:`Atoms` and one keyword argument per threshold: the
+            atoms of the refined label, for rules that are not a union of proposals.
+        best_alone: of the chosen proposals keep only the one with the largest IoU of all the
+            image's proposals (the first of equals). If that one is not chosen, none is.
+
+    Raises:
+        ValueError: more than one of the three, or scores of other names than the thresholds.
+    """
+
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    choose: Callable[..., Array] | None = None
+    cover: Callable[..., Array] | None = None
     best_alone: bool = False
+
+    def __post_init__(self) -> None:
+        rules = [rule for rule in (self.choose, self.cover) if rule]
+        if len(rules) > 1 or set(self.scores) != (set() if rules else set(self.thresholds)):
+            raise ValueError("a strategy needs `choose`, `cover` or one score for each threshold")
+
+    @property
+    def uses_proposals(self) -> bool:
+        """Whether any proposal can be chosen."""
+        return bool(self.choose or self.cover or self.scores)
+
+    def select(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
+        """The chosen proposals, bool (..., N). Empty proposals are never chosen.
+
+        Args:
+            overlaps: counts of one label, or of a batch of labels with padded proposals.
+            thresholds: a value for each of the strategy's thresholds.
+        """
+        chosen = overlaps.areas > 0
+        if self.choose is not None:
+            chosen = chosen & self.choose(overlaps, **thresholds)
+        else:
+            chosen = chosen & self._exceeds(overlaps, thresholds)
+        return chosen & best(overlaps) if self.best_alone else chosen
+
+    def covered(self, atoms: Atoms, thresholds: Mapping[str, float]) -> Array:
+        """The atoms of the refined label, bool (..., A), for a rule that is given by ``cover``.
+
+        Atoms without pixels are never covered. Where no atom is covered, the label stays.
+
+        Raises:
+            ValueError: the rule is given in another way.
+        """
+        if self.cover is None:
+            raise ValueError("the strategy chooses proposals, not atoms")
+        return self.cover(atoms, **thresholds) & (atoms.areas > 0)
+
+    def _exceeds(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
+        exceeds = overlaps.areas < 0
+        for name, score in self.scores.items():
+            exceeds = exceeds | (score(overlaps) > thresholds[name])
+        return exceeds
+
+    def filled(self, given: Mapping[str, float]) -> dict[str, float]:
+        """A value for every threshold: the given one, otherwise the paper's.
+
+        Raises:
+            ValueError: ``given`` has a name that the strategy does not declare.
+        """
+        if unknown := sorted(set(given) - set(self.thresholds)):
+            names = ", ".join(self.thresholds) or "no threshold"
+            raise ValueError(f"unknown threshold {unknown[0]!r}; the strategy takes {names}")
+        return {**self.thresholds, **given}
+
+
+def best(overlaps: Overlaps) -> Array:
+    """Bool (..., N): the first proposal with the largest IoU of each label."""
+    iou = overlaps.iou
+    positions = (overlaps.areas >= 0).cumsum(-1) - 1
+    return positions == iou.argmax(-1)[..., None] if iou.shape[-1] else positions < 0
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"unknown strategy {name!r}; there is {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "none": Strategy((), lambda found, at: found.areas < 0),
-    "iom": Strategy(("threshold",), lambda found, at: found.iou > at.iom, best_alone=True),
-    "cpi": Strategy(
-        ("threshold_u", "threshold_o"),
-        lambda found, at: (found.of_label > at.cpi_u) | (found.of_proposal > at.cpi_o),
+    "none": Strategy(),
+    "iom": Strategy(
+        {"threshold": 0.5},
+        scores={"threshold": lambda overlaps: overlaps.iou},
+        best_alone=True,
     ),
-    "cpi-u": Strategy(("threshold_u",), lambda found, at: found.of_label > at.cpi_u),
-    "cpi-o": Strategy(("threshold_o",), lambda found, at: found.of_proposal > at.cpi_o),
+    "cpi": Strategy(
+        {"threshold_u": 0.7, "threshold_o": 0.7},
+        scores={
+            "threshold_u": lambda overlaps: overlaps.label_coverage,
+            "threshold_o": lambda overlaps: overlaps.proposal_coverage,
+        },
+    ),
+    "cpi-u": Strategy(
+        {"threshold_u": 0.7}, scores={"threshold_u": lambda overlaps: overlaps.label_coverage}
+    ),
+    "cpi-o": Strategy(
+        {"threshold_o": 0.7}, scores={"threshold_o": lambda overlaps: overlaps.proposal_coverage}
+    ),
 }

@@ -41,20 +41,15 @@ UNLABELLED_SEED = 1_000_003  # added to the seed, so that the two parts have dif
 
 
 def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
-    """The refiner that a method describes; thresholds it does not use keep the paper's values."""
-    given = {
-        "iom_threshold": method.threshold,
-        "cpi_threshold_u": method.threshold_u,
-        "cpi_threshold_o": method.threshold_o,
-    }
+    """The refiner that a method describes."""
     pwa = params.loss.pwa
     return PseudoLabelRefiner(
         strategy=method.strategy,
+        thresholds=method.threshold_values,
         pwa=method.pwa,
         pwa_mean=pwa.mean,
         pwa_variance=pwa.variance,
         pwa_offset=pwa.offset,
-        **{name: value for name, value in given.items() if value is not None},
     )
 
 

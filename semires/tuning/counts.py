@@ -1,9 +1,9 @@
-"""Pseudo-labels of val references reduced to counts per atom: all that a threshold search needs.
+"""Reduce the pseudo-labels of val to counts per atom, which are all that a threshold search needs.
 
 In: the burn-in teacher's hard pseudo-label ``c`` and the ground truth ``g`` of each reference, bool
 (H,W), and its image's Partition at the same size. Out: for every atom its area and how many pixels
 of ``c`` and of ``g`` lie in it, packed flat over all references, and each image's membership
-matrix. Made once per teacher and proposals, then kept in the work folder.
+matrix. They are made once per teacher and proposals, and cached in the work folder.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     rows: list[tuple[int, int, int, int, int]] = []
     numbers: list[tuple[Ints, Ints, Ints]] = []
 
-    @functools.lru_cache(maxsize=64)  # an image's references stand close together
+    @functools.lru_cache(maxsize=64)  # an image's references follow each other
     def resized(image_id: int, height: int, width: int) -> tuple[Partition, Ints]:
-        """The image's partition and its atoms' areas; members are kept at the first call."""
+        """The image's partition and its atoms' areas; members are stored at the first call."""
         partition = partitions[image_id].resize(height, width)
         if image_id not in images:
             images[image_id] = len(images)
@@ -139,24 +139,28 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     )
 
 
-def save(counts: Counts, path: Path, key: str) -> None:
-    """Write counts whole or not at all, with a digest that covers them and their key."""
+def save(counts: Counts, path: Path, made_from: str) -> None:
+    """Write counts whole or not at all, with a digest over them and their origin."""
     buffer = io.BytesIO()
     arrays = {field.name: getattr(counts, field.name) for field in fields(counts)}
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     data = buffer.getvalue()
-    write_bytes(path, sha256_bytes(key.encode() + data).encode() + data)
+    write_bytes(path, sha256_bytes(made_from.encode() + data).encode() + data)
 
 
-def load(path: Path, key: str) -> Counts:
+def load(path: Path, made_from: str) -> Counts:
     """Read counts.
+
+    Args:
+        path: the file.
+        made_from: the digest of what the counts are made from.
 
     Raises:
         CorruptCacheError: the file is damaged or was made from something else.
     """
     content = path.read_bytes()
     digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    if sha256_bytes(key.encode() + data).encode() != digest:
+    if sha256_bytes(made_from.encode() + data).encode() != digest:
         raise CorruptCacheError(f"{path}: damaged counts")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -165,30 +169,30 @@ def load(path: Path, key: str) -> Counts:
         raise CorruptCacheError(f"{path}: damaged counts ({error})") from error
 
 
-def cached(path: Path, key: str, make: Callable[[], Counts]) -> Counts:
-    """The counts kept in ``path``, or new ones where there are none or they are damaged."""
+def cached(path: Path, made_from: str, make: Callable[[], Counts]) -> Counts:
+    """The counts in ``path``, or new ones where there are none or they are damaged."""
     if path.exists():
         try:
-            return load(path, key)
+            return load(path, made_from)
         except CorruptCacheError as error:
             print(f"{error}; counting again")
     counts = make()
-    save(counts, path, key)
+    save(counts, path, made_from)
     return counts
 
 
-def sources(params: Params, cell: RunKey) -> dict[str, Any]:
-    """What the counts are made from: teacher, proposals, data and the size of the model's image.
+def sources(params: Params, key: RunKey) -> dict[str, Any]:
+    """The origin of the counts: digests of teacher, proposals and data, and the sample's settings.
 
     Raises:
         SemiresError: the burn-in or the proposals are missing; the text names the file.
     """
-    burn_in = RunKey(cell.dataset, cell.fraction, "supervised", cell.seed).folder
+    burn_in = RunKey(key.dataset, key.fraction, "supervised", key.seed).folder
     teacher = burn_in / "model.safetensors"
     if not teacher.is_file():
         raise DataError(f"{teacher}: no such file; run the burn-in of {burn_in} first")
-    folder = layout.proposals(cell.dataset, source_of(params, cell))
-    tables = sorted(layout.prepared(cell.dataset).glob("*.parquet"))
+    folder = layout.proposals(key.dataset, source_of(params, key))
+    tables = sorted(layout.prepared(key.dataset).glob("*.parquet"))
     return {
         "teacher": sha256_file(teacher),
         "proposals": str(read_json(folder / "manifest.json")["fingerprint"]),
@@ -198,19 +202,19 @@ def sources(params: Params, cell: RunKey) -> dict[str, Any]:
     }
 
 
-def counts_of(params: Params, cell: RunKey) -> Counts:
-    """The counts of a cell's val references, from the cache or made by its burn-in teacher."""
+def counts_of(params: Params, key: RunKey) -> Counts:
+    """The counts of val's references, from the cache or made by the run's burn-in teacher."""
     from semires.proposals.cache import open_proposals
 
-    proposals = open_proposals(params, cell)
-    key = fingerprint(sources(params, cell))
-    parts = cell.folder.parts
-    name = "-".join(["counts", parts[1], parts[2], source_of(params, cell), parts[4]])
-    path = layout.work(name, key) / "counts.npz"
-    return cached(path, key, lambda: count(pseudo_labels(params, cell), proposals))
+    proposals = open_proposals(params, key)
+    made_from = fingerprint(sources(params, key))
+    parts = key.folder.parts
+    name = "-".join(["counts", parts[1], parts[2], source_of(params, key), parts[4]])
+    path = layout.work(name, made_from) / "counts.npz"
+    return cached(path, made_from, lambda: count(pseudo_labels(params, key), proposals))
 
 
-def pseudo_labels(params: Params, cell: RunKey) -> Iterator[PseudoLabel]:
+def pseudo_labels(params: Params, key: RunKey) -> Iterator[PseudoLabel]:
     """The burn-in teacher's hard pseudo-labels of val: the first expression of each reference.
 
     The unit is the reference, counted once, as in the paper's Figure 6.
@@ -221,7 +225,7 @@ def pseudo_labels(params: Params, cell: RunKey) -> Iterator[PseudoLabel]:
     from semires.models.weights import load_weights
     from semires.training.context import RunContext
 
-    context = RunContext(params, cell, ("data", "model"))
+    context = RunContext(params, key, ("data", "model"))
     dataset = context.labelled_dataset(context.tables.part("val"))
     teacher = context.build_model()
     load_weights(teacher, context.burn_in_folder / "model.safetensors")
@@ -242,9 +246,9 @@ def pseudo_labels(params: Params, cell: RunKey) -> Iterator[PseudoLabel]:
 
 
 def halves(image_ids: Ints, seed: int) -> tuple[Bools, Bools]:
-    """Masks (R,) of the references of either half of the images, drawn by seed.
+    """Masks (R,) of the references of two random halves of the images, drawn by seed.
 
-    The first half, with the odd image, is what trials see; the other one is held out.
+    Trials use the first half, which has the odd image. The second half is held out.
 
     Raises:
         DataError: there are fewer than two images.

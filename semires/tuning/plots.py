@@ -1,38 +1,40 @@
-"""Plots of a search as PNG: history, slices, contour of CPI's two thresholds, importances.
-
-For the objective ``labels`` the curves and the contour are the objective itself, computed on a
-grid, not an interpolation of trials: it costs a second.
-"""
+"""Plots of a search as PNG: history, response curves, plane, slices, importances."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import pandas as pd
+
     from semires.tuning.results import Result
 
-UNIT = {"labels": "oIoU of refined labels, seen half (%)", "training": "val oIoU (%)"}
-CURVE_POINTS = 101
-CONTOUR_POINTS = 41
+UNIT = {"labels": "oIoU of refined labels, seen half (%)", "training": "val oIoU, seen half (%)"}
+HALVES = {"seen": "tab:blue", "held_out": "tab:orange"}
+PAPER = {"color": "tab:red", "ls": "--", "lw": 1, "label": "params.yaml (paper)"}
+BEST = {"color": "tab:green", "lw": 1, "label": "best"}
 
 
 def draw(result: Result, folder: Path) -> None:
-    """Write ``history.png``, ``slices.png``, ``importances.png`` and, for CPI, ``contour.png``."""
+    """Write the plots.
+
+    ``history.png``, ``curves.png`` and ``importances.png`` always; ``plane.png`` for a strategy
+    with two thresholds; ``slices.png`` for the objective ``training``.
+    """
     import matplotlib as mpl
 
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
         _history(result, folder / "history.png")
-        _slices(result, folder / "slices.png")
+        _curves(result, folder / "curves.png")
         _importances(result, folder / "importances.png")
-        if {"threshold_u", "threshold_o"} <= set(result.axes):
-            _contour(result, folder / "contour.png")
+        if result.plane is not None:
+            _plane(result, result.plane, folder / "plane.png")
+        if result.params.tune.objective == "training":
+            _slices(result, folder / "slices.png")
 
 
 def _figure(columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
@@ -47,44 +49,68 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})  # the same bytes for the same content
 
 
-def _value(result: Result, half: str, values: Mapping[str, float]) -> float:
-    from semires.tuning.objective import summarise
-
-    table = result.tables[half]
-    return summarise(table.outcome(values), table.labels)["oIoU"]
-
-
 def _history(result: Result, path: Path) -> None:
+    """The value of every trial, and the best one so far."""
     figure, (axes,) = _figure()
     table = result.trial_table.dropna(subset=["value"])
     axes.plot(table["number"], table["value"], ".", color="tab:gray", label="trial")
-    axes.step(
-        table["number"], table["value"].cummax(), where="post", color="tab:blue", label="best"
-    )
+    best = table["value"].cummax()
+    axes.step(table["number"], best, where="post", color="tab:blue", label="best")
     if result.params.tune.objective == "labels":
-        given = _value(result, "seen", result.given)
-        axes.axhline(given, color="tab:red", ls="--", lw=1, label="params.yaml (paper)")
+        axes.axhline(result.summary["seen"]["paper"]["oIoU"], **PAPER)
     axes.set(xlabel="trial", ylabel=UNIT[result.params.tune.objective])
     axes.legend(frameon=False)
     _save(figure, path)
 
 
+def _curves(result: Result, path: Path) -> None:
+    """The oIoU with its interval over images (first row) and the mIoU of the labels."""
+    figure, panels = _figure(len(result.thresholds), 2)
+    for i, name in enumerate(result.thresholds):
+        upper, lower = panels[i], panels[i + len(result.thresholds)]
+        for half, colour in HALVES.items():
+            table = result.curves.query("half == @half and threshold == @name")
+            label = f"{half.replace('_', ' ')} half"
+            upper.fill_between(
+                table["value"], table["low"], table["high"], color=colour, alpha=0.15, lw=0
+            )
+            upper.plot(table["value"], table["oIoU"], color=colour, label=label)
+            lower.plot(table["value"], table["mIoU"], color=colour, label=label)
+        for panel, metric in ((upper, "oIoU"), (lower, "mIoU")):
+            panel.axvline(result.given[name], **PAPER)
+            panel.axvline(result.best[name], **BEST)
+            panel.set(xlabel=name, ylabel=f"{metric} of refined labels (%)", xlim=(0, 1))
+    panels[0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def _plane(result: Result, plane: pd.DataFrame, path: Path) -> None:
+    """The oIoU of the refined labels over both thresholds, on the half that the trials used."""
+    figure, (axes,) = _figure()
+    first, second = result.thresholds
+    surface = plane.pivot_table(index=second, columns=first, values="oIoU")
+    drawn = axes.contourf(surface.columns, surface.index, surface, levels=20, cmap="viridis")
+    figure.colorbar(drawn, ax=axes, label=UNIT["labels"])
+    table = result.trial_table
+    axes.plot(table[f"params_{first}"], table[f"params_{second}"], ".", color="white", ms=2)
+    for values, style in ((result.given, "rs"), (result.best, "g*")):
+        label = "best" if values is result.best else PAPER["label"]
+        axes.plot(values[first], values[second], style, ms=8, label=label)
+    axes.set(xlabel=first, ylabel=second, xlim=(0, 1), ylim=(0, 1))
+    axes.legend(fontsize=7)
+    _save(figure, path)
+
+
 def _slices(result: Result, path: Path) -> None:
+    """The trials' values over each parameter."""
     columns = min(len(result.axes), 3)
     figure, panels = _figure(columns, math.ceil(len(result.axes) / columns))
     table = result.trial_table.dropna(subset=["value"])
     for panel, (name, axis) in zip(panels, result.axes.items(), strict=False):
-        panel.plot(
-            table[f"params_{name}"], table["value"], ".", color="tab:gray", ms=3, label="trial"
-        )
-        panel.axvline(axis.given, color="tab:red", ls="--", lw=1, label="params.yaml (paper)")
-        panel.axvline(result.best[name], color="tab:green", lw=1, label="best")
-        if result.params.tune.objective == "labels":
-            grid = np.linspace(axis.low, axis.high, CURVE_POINTS)
-            for half, style in (("seen", "-"), ("held_out", ":")):
-                curve = [_value(result, half, {**result.best, name: float(x)}) for x in grid]
-                label = f"{half.replace('_', ' ')} half"
-                panel.plot(grid, curve, style, color="tab:blue", label=label)
+        points = table[f"params_{name}"], table["value"]
+        panel.plot(*points, ".", color="tab:gray", ms=3, label="trial")
+        panel.axvline(axis.given, **PAPER)
+        panel.axvline(result.best[name], **BEST)
         panel.set(xlabel=name, ylabel=UNIT[result.params.tune.objective])
         panel.set_xscale("log" if axis.log else "linear")
     panels[0].legend(frameon=False, fontsize=7)
@@ -93,32 +119,10 @@ def _slices(result: Result, path: Path) -> None:
     _save(figure, path)
 
 
-def _contour(result: Result, path: Path) -> None:
-    """Overall IoU of the refined labels over both thresholds, on the half that trials saw."""
-    figure, (axes,) = _figure()
-    grid = np.linspace(0.0, 1.0, CONTOUR_POINTS)
-    surface = [
-        [_value(result, "seen", {"threshold_u": float(u), "threshold_o": float(o)}) for u in grid]
-        for o in grid
-    ]
-    drawn = axes.contourf(grid, grid, surface, levels=20, cmap="viridis")
-    figure.colorbar(drawn, ax=axes, label=UNIT["labels"])
-    table = result.trial_table
-    axes.plot(table["params_threshold_u"], table["params_threshold_o"], ".", color="white", ms=2)
-    for values, marker, label in (
-        (result.given, "rs", "params.yaml (paper)"),
-        (result.best, "g*", "best"),
-    ):
-        axes.plot(values["threshold_u"], values["threshold_o"], marker, ms=8, label=label)
-    axes.set(xlabel="threshold_u (CPI-U)", ylabel="threshold_o (CPI-O)", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(fontsize=7)
-    _save(figure, path)
-
-
 def importances(result: Result) -> dict[str, float]:
     """Share of the value's variation among good trials that each parameter explains (PED-ANOVA).
 
-    All zeros where it cannot be told: one parameter, or hardly any differing trials.
+    All zeros where it is undefined: with one parameter, or hardly any differing trials.
     """
     import optuna
 

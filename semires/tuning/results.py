@@ -1,12 +1,12 @@
-"""What a search found, on the half of val that trials saw and on the one that they did not.
+"""The result of a search, on the half of val that the trials used and on the held-out half.
 
-The best trial, the values in params.yaml (the paper's) and the untouched pseudo-label stand side by
-side with confidence intervals over images; differences are paired.
+It compares the untouched pseudo-labels, the values in params.yaml (the paper's) and the best trial,
+with confidence intervals over images. Differences are paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,9 @@ from semires.evaluation.bootstrap import (
 from semires.files import atomic_folder, write_json, write_text
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
-from semires.tuning.objective import Axis, Outcome, Table, summarise, untouched
+from semires.tuning.curves import response_curves, response_plane
+from semires.tuning.objective import Axis
+from semires.tuning.refined import Outcome, Table, summarise, thresholds_of
 from semires.tuning.storage import hidden
 
 ROWS = ("untouched", "paper", "best")
@@ -34,10 +36,13 @@ ROWS = ("untouched", "paper", "best")
 
 @dataclass(frozen=True)
 class Result:
-    """A finished search. ``tables``: both halves of val; ``trials``: done, in order."""
+    """A finished search.
+
+    ``tables``: ``seen`` and ``held_out`` half of val; ``trials``: those that are done, by number.
+    """
 
     params: Params
-    cell: RunKey
+    key: RunKey
     axes: Mapping[str, Axis]
     tables: Mapping[str, Table]
     trials: list[Any]
@@ -58,6 +63,11 @@ class Result:
         return {name: float(params[name]) for name in self.axes}
 
     @property
+    def thresholds(self) -> tuple[str, ...]:
+        """The names of the strategy's thresholds."""
+        return thresholds_of(self.params.refine[self.key.method].strategy)
+
+    @property
     def given(self) -> dict[str, float]:
         """The values in params.yaml: the paper's."""
         return {name: axis.given for name, axis in self.axes.items()}
@@ -66,7 +76,7 @@ class Result:
         """The labels of one half of val as in each of ``ROWS``."""
         table = self.tables[half]
         return {
-            "untouched": untouched(table.labels),
+            "untouched": table.labels.untouched(),
             "paper": table.outcome(self.given),
             "best": table.outcome(self.best),
         }
@@ -87,6 +97,19 @@ class Result:
         return pd.DataFrame(rows)
 
     @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The labels' response to each threshold; see `curves.response_curves`."""
+        best = {name: self.best[name] for name in self.thresholds}
+        return response_curves(self.tables, self.given, best)
+
+    @cached_property
+    def plane(self) -> pd.DataFrame | None:
+        """The labels' oIoU on the seen half over both thresholds of a strategy with two."""
+        if len(self.thresholds) != 2:
+            return None
+        return response_plane(self.tables["seen"], (self.thresholds[0], self.thresholds[1]))
+
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """Metrics, intervals and differences per half, the best values, and what was searched."""
         summary: dict[str, Any] = {"trials": len(self.trials), "values": self.best}
@@ -104,8 +127,10 @@ class Result:
                     }
                     for name, outcome in outcomes.items()
                 },
-                "best_minus_paper": _told(paired_difference([sums["best"]], [sums["paper"]], n)),
-                "best_minus_untouched": _told(
+                "best_minus_paper": _difference(
+                    paired_difference([sums["best"]], [sums["paper"]], n)
+                ),
+                "best_minus_untouched": _difference(
                     paired_difference([sums["best"]], [sums["untouched"]], n)
                 ),
             }
@@ -120,28 +145,32 @@ def _bounds(interval: Interval) -> dict[str, float]:
     return {"low": interval.low, "high": interval.high}
 
 
-def _told(interval: Interval) -> dict[str, float]:
+def _difference(interval: Interval) -> dict[str, float]:
     return {"value": interval.value, **_bounds(interval)}
 
 
-def publish(result: Result) -> None:
-    """Write the outputs, log the study once, and print a summary table."""
+def publish(result: Result, report: bool = True) -> None:
+    """Write the outputs and log the search; with ``report`` also print a summary."""
     from semires import tracking
     from semires.tuning import plots
 
-    folder = layout.tune_folder(result.cell)
+    folder = layout.tune_folder(result.key)
     with atomic_folder(folder) as temporary:
         write_text(temporary / "best.yaml", best_yaml(result))
         result.trial_table.to_csv(temporary / "trials.csv", index=False)
         write_json(temporary / "summary.json", result.summary)
+        result.curves.to_csv(temporary / "curves.csv", index=False)
+        if result.plane is not None:
+            result.plane.to_csv(temporary / "plane.csv", index=False)
         plots.draw(result, temporary)
     seeds = result.params.study.tune_seeds
-    if not seeds or result.cell.seed in seeds:
-        write_text(tuned_file(result.cell), best_yaml(result, thresholds_only=True))
+    if not seeds or result.key.seed in seeds:
+        write_text(tuned_file(result.key), best_yaml(result, thresholds_only=True))
     else:
-        print(f"{tuned_file(result.cell)}: left as it is, study.tune_seeds says seed {seeds[0]}")
-    tracking.log_study(result.cell, without_password(result.params), result.trial_table, folder)
-    print(text_table(result))
+        print(f"{tuned_file(result.key)}: not changed, because study.tune_seeds is {seeds[0]}")
+    tracking.log_study(result.key, without_password(result.params), result.trial_table, folder)
+    if report:
+        print(text_table(result))
 
 
 def without_password(params: Params) -> Params:
@@ -150,14 +179,14 @@ def without_password(params: Params) -> Params:
     return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
 
 
-def tuned_file(cell: RunKey) -> Path:
-    """Where methods with ``thresholds: tuned`` find them (in git), whatever their own seed.
+def tuned_file(key: RunKey) -> Path:
+    """The file (in git) of the values for methods with ``thresholds: tuned``, whatever their seed.
 
-    One search speaks for a method, so its seed is not in the name: ``study.tune_seeds`` holds one
-    seed at most, and `semires tune` with another one does not write here.
+    The seed is not in the name: one search serves all seeds of a method. ``study.tune_seeds`` has
+    at most one seed, and `semires tune` with another seed does not write this file.
     """
-    fraction = fraction_name(cell.fraction)
-    return layout.TUNED / f"{cell.dataset}-{fraction}-{cell.label}.yaml"
+    fraction = fraction_name(key.fraction)
+    return layout.TUNED / f"{key.dataset}-{fraction}-{key.label}.yaml"
 
 
 def best_yaml(result: Result, thresholds_only: bool = False) -> str:
@@ -166,19 +195,23 @@ def best_yaml(result: Result, thresholds_only: bool = False) -> str:
     difference = held_out["best_minus_paper"]
     lines = [
         f"# Best of {len(result.trials)} trials, objective {result.params.tune.objective}, "
-        f"{result.cell.dataset}, {fraction_name(result.cell.fraction)} % labelled, "
-        f"{result.cell.label}, seed {result.cell.seed}.",
+        f"{result.key.dataset}, {fraction_name(result.key.fraction)} % labelled, "
+        f"{result.key.label}, seed {result.key.seed}.",
         f"# Pseudo-labels' oIoU on the held-out half of val: {held_out['best']['oIoU']:.2f}, "
         f"with params.yaml's thresholds {held_out['paper']['oIoU']:.2f} (difference "
         f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
         f"{difference['high']:+.2f}).",
     ]
-    values = {
-        name: value
-        for name, value in result.best.items()
-        if name.startswith("threshold") or not thresholds_only
-    }
-    return "\n".join([*lines, *(f"{name}: {value!r}" for name, value in values.items()), ""])
+    names = result.thresholds if thresholds_only else result.axes
+    return "\n".join([*lines, *(f"{name}: {result.best[name]!r}" for name in names), ""])
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def _shown_difference(difference: Mapping[str, float]) -> str:
+    return f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
 
 
 def text_table(result: Result) -> str:
@@ -188,25 +221,51 @@ def text_table(result: Result) -> str:
     rows = []
     for half in result.tables:
         for name in ROWS:
-            found = result.summary[half][name]
-            bounds = found["oIoU_interval"]
+            metrics = result.summary[half][name]
+            bounds = metrics["oIoU_interval"]
             values = {"paper": result.given, "best": result.best}.get(name, {})
             rows.append(
                 [
                     half.replace("_", " "),
                     name,
-                    ", ".join(f"{k} {v:.3f}" for k, v in values.items()),
-                    f"{found['oIoU']:.2f} [{bounds['low']:.2f}, {bounds['high']:.2f}]",
-                    *(f"{found[k]:.1f}" for k in ("mIoU", "matched", "better", "worse")),
+                    _shown(values),
+                    f"{metrics['oIoU']:.2f} [{bounds['low']:.2f}, {bounds['high']:.2f}]",
+                    *(f"{metrics[k]:.1f}" for k in ("mIoU", "matched", "better", "worse")),
                 ]
             )
     head = ["half of val", "labels", "values", "oIoU", "mIoU", "matched %", "better %", "worse %"]
-    told = result.summary["held_out"]["best_minus_paper"]
+    difference = result.summary["held_out"]["best_minus_paper"]
     text: str = (
         f"{result.study}: {len(result.trials)} trials in {hidden(result.storage)}\n"
         + tabulate(rows, headers=head, disable_numparse=True)
-        + f"\nbest minus paper, held out: {told['value']:+.2f} "
-        f"[{told['low']:+.2f}, {told['high']:+.2f}]"
-        f"\nlook at it with `optuna-dashboard {hidden(result.storage)}` (docs/tuning.md)"
+        + f"\nbest minus paper, held out: {_shown_difference(difference)}"
+        + f"\nopen it with `optuna-dashboard '{hidden(result.storage)}'` (docs/tuning.md)"
     )
     return text
+
+
+def comparison(results: Sequence[Result]) -> str:
+    """Several searches as one table for the terminal: oIoU of the labels on both halves of val."""
+    from tabulate import tabulate
+
+    rows = []
+    for result in results:
+        halves = [result.summary[half] for half in ("seen", "held_out")]
+        rows.append(
+            [
+                result.key.dataset,
+                fraction_name(result.key.fraction),
+                result.key.label,
+                _shown(result.given),
+                _shown(result.best),
+                *(f"{half[name]['oIoU']:.2f}" for half in halves for name in ROWS),
+                _shown_difference(halves[1]["best_minus_paper"]),
+            ]
+        )
+    head = ["data set", "%", "method", "paper's values", "best values"]
+    head += [f"{half}: {name}" for half in ("seen", "held out") for name in ROWS]
+    head.append("held out: best - paper")
+    if not rows:
+        return "params.yaml lists no search: study.tune_fractions or study.tune_methods is empty"
+    table: str = tabulate(rows, headers=head, disable_numparse=True)
+    return f"oIoU of the refined labels of val, percent\n{table}"

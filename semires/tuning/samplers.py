@@ -1,15 +1,14 @@
-"""Samplers whose choice for a trial depends on its place in the study and on the trials before it.
+"""Optuna's samplers, seeded anew for each trial.
 
-Optuna's own, seeded once, repeat their first trials when a study goes on in a new process, and two
-processes would draw the same ones. Here every trial gets a generator of its own, seeded by its
-place, so that one process, two processes or a resumed one draw from the same sequence.
+A sampler of Optuna that is seeded once repeats its first trials when a search continues in a new
+process, and two processes would draw the same trials. Here the seed depends on the trial's number,
+which is unique in a study.
 """
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,88 +17,78 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from semires.errors import ConfigError
-from semires.tuning.objective import PAPER_GRID, Axis
-from semires.tuning.storage import slot
+from semires.tuning.objective import Axis
 
 
-class PlacedSampler(BaseSampler):  # type: ignore[misc]
-    """Makes a new sampler of a kind for each trial, seeded by the trial's place.
+class SeededSampler(BaseSampler):  # type: ignore[misc]
+    """Makes a new sampler of Optuna for each trial, seeded by the trial's number.
 
     Args:
-        kind: tpe, cmaes, random, qmc or grid (whose points all stand in ``first``).
-        seed: of the whole sequence.
-        axes: the space.
-        first: the points of the first trials.
-        parallel: trials are long and several processes run some at once.
+        kind: tpe, cmaes, random, or qmc: the points of one scrambled Sobol sequence by the trial's
+            number (Optuna's own sampler repeats its points in a study that is continued).
+            ``grid`` samples nothing, since all of its points are queued.
+        seed: of the search.
+        axes: the space. Given as a whole, so that no sampler has to infer it from earlier trials.
+        parallel: trials are long, and several processes run some at once.
 
     Raises:
-        ConfigError: CMA-ES is asked to search one parameter, which it cannot.
+        ConfigError: ``cmaes`` with one parameter, which it cannot search.
     """
 
     def __init__(
-        self,
-        kind: str,
-        seed: int,
-        axes: Mapping[str, Axis],
-        first: Sequence[dict[str, float]] = (),
-        parallel: bool = False,
+        self, kind: str, seed: int, axes: Mapping[str, Axis], parallel: bool = False
     ) -> None:
         if kind == "cmaes" and len(axes) < 2:
             raise ConfigError(
-                f"tune.sampler: cmaes needs two parameters or more, and {', '.join(axes)} is all "
-                "there is to search; choose tpe"
+                f"tune.sampler: cmaes needs two parameters or more, and this search has only "
+                f"{', '.join(axes)}; choose tpe"
             )
-        self.kind, self.seed, self.axes = kind, seed, axes
-        self.first, self.parallel = first, parallel
-        self._sampler: BaseSampler = RandomSampler(seed=seed)
-        self._point: dict[str, float] = {}
+        self.kind, self.seed, self.axes, self.parallel = kind, seed, axes, parallel
+        self.space = {
+            name: FloatDistribution(axis.low, axis.high, log=axis.log)
+            for name, axis in axes.items()
+        }
+        self._sampler = self._make(0)
 
-    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        """Seed the trial's own sampler."""
-        place = slot(study, trial)
-        seed = int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0])
+    def _make(self, number: int) -> BaseSampler:
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if self.kind == "tpe":
-                self._sampler = TPESampler(seed=seed, constant_liar=self.parallel)
-            elif self.kind == "cmaes":
-                self._sampler = CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            else:
-                self._sampler = RandomSampler(seed=seed)
-        if place < len(self.first):
-            self._point = self.first[place]
-        else:
-            self._point = self._sobol(place) if self.kind == "qmc" else {}
+                return TPESampler(seed=seed, constant_liar=self.parallel)
+            if self.kind == "cmaes":
+                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            return RandomSampler(seed=seed)
+
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        """Make the trial's sampler."""
+        self._sampler = self._make(trial.number)
         self._sampler.before_trial(study, trial)
-
-    def _sobol(self, place: int) -> dict[str, float]:
-        """The scrambled Sobol sequence's point number ``place``, scaled to the axes."""
-        from scipy.stats import qmc  # a second to import
-
-        engine = qmc.Sobol(len(self.axes), scramble=True, rng=self.seed)
-        if place:
-            engine.fast_forward(place)
-        units = engine.random(1)[0]
-        pairs = zip(self.axes.items(), units, strict=True)
-        return {name: scaled(axis, float(unit)) for (name, axis), unit in pairs}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, Any]:
-        """The whole space: it is known, so that no sampler has to read it off earlier trials."""
-        if self._point or self.kind not in ("tpe", "cmaes"):
-            return {}
-        return {
-            name: FloatDistribution(axis.low, axis.high, log=axis.log)
-            for name, axis in self.axes.items()
-        }
+        """The whole space, for the samplers that sample all parameters at once."""
+        return {} if self.kind in ("random", "grid") else dict(self.space)
 
     def sample_relative(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
-        """As the trial's sampler has it."""
+        """The Sobol sequence's point, or what the trial's sampler draws."""
+        if self.kind == "qmc":
+            return self._sobol(trial.number)
         values: dict[str, Any] = self._sampler.sample_relative(study, trial, search_space)
         return values
+
+    def _sobol(self, number: int) -> dict[str, float]:
+        """A point of the scrambled Sobol sequence, scaled to the axes."""
+        from scipy.stats import qmc  # takes a second to import
+
+        engine = qmc.Sobol(len(self.axes), scramble=True, rng=self.seed)
+        if number:
+            engine.fast_forward(number)
+        units = zip(self.axes.items(), engine.random(1)[0], strict=True)
+        return {name: scaled(axis, float(unit)) for (name, axis), unit in units}
 
     def sample_independent(
         self,
@@ -108,9 +97,7 @@ class PlacedSampler(BaseSampler):  # type: ignore[misc]
         param_name: str,
         param_distribution: Any,
     ) -> Any:
-        """The given or Sobol point's coordinate, or as the trial's sampler has it."""
-        if param_name in self._point:
-            return self._point[param_name]
+        """Delegate to the trial's sampler."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -120,7 +107,7 @@ class PlacedSampler(BaseSampler):  # type: ignore[misc]
         state: optuna.trial.TrialState,
         values: Any,
     ) -> None:
-        """As the trial's sampler has it."""
+        """Delegate to the trial's sampler."""
         self._sampler.after_trial(study, trial, state, values)
 
 
@@ -130,11 +117,3 @@ def scaled(axis: Axis, unit: float) -> float:
         low, high = np.log([axis.low, axis.high])
         return float(np.clip(np.exp(low + unit * (high - low)), axis.low, axis.high))
     return axis.low + unit * (axis.high - axis.low)
-
-
-def grid(axes: Mapping[str, Axis]) -> list[dict[str, float]]:
-    """The paper's grid of Table 3 over the thresholds; other axes stay at their given values."""
-    choices = [
-        PAPER_GRID if name.startswith("threshold") else (axis.given,) for name, axis in axes.items()
-    ]
-    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*choices)]

@@ -1,92 +1,48 @@
-"""Where a study is kept, and how several processes share it without losing or repeating a trial.
+"""The Optuna storage of the searches: opening it, and one line for whatever is wrong with it.
 
-A trial is claimed under an exclusive lock and holds a shared one while it runs. Whoever gets that
-one exclusively knows that no process is at work, so that a trial still marked as running was left
-by a killed one: it is failed and queued again with the same parameters. Both locks are the
-kernel's, so a killed process holds none. Storages on other hosts use Optuna's heartbeat instead.
+A worker that is killed leaves its trial marked as running. Optuna's heartbeat then fails the trial
+and queues the same parameters again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
+import functools
 import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
-import sqlalchemy.event
+import sqlalchemy
 import sqlalchemy.exc
 from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-from semires.errors import BusyError, ConfigError, CorruptCacheError, SemiresError
+from semires.errors import BusyError, ConfigError, SemiresError
+from semires.files import sqlite_url
 from semires.runs import layout
 
 HEARTBEAT_S = 10
 GRACE_S = 60
-CREATION_TIMEOUT_S = 60
+LOCK_TIMEOUT_S = 60
 SQLITE_TIMEOUT_S = 60
-SLOT = "slot"  # the place in the sequence of trials that a trial takes over from a failed one
-
-
-class Gate:
-    """Admits one process at a time to claim a trial (see the module's text).
-
-    ``local``: all workers of the study share this file system, so ``alone`` may be believed.
-    """
-
-    def __init__(self, stem: Path, local: bool) -> None:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        self.local = local
-        flags = os.O_RDWR | os.O_CREAT
-        self._claim = os.open(stem.with_name(stem.name + ".claim"), flags)
-        self._running = os.open(stem.with_name(stem.name + ".running"), flags)
-
-    def claim(self) -> None:
-        """Wait for the right to claim a trial."""
-        fcntl.flock(self._claim, fcntl.LOCK_EX)
-
-    def alone(self) -> bool:
-        """Whether no process runs a trial; call it between ``claim`` and ``start``."""
-        if not self.local:
-            return False
-        try:
-            fcntl.flock(self._running, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        fcntl.flock(self._running, fcntl.LOCK_UN)
-        return True
-
-    def start(self) -> None:
-        """A trial was claimed and runs now: let the next process claim one."""
-        fcntl.flock(self._running, fcntl.LOCK_SH)
-        fcntl.flock(self._claim, fcntl.LOCK_UN)
-
-    def stop(self) -> None:
-        """The trial is told, or there was none."""
-        fcntl.flock(self._running, fcntl.LOCK_UN)
-        fcntl.flock(self._claim, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Give up both locks."""
-        os.close(self._claim)
-        os.close(self._running)
 
 
 def default_url() -> str:
-    """The sqlite file that holds all studies of this workspace."""
-    return f"sqlite:///{layout.root() / '.work' / 'optuna' / 'studies.db'}"
+    """The SQLite file with all searches of this workspace."""
+    return sqlite_url(layout.root() / ".work" / "optuna" / "studies.db")
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an sqlite URL, or None for any other storage."""
-    scheme, _, rest = url.partition("://")
-    if scheme.partition("+")[0] != "sqlite" or not rest.strip("/"):
+    """The file of an SQLite URL, or None for any other storage (and for SQLite's own URIs)."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return None
-    return Path(rest.partition("?")[0].removeprefix("/"))
+    name = parsed.database or ":memory:"
+    local = parsed.get_backend_name() == "sqlite" and not name.startswith((":memory:", "file:"))
+    return Path(name) if local else None
 
 
 def hidden(url: str) -> str:
@@ -97,130 +53,120 @@ def hidden(url: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(url: str) -> Iterator[None]:
-    """Turn what a storage can do wrong into one line that names it.
+def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what a storage raises into one line that names it.
+
+    Args:
+        url: the storage.
+        errors: further exceptions that come from the storage alone.
 
     Raises:
-        SemiresError: the storage is locked, damaged, unreachable or its URL makes no sense.
+        SemiresError: the storage is locked, damaged, unreachable or its URL is wrong.
     """
-    broken = (
-        optuna.exceptions.StorageInternalError,
-        sqlalchemy.exc.SQLAlchemyError,
-        ImportError,
-        ConnectionError,
-    )
+    database = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
     try:
         yield
-    except broken as error:
+    except SemiresError:
+        raise
+    except (*database, ConnectionError, *errors) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         text = (str(cause).splitlines() or [type(cause).__name__])[0]
+        if "no longer compatible" in text:
+            raise SemiresError(_another_version(url, text)) from error
         raise SemiresError(
             f"tune.storage {hidden(url)}: locked, damaged or unreachable ({text}); free or mend "
             "it, or give another storage, then run the same command again"
         ) from error
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """Open an Optuna storage; sqlite is made under a lock and set up for many small commits.
+def _another_version(url: str, text: str) -> str:
+    """What to do about a storage that another version of Optuna made."""
+    way = f"update it with `optuna storage upgrade --storage '{hidden(url)}'` (keep a copy)"
+    if "upgrade" not in text:  # the tables are newer than this Optuna
+        way = "use that version of Optuna"
+    made_by = text.partition("(set up by ")[2].partition(")")[0] or "another version of Optuna"
+    return (
+        f"tune.storage {hidden(url)}: made by {made_by}, which stores other tables than the "
+        f"installed {optuna.__version__}; {way}, or give another storage"
+    )
+
+
+@contextlib.contextmanager
+def locked(url: str, name: str) -> Iterator[None]:
+    """Exclude the other processes of this machine that work on the same search.
 
     Raises:
-        SemiresError: it cannot be opened (:func:`explained`).
-        CorruptCacheError: an sqlite file is damaged.
-        BusyError: another process has been creating it for a minute.
-        ConfigError: the URL is of no database that other processes can share.
+        BusyError: another process has had the lock for a minute.
+        SemiresError: the lock's folder cannot be made.
+    """
+    path = sqlite_path(url)
+    folder = path.parent if path is not None else layout.root() / ".work" / "optuna"
+    place = folder / f"{path.name if path else 'study'}-{name}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(place, timeout=LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise BusyError(f"{place}: another process uses it; try again later") from error
+    except OSError as error:
+        if error.filename not in (str(folder), str(place)):
+            raise
+        raise SemiresError(f"{place}: cannot be created: {error.strerror}") from error
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Open an Optuna storage, or make it.
+
+    Raises:
+        SemiresError: it cannot be opened (:func:`explained`), or is another program's database.
+        BusyError: another process has been making it for a minute.
+        ConfigError: the URL names no database that other processes can share.
     """
     path = sqlite_path(url)
     if url.startswith("redis"):
         raise ConfigError(f"tune.storage: {hidden(url)}: Optuna has no Redis; give an SQL database")
-    if url.startswith("sqlite") and (path is None or path.name == ":memory:"):
+    if url.startswith("sqlite") and path is None and "file:" not in url:
         raise ConfigError(f"tune.storage: {url} names no file; write sqlite:///FOLDER/FILE.db")
-    with explained(url), warnings.catch_warnings():
+    with explained(url, Exception), warnings.catch_warnings(), locked(url, "open"):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if path is not None:
-            verify_sqlite(path)
-            return _open_sqlite(url, path)
-        return optuna.storages.RDBStorage(
+        _refuse_foreign(url)
+        return RDBStorage(
             url,
+            engine_kwargs={} if path is None else {"creator": functools.partial(_connect, path)},
             heartbeat_interval=HEARTBEAT_S,
             grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=requeue,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
 
 
-def _open_sqlite(url: str, path: Path) -> optuna.storages.RDBStorage:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock"), timeout=CREATION_TIMEOUT_S):
-            arguments = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
-            storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-            # No flush to disk at each commit: a killed process loses nothing, and a trial takes
-            # milliseconds. Set on every later connection; the journal's mode stays in the file.
-            sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
-            storage.engine.dispose()
-            storage.scoped_session.remove()
-            with storage.engine.connect():
-                return storage
-    except Timeout as error:
-        raise BusyError(f"{path}: another process is creating this storage") from error
-    except OSError as error:
-        raise SemiresError(f"{path}: cannot be created: {error.strerror}") from error
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that does not flush each commit to disk: a killed process loses nothing."""
+    connection = sqlite3.connect(path, timeout=SQLITE_TIMEOUT_S, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
 
 
-def _set_pragmas(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
-
-
-def open_gate(url: str, study_name: str) -> Gate:
-    """The gate of a study: beside an sqlite file, else in the work folder."""
-    path = sqlite_path(url)
-    if path is not None:
-        return Gate(path.parent / "gates" / f"{path.name}-{study_name}", local=True)
-    return Gate(layout.root() / ".work" / "optuna" / "gates" / study_name, local=False)
-
-
-def requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-    """Queue a failed trial again: same parameters, same place in the sequence of trials."""
-    place = slot(study, trial)
-    study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, SLOT: place})
-
-
-def slot(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> int:
-    """A trial's place in the sequence of trials, in which a trial run again counts once."""
-    if SLOT in trial.user_attrs:
-        return int(trial.user_attrs[SLOT])
-    # With the cache that samplers use within a trial: reading the storage is what costs time.
-    # Of all trials: with Hyperband, samplers are given a study that shows one bracket's alone.
-    every = optuna.Study._get_trials(study, deepcopy=False, use_cache=True)
-    earlier = every[: trial.number]
-    return int(trial.number) - sum(SLOT in other.user_attrs for other in earlier)
-
-
-def verify_sqlite(path: str | Path) -> None:
-    """Read a whole SQLite database, if there is one; it carries no checksums, but much order.
+def _refuse_foreign(url: str) -> None:
+    """Refuse a database that another program versions, before Optuna adds its tables to it.
 
     Raises:
-        CorruptCacheError: it is damaged or no database.
+        SemiresError: it holds MLflow's tables, or those of another program that uses Alembic.
     """
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
         return
+    engine = sqlalchemy.create_engine(url)
     try:
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
-            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            for (name,) in names.fetchall():
-                quoted = str(name).replace('"', '""')
-                for _ in database.execute(f'SELECT * FROM "{quoted}"'):
-                    pass
-    except (sqlite3.DatabaseError, UnicodeError, OverflowError) as error:
-        found = str(error)
-    if found != "ok" and "locked" not in found:  # whoever uses it waits better than this
-        raise CorruptCacheError(
-            f"{path}: damaged database ({' '.join(found.split())}); move it away to start anew, "
-            "or restore it"
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    mlflow = {"experiments", "latest_metrics"} <= tables
+    if mlflow or ("alembic_version" in tables and "version_info" not in tables):
+        owner = "MLflow's database" if mlflow else "another program's database"
+        raise SemiresError(
+            f"tune.storage {hidden(url)}: is {owner}; give a database of its own, such as "
+            f"{default_url()}, or null"
         )

@@ -20,7 +20,7 @@ from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
 from semires.refine.strategies import STRATEGIES, Strategy
 from semires.runs.key import RunKey
-from semires.tuning.objective import space
+from semires.tuning.objective import Axis, space
 
 ROOT = Path(__file__).parents[2]
 DEMO = read_yaml(ROOT / "experiments/demo.yaml")
@@ -249,12 +249,18 @@ def with_method(**entry: Any) -> Params:
 def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match=r"mine: no strategy 'cpi-a'; did you mean 'cpi-u'"):
         with_method(strategy="cpi-a", threshold=0.5)
-    rule = Strategy(("threshold",), lambda found, at: found.of_label > at.iom)
+    rule = Strategy({"least": 0.4}, scores={"least": lambda overlaps: overlaps.label_coverage})
     monkeypatch.setitem(STRATEGIES, "cpi-a", rule)
-    params = with_method(strategy="cpi-a", threshold=0.5)
-    assert list(space(params, RunKey("refscenes", 1, "mine", 0))) == ["threshold"]
-    with pytest.raises(ConfigError, match=r"refine\.mine: strategy cpi-a takes threshold$"):
-        with_method(strategy="cpi-a", threshold_u=0.5)
+    params = with_method(strategy="cpi-a", least=0.5)
+    assert space(params, RunKey("refscenes", 1, "mine", 0)) == {"least": Axis(0, 1, 0.5)}
+    with pytest.raises(ConfigError, match=r"refine\.mine: strategy cpi-a takes least$"):
+        with_method(strategy="cpi-a")
+    with pytest.raises(ConfigError, match=r"mine\.leest: unknown key; did you mean 'least'\?$"):
+        with_method(strategy="cpi-a", leest=0.5)
+    with pytest.raises(ConfigError, match=r"refine\.mine\.least: .* not 1\.5$"):
+        with_method(strategy="cpi-a", least=1.5)
+    with pytest.raises(ConfigError, match=r"refine\.mine\.threshold_u: unknown key"):
+        with_method(strategy="cpi-a", least=0.5, threshold_u=0.5)
 
 
 @pytest.mark.parametrize(

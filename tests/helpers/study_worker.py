@@ -9,30 +9,33 @@ from pathlib import Path
 import numpy as np
 
 from semires.runs.key import RunKey
+from semires.tuning import storage
 from semires.tuning import study as studies
-from semires.tuning.objective import Axis, CpiTable, Labels, suggest, summarise
-from semires.tuning.storage import open_gate
+from semires.tuning.objective import Axis, suggest
+from semires.tuning.refined import Labels, ScoreTable, summarise
 
-CELL = RunKey("demo", 1.0, "cpi", 0)
+KEY = RunKey("demo", 1.0, "cpi", 0)
 AXES = {"threshold_u": Axis(0, 1, 0.7), "threshold_o": Axis(0, 1, 0.7)}
 
 
-def make_table(refs: int = 60, atoms: int = 12) -> CpiTable:
+def make_table(refs: int = 60, atoms: int = 12) -> ScoreTable:
     rng = np.random.default_rng(5)
     area = rng.integers(1, 50, refs * atoms)
     truth = rng.binomial(area, rng.beta(0.3, 0.3, refs * atoms))
     label = rng.integers(100, 300, refs)
     total = truth.reshape(refs, atoms).sum(1) + rng.integers(0, 40, refs)
     labels = Labels(np.arange(refs) // 3, label, total, np.minimum(label, total) // 2)
-    scores = [np.clip(truth / area + rng.normal(0, 0.2, refs * atoms), 0.01, 1) for _ in "uo"]
-    return CpiTable(labels, np.arange(refs + 1) * atoms, *scores, area, truth)
+    scores = {
+        name: np.clip(truth / area + rng.normal(0, 0.2, refs * atoms), 0.01, 1) for name in AXES
+    }
+    return ScoreTable(labels, np.arange(refs + 1) * atoms, scores, area, truth)
 
 
 def make_search(url: str, total: int, sampler: str = "tpe", explicit: bool = True, **made_from):
     identity = {"sampler": sampler}
     first = ({"threshold_u": 0.7, "threshold_o": 0.7},)
     made_from = {"teacher": "t" * 64, "data": "d" * 64, **made_from}
-    return studies.Search(CELL, AXES, sampler, 0, total, url, explicit, made_from, identity, first)
+    return studies.Search(KEY, AXES, sampler, 0, total, url, explicit, made_from, identity, first)
 
 
 def main() -> None:
@@ -53,11 +56,11 @@ def main() -> None:
             time.sleep(0.15)
         return summarise(table.outcome(values), table.labels)["oIoU"]
 
+    storage.HEARTBEAT_S, storage.GRACE_S = 1, 2
     search = make_search(options.url, options.total, options.sampler)
     study = studies.open_study(search)
-    gate = open_gate(search.url, search.name)
-    run = studies.run_trials if options.slow else studies.run_batches
-    run(study, gate, objective, options.total)
+    run = studies.run_in_storage if options.slow else studies.run_in_memory
+    run(study, search, objective)
 
 
 if __name__ == "__main__":

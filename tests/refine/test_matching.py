@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semires.proposals import Partition
-from semires.refine.matching import match, overlaps, select
-from semires.refine.strategies import STRATEGIES, Overlaps, Thresholds
+from semires.refine.matching import match, overlaps
+from semires.refine.strategies import STRATEGIES, Overlaps, Strategy, get_strategy
 
 REAL = [s for s in STRATEGIES if s != "none"]
 
@@ -40,6 +40,11 @@ def thresholds(draw):
     return [Fraction(draw(tenths), 10) for _ in range(3)]
 
 
+def select(name, found, **thresholds):
+    strategy = STRATEGIES[name]
+    return strategy.select(found, strategy.filled(thresholds))
+
+
 def plain(strategy, masks, label, iom, u, o):
     """The published rule mask by mask in fractions: the refined label or None."""
     c, scores = int(label.sum()), []
@@ -67,7 +72,10 @@ def plain(strategy, masks, label, iom, u, o):
 @given(sample=samples(), limits=thresholds())
 def test_equals_a_loop_over_masks(strategy, sample, limits):
     masks, label = sample
-    found = match(strategy, Partition.from_masks(masks), label, Thresholds(*map(float, limits)))
+    rule = STRATEGIES[strategy]
+    values = dict(zip(("threshold", "threshold_u", "threshold_o"), map(float, limits), strict=True))
+    own = {name: values[name] for name in rule.thresholds}
+    found = match(rule, Partition.from_masks(masks), label, own)
     wanted = plain(strategy, masks, label, *limits)
     assert (found is None) == (wanted is None)
     if wanted is not None:
@@ -81,7 +89,7 @@ def test_overlaps_are_whole_numbers(sample):
     np.testing.assert_array_equal(found.intersections, (masks & label).sum((1, 2)))
     np.testing.assert_array_equal(found.areas, masks.sum((1, 2)))
     assert found.label_area == label.sum()
-    for score in (found.iou, found.of_label, found.of_proposal):
+    for score in (found.iou, found.label_coverage, found.proposal_coverage):
         assert np.isfinite(score).all()
         assert ((score >= 0) & (score <= 1)).all()
 
@@ -94,31 +102,43 @@ def test_exactly_the_threshold_is_no_match_and_one_pixel_more_is(tenths, scale):
         shared = float(tenths * scale + extra)
         # a proposal inside the label: IoU and s1 are shared / area, s2 is 1
         inside = Overlaps(np.array([shared]), np.array([shared]), float(area))
-        assert select("iom", inside, Thresholds(iom=limit)).tolist() == [bool(extra)]
-        assert select("cpi-u", inside, Thresholds(cpi_u=limit)).tolist() == [bool(extra)]
+        assert select("iom", inside, threshold=limit).tolist() == [bool(extra)]
+        assert select("cpi-u", inside, threshold_u=limit).tolist() == [bool(extra)]
         # the label inside a proposal: s2 is shared / area
         around = Overlaps(np.array([shared]), np.array([float(area)]), shared)
-        assert select("cpi-o", around, Thresholds(cpi_o=limit)).tolist() == [bool(extra)]
+        assert select("cpi-o", around, threshold_o=limit).tolist() == [bool(extra)]
 
 
 def test_iom_takes_the_first_of_equals_and_cpi_all():
     found = Overlaps(np.array([4.0, 9, 9, 8]), np.array([9.0, 10, 10, 8]), 10.0)
-    assert select("iom", found, Thresholds()).tolist() == [False, True, False, False]
-    assert select("cpi-u", found, Thresholds()).tolist() == [False, True, True, True]
-    assert select("cpi", found, Thresholds(cpi_u=0.95)).tolist() == [False, True, True, True]
-    assert select("cpi-o", found, Thresholds()).tolist() == [False, True, True, True]
+    assert select("iom", found).tolist() == [False, True, False, False]
+    assert select("cpi-u", found).tolist() == [False, True, True, True]
+    assert select("cpi", found, threshold_u=0.95).tolist() == [False, True, True, True]
+    assert select("cpi-o", found).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_matches_an_empty_label_or_no_proposals(strategy):
     masks = np.stack([np.eye(5, dtype=bool), np.zeros((5, 5), dtype=bool)])
-    assert (
-        match(strategy, Partition.from_masks(masks), np.zeros((5, 5), bool), Thresholds()) is None
-    )
+    rule = STRATEGIES[strategy]
+    empty = np.zeros((5, 5), bool)
+    assert match(rule, Partition.from_masks(masks), empty, rule.thresholds) is None
     none = Partition.from_masks(np.zeros((0, 5, 5), dtype=bool))
-    assert match(strategy, none, np.ones((5, 5), bool), Thresholds()) is None
+    assert match(rule, none, np.ones((5, 5), bool), rule.thresholds) is None
 
 
 def test_an_unknown_strategy_is_named():
     with pytest.raises(ValueError, match=r"'ciou'.*cpi-u"):
-        select("ciou", Overlaps(np.zeros(1), np.zeros(1), 0.0), Thresholds())
+        get_strategy("ciou")
+
+
+def test_a_rule_has_a_choice_or_a_score_for_each_threshold():
+    score = {"threshold": lambda overlaps: overlaps.iou}
+    with pytest.raises(ValueError, match="`choose`, `cover` or one score"):
+        Strategy({"threshold": 0.5})
+    with pytest.raises(ValueError, match="`choose`, `cover` or one score"):
+        Strategy({"threshold": 0.5, "threshold_u": 0.7}, scores=score)
+    with pytest.raises(ValueError, match="`choose`, `cover` or one score"):
+        Strategy({"threshold": 0.5}, scores=score, choose=lambda overlaps, threshold: ...)
+    with pytest.raises(ValueError, match=r"unknown threshold 'threshold_u'; .* takes threshold$"):
+        STRATEGIES["iom"].filled({"threshold_u": 0.5})

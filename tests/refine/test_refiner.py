@@ -137,6 +137,17 @@ def test_an_unknown_strategy_is_refused():
         PseudoLabelRefiner(strategy="sam")
 
 
+def test_thresholds_by_argument_and_by_name():
+    """The paper's values where none is given; arguments of other strategies are ignored."""
+    assert PseudoLabelRefiner("iom").thresholds == {"threshold": 0.5}
+    assert PseudoLabelRefiner("cpi").thresholds == {"threshold_u": 0.7, "threshold_o": 0.7}
+    assert PseudoLabelRefiner("iom", 0.6, 0.2, 0.3).thresholds == {"threshold": 0.6}
+    cpi = PseudoLabelRefiner("cpi", cpi_threshold_u=0.6, thresholds={"threshold_o": 0.4})
+    assert cpi.thresholds == {"threshold_u": 0.6, "threshold_o": 0.4}
+    with pytest.raises(ValueError, match="unknown threshold 'threshold'"):
+        PseudoLabelRefiner("cpi", thresholds={"threshold": 0.4})
+
+
 def test_selecting_samples():
     logits, partitions = random_batch(4, 3, 6, 6)
     out = PseudoLabelRefiner(strategy="cpi")(logits, partitions)

@@ -10,36 +10,43 @@ from hypothesis import strategies as st
 
 from semires.config.load import load_params
 from semires.errors import ConfigError
-from semires.refine import PseudoLabelRefiner
+from semires.refine import PartitionBatch, PseudoLabelRefiner
 from semires.refine.partition import Partition
 from semires.refine.strategies import STRATEGIES, Strategy
 from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count
-from semires.tuning.objective import (
-    CPI,
-    AnyTable,
-    make_table,
-    space,
-    summarise,
-    thresholds_of,
-    untouched,
-    with_values,
-)
+from semires.tuning.objective import space, with_values
+from semires.tuning.refined import ChoiceTable, make_table, summarise, thresholds_of
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SIZE = 10
-SEARCHED = ("iom", *CPI, "both")
+SEARCHED = ("iom", "cpi", "cpi-u", "cpi-o", "both", "largest", "share")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def another_strategy():
-    """One that the search has no table of its own for: both of CPI's comparisons must hold."""
-    rule = Strategy(
-        ("threshold_u", "threshold_o"),
-        lambda found, at: (found.of_label > at.cpi_u) & (found.of_proposal > at.cpi_o),
+    """Rules without scores: both of CPI's comparisons; IOM by a choice; a rule over atoms."""
+    both = Strategy(
+        {"threshold_u": 0.7, "threshold_o": 0.7},
+        choose=lambda overlaps, threshold_u, threshold_o: (
+            (overlaps.label_coverage > threshold_u) & (overlaps.proposal_coverage > threshold_o)
+        ),
+    )
+    largest = Strategy(
+        {"threshold": 0.5},
+        choose=lambda overlaps, threshold: overlaps.iou > threshold,
+        best_alone=True,
+    )
+    share = Strategy(
+        {"threshold": 0.5},
+        cover=lambda atoms, threshold: (
+            (atoms.label > threshold * atoms.areas) & atoms.members.any(-2)
+        ),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(STRATEGIES, "both", rule)
+        patch.setitem(STRATEGIES, "share", share)
+        patch.setitem(STRATEGIES, "both", both)
+        patch.setitem(STRATEGIES, "largest", largest)
         yield
 
 
@@ -70,14 +77,13 @@ def world(seed, images=3, refs=3, most=6):
     return masks, [labels[i] for i in order]
 
 
-def refine_pixels(strategy, thresholds, labels, partitions):
-    """The published way: refined masks, then pixels counted."""
-    names = {"threshold": "iom_threshold"}
-    given = {names.get(k, f"cpi_{k}"): v for k, v in thresholds.items()}
-    refiner = PseudoLabelRefiner(strategy=strategy, pwa=False, **given)
+def refine_pixels(strategy, thresholds, labels, partitions, as_batch):
+    """As in training, on the path of the CPU or of the accelerator; then pixels are counted."""
+    refiner = PseudoLabelRefiner(strategy=strategy, pwa=False, thresholds=thresholds)
     hard = torch.from_numpy(np.stack([item.label for item in labels])).float()
     logits = torch.stack([1 - hard, hard], dim=1) * 8
-    out = refiner(logits, [partitions[item.image_id] for item in labels])
+    parts = [partitions[item.image_id] for item in labels]
+    out = refiner(logits, PartitionBatch.of(parts) if as_batch else parts)
     refined = out.labels.bool().numpy()
     truth = np.stack([item.truth for item in labels])
     return (
@@ -94,16 +100,18 @@ def test_trial_equals_pixels(strategy, seed, values, exact):
     masks, labels = world(seed)
     partitions = {i: Partition.from_masks(m) for i, m in masks.items()}
     table = make_table(count(labels, partitions), strategy)
-    assert isinstance(table, AnyTable) == (strategy == "both")
+    assert isinstance(table, ChoiceTable) == (not STRATEGIES[strategy].scores)
     names = thresholds_of(strategy)
     if exact:  # thresholds that some proposal meets exactly: strict comparison decides
         values = [round(v * 4) / 4 for v in values]
     thresholds = dict(zip(names, values, strict=False))
     outcome = table.outcome(thresholds)
-    intersection, union, matched = refine_pixels(strategy, thresholds, labels, partitions)
-    assert outcome.intersection.tolist() == intersection.tolist()
-    assert outcome.union.tolist() == union.tolist()
-    assert outcome.matched.tolist() == matched.tolist()
+    for as_batch in (False, True):
+        found = refine_pixels(strategy, thresholds, labels, partitions, as_batch)
+        for ours, wanted in zip(
+            (outcome.intersection, outcome.union, outcome.matched), found, strict=True
+        ):
+            assert ours.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("strategy", SEARCHED)
@@ -133,7 +141,7 @@ def test_summary_of_known_labels():
         PseudoLabel(i, 1, 0, c, g) for i, (c, g) in enumerate(zip(masks, truths, strict=True))
     ]
     table = make_table(count(labels, partitions), "iom")
-    before = summarise(untouched(table.labels), table.labels)
+    before = summarise(table.labels.untouched(), table.labels)
     assert before["oIoU"] == pytest.approx(100 * 5 / 6)
     assert before["unmatched"] == 100
     found = summarise(table.outcome({"threshold": 0.5}), table.labels)
@@ -141,7 +149,7 @@ def test_summary_of_known_labels():
     assert found["mIoU"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
     shares = [found[k] for k in ("matched", "better", "worse", "unmatched")]
     assert shares == pytest.approx([200 / 3, 100 / 3, 100 / 3, 100 / 3])
-    # 2/3 is the IoU of both: strictly greater is asked for.
+    # 2/3 is the IoU of both, and comparisons are strict.
     assert summarise(table.outcome({"threshold": 2 / 3}), table.labels)["matched"] == 0
 
 

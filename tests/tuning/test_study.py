@@ -1,4 +1,4 @@
-"""Studies: the same trials however often a study is stopped, none lost, none run twice."""
+"""Searches: a stopped search continues, no trial is lost, none is run twice."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import HELPERS
 from helpers.study_worker import AXES, make_search, make_table
 
-from semires.errors import ConfigError, SemiresError
+from semires.errors import ConfigError, Interrupted, SemiresError
+from semires.files import sqlite_url
 from semires.tuning import storage
 from semires.tuning import study as studies
-from semires.tuning.objective import Axis, suggest, summarise
-from semires.tuning.samplers import PlacedSampler, grid, scaled
-from semires.tuning.storage import default_url, hidden, open_gate, open_storage, sqlite_path
+from semires.tuning.objective import Axis, suggest
+from semires.tuning.refined import summarise
+from semires.tuning.samplers import SeededSampler, scaled
+from semires.tuning.storage import default_url, hidden, open_storage, sqlite_path
 
 WORKER = HELPERS / "study_worker.py"
 
 
-def run_here(url, totals, sampler="tpe", run=studies.run_batches, table=None):
-    """Run a study up to each of the totals in turn, as new processes would; its trials."""
+def run_here(url, totals, sampler="tpe", run=studies.run_in_memory, table=None):
+    """Run a search up to each of the totals in turn, as new processes would; its trials."""
     table = table or make_table()
 
     def objective(trial):
@@ -38,16 +41,8 @@ def run_here(url, totals, sampler="tpe", run=studies.run_batches, table=None):
     for total in totals:
         search = make_search(url, total, sampler)
         study = studies.open_study(search)
-        gate = open_gate(url, search.name)
-        run(study, gate, objective, total)
-        gate.close()
+        run(study, search, objective)
     return studies.finished(study)
-
-
-def tune_here(url, total):
-    """As the stage does: what a storage does wrong is explained."""
-    with storage.explained(url):
-        run_here(url, [total])
 
 
 def start(url, total, log, *options):
@@ -70,7 +65,7 @@ def points(trials):
 
 
 def sqlite(tmp_path, name="study.db"):
-    return f"sqlite:///{tmp_path / name}"
+    return sqlite_url(tmp_path / name)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
@@ -83,11 +78,11 @@ def test_stopped_and_resumed_study_has_the_same_trials(tmp_path, sampler):
     assert points(whole)[0] == (0.7, 0.7)
 
 
-def test_batches_in_memory_and_claimed_trials_are_the_same(tmp_path):
-    batches = run_here(sqlite(tmp_path, "a.db"), [25])
-    claimed = run_here(sqlite(tmp_path, "b.db"), [25], run=studies.run_trials)
-    assert points(batches) == points(claimed)
-    assert [t.value for t in batches] == [t.value for t in claimed]
+def test_trials_in_memory_and_in_the_storage_are_the_same(tmp_path):
+    memory = run_here(sqlite(tmp_path, "a.db"), [25])
+    stored = run_here(sqlite(tmp_path, "b.db"), [25], run=studies.run_in_storage)
+    assert points(memory) == points(stored)
+    assert [t.value for t in memory] == [t.value for t in stored]
 
 
 def test_tpe_beats_chance(tmp_path):
@@ -101,92 +96,115 @@ def test_tpe_beats_chance(tmp_path):
     assert found["tpe"] >= found["random"] - 0.1
 
 
-@pytest.mark.parametrize("options", [(), ("--slow",)])
-def test_two_processes_share_one_study(tmp_path, options):
-    url, log = sqlite(tmp_path), tmp_path / "log.jsonl"
-    total = 24 if options else 100  # several batches
-    workers = [start(url, total, log, *options) for _ in range(2)]
-    for worker in workers:
+def rows_of(log):
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def wait_for_trials(log, number, process):
+    deadline = time.monotonic() + 60
+    while not log.exists() or len(rows_of(log)) < number:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_two_processes_share_one_quick_search(tmp_path):
+    """The second one waits for the first one, and finds nothing left to do."""
+    url, log, total = sqlite(tmp_path), tmp_path / "log.jsonl", 100
+    for worker in [start(url, total, log) for _ in range(2)]:
         finish(worker)
     trials = trials_of(url)
-    assert len(trials) == total
     assert [t.number for t in trials] == list(range(total))
-    assert len(set(points(trials))) == total
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert sorted(number for _, number, _ in rows) == list(range(total)), "a trial was run twice"
-    if options:
-        assert len({pid for pid, _, _ in rows}) == 2, "one process did all the work"
-    else:
-        alone = run_here(sqlite(tmp_path, "alone.db"), [total])
-        assert points(trials) == points(alone), "batches made a difference"
+    assert sorted(number for _, number, _ in rows_of(log)) == list(range(total))
+    assert points(trials) == points(run_here(sqlite(tmp_path, "alone.db"), [total]))
+
+
+def test_two_processes_share_one_search_of_trainings(tmp_path):
+    url, log, total = sqlite(tmp_path), tmp_path / "log.jsonl", 24
+    for worker in [start(url, total, log, "--slow") for _ in range(2)]:
+        finish(worker)
+    trials = trials_of(url)
+    assert total <= len(trials) <= total + 1, "each process may end its last trial"
+    assert len(set(points(trials))) == len(trials), "a trial was run twice"
+    assert sorted(number for _, number, _ in rows_of(log)) == [t.number for t in trials]
+    assert len({pid for pid, _, _ in rows_of(log)}) == 2, "one process did all the work"
 
 
 def test_killed_process_loses_no_trial(tmp_path):
-    """SIGKILL while a trial runs: it is run again at its place, and all else stays the same."""
+    """SIGKILL while a trial runs: the next process runs the same parameters again."""
     url, total, log = sqlite(tmp_path), 14, tmp_path / "log.jsonl"
     victim = start(url, total, log, "--slow")
-    deadline = time.monotonic() + 60
-    while not log.exists() or len(log.read_text().splitlines()) < 5:
-        assert time.monotonic() < deadline
-        assert victim.poll() is None
-        time.sleep(0.02)
+    wait_for_trials(log, 5, victim)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    states = [t.state.name for t in studies.open_study(make_search(url, total)).get_trials()]
-    assert states.count("RUNNING") == 1
-    finish(start(url, total, log, "--slow"))
     study = studies.open_study(make_search(url, total))
+    (running,) = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    time.sleep(3)  # its heartbeat is late now
+    finish(start(url, total, log, "--slow"))
     trials = studies.finished(study)
     assert len(trials) == total
-    assert points(trials) == points(run_here(sqlite(tmp_path, "whole.db"), [total]))
+    assert len(set(points(trials))) == total
+    assert points(trials).count(points([running])[0]) == 1
     assert [t.state.name for t in study.get_trials()].count("FAIL") == 1
+    unbroken = run_here(sqlite(tmp_path, "whole.db"), [total])
+    number = running.number
+    assert points(trials)[: number + 1] == points(unbroken)[: number + 1]
 
 
 def test_killed_process_leaves_its_trial_to_the_other_one(tmp_path):
-    url, total, log = sqlite(tmp_path), 16, tmp_path / "log.jsonl"
+    url, total, log = sqlite(tmp_path), 40, tmp_path / "log.jsonl"
     victim, other = (start(url, total, log, "--slow") for _ in range(2))
-    deadline = time.monotonic() + 60
-    while not log.exists() or len(log.read_text().splitlines()) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_trials(log, 5, victim)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     finish(other)
-    assert len(set(points(trials_of(url)))) == total
+    trials = trials_of(url)
+    assert len(trials) == len(set(points(trials))) == total
+    begun = {tuple(values[name] for name in AXES) for _, _, values in rows_of(log)}
+    assert begun == set(points(trials)), "the killed process's trial was lost"
 
 
 def test_interrupt_in_a_trial_queues_it_again(tmp_path):
-    url, calls = sqlite(tmp_path), []
+    calls = []
 
     def objective(trial):
         values = suggest(trial, AXES)
-        calls.append(trial.number)
+        calls.append(values)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return values["threshold_u"]
 
-    search = make_search(url, 6)
+    search = make_search(sqlite(tmp_path), 6)
     study = studies.open_study(search)
-    gate = open_gate(url, search.name)
     with pytest.raises(KeyboardInterrupt):
-        studies.run_trials(study, gate, objective, 6)
-    studies.run_trials(study, gate, objective, 6)
-    undisturbed = studies.open_study(make_search(sqlite(tmp_path, "b.db"), 6))
-    gate = open_gate(sqlite(tmp_path, "b.db"), search.name)
-    studies.run_trials(undisturbed, gate, lambda t: suggest(t, AXES)["threshold_u"], 6)
-    assert points(studies.finished(study)) == points(studies.finished(undisturbed))
+        studies.run_in_storage(study, search, objective)
+    assert len(studies.finished(study)) == 2
+    studies.run_in_storage(study, search, objective)
+    trials = studies.finished(study)
+    assert len(trials) == len(set(points(trials))) == 6
+    assert trials[2].params == calls[2] == calls[3], "the interrupted trial was not run again"
 
 
-def test_grid_is_the_papers(tmp_path):
-    assert grid(AXES) == [
-        {"threshold_u": u, "threshold_o": o} for u in (0.5, 0.6, 0.7) for o in (0.5, 0.6, 0.7)
-    ]
-    axes = {"threshold_u": Axis(0, 1, 0.7), "ema": Axis(0.9, 1, 0.996)}
-    assert [p["ema"] for p in grid(axes)] == [0.996] * 3
-    sampler = PlacedSampler("grid", 0, AXES, grid(AXES))
-    study = optuna.create_study(sampler=sampler, direction="maximize")
-    study.optimize(lambda t: suggest(t, AXES)["threshold_u"], n_trials=9)
-    assert [t.params for t in study.trials] == grid(AXES)
+def test_a_signal_between_two_trials_keeps_those_that_ended(tmp_path):
+    search = make_search(sqlite(tmp_path), 9)
+    study, looks = studies.open_study(search), iter(range(100))
+    with pytest.raises(Interrupted, match="stopped after 4 of 9 trials; run the same command"):
+        studies.run_in_memory(
+            study, search, lambda trial: suggest(trial, AXES)["threshold_u"],
+            lambda: 143 if next(looks) == 3 else None,
+        )  # fmt: skip
+    assert len(studies.finished(study)) == 4
+
+
+def test_queued_points_are_run_first_and_once(tmp_path):
+    """The grid is nothing but queued points."""
+    grid = [{"threshold_u": u, "threshold_o": o} for u in (0.5, 0.6, 0.7) for o in (0.5, 0.6, 0.7)]
+    search = replace(make_search(sqlite(tmp_path), 9, "grid"), first=tuple(grid))
+    study, run = studies.open_study(search), []
+    for total in (4, 9):
+        part = replace(search, total=total)
+        studies.run_in_storage(study, part, lambda trial: run.append(suggest(trial, AXES)) or 1.0)
+    assert run == grid
 
 
 def test_log_axis_covers_its_range():
@@ -201,7 +219,7 @@ def test_study_of_another_teacher_is_refused(tmp_path):
         studies.open_study(make_search(url, 3, teacher="u" * 64))
     with pytest.raises(SemiresError, match="data dddddddddddd there, eeeeeeeeeeee here"):
         studies.open_study(make_search(url, 3, data="e" * 64))
-    # Another space is another study; and in the workspace's own storage both stand side by side.
+    # Other settings are another study. The workspace's own storage may hold both.
     studies.open_study(make_search(url, 3, sampler="qmc"))
     studies.open_study(make_search(url, 3, explicit=False, teacher="u" * 64))
 
@@ -226,6 +244,49 @@ def test_unreachable_storage_is_one_line(url, hint):
     assert "secret" not in text
 
 
+@pytest.mark.parametrize(
+    ("version", "way"),
+    [
+        ("v2.6.0.a", "`optuna storage upgrade --storage 'sq"),
+        ("v99.a", "use that version of Optuna"),
+    ],
+)
+def test_storage_of_another_optuna_is_one_line(tmp_path, version, way):
+    run_here(sqlite(tmp_path), [3])
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (version,))
+        database.execute("UPDATE version_info SET library_version = '0.0.1'")
+    with pytest.raises(SemiresError, match=r"study\.db: made by optuna 0\.0\.1, which") as caught:
+        open_storage(sqlite(tmp_path))
+    assert way in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("tables", "owner"), [(("experiments", "latest_metrics"), "MLflow's"),
+                                               (("songs",), "another program's")])  # fmt: skip
+def test_the_database_of_another_program_is_left_alone(tmp_path, tables, owner):
+    path = tmp_path / "study.db"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        for name in ("alembic_version", *tables):
+            database.execute(f"CREATE TABLE {name} (version_num TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(SemiresError, match=f"is {owner} database; give a database of its own"):
+        open_storage(sqlite(tmp_path))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "a?b", "a#b c", "50%", "é&x=1;y"])
+def test_any_folder_can_hold_a_storage(tmp_path, name, monkeypatch):
+    folder = tmp_path / name
+    assert sqlite_path(sqlite_url(folder / "study.db")) == folder / "study.db"
+    assert len(run_here(sqlite(folder), [3])) == 3
+    assert (folder / "study.db").is_file()
+    monkeypatch.setenv("DVC_ROOT", str(folder))  # as `dvc exp run --temp` does
+    assert len(run_here(default_url(), [3])) == 3
+    assert (folder / ".work/optuna/studies.db").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
 def test_damaged_storage_is_one_line(tmp_path):
     (tmp_path / "study.db").write_bytes(b"not a database" * 500)
     with pytest.raises(SemiresError, match=r"study\.db.*not a database"):
@@ -239,13 +300,13 @@ def test_locked_storage_is_one_line(tmp_path, monkeypatch):
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(SemiresError, match=r"study\.db: locked, .*\(database is locked\)"):
-            tune_here(url, 6)
+            run_here(url, [6])
     assert len(run_here(url, [6])) == 6
 
 
 def test_cmaes_of_one_parameter_is_refused():
-    with pytest.raises(ConfigError, match=r"two parameters or more, and threshold_u is all"):
-        PlacedSampler("cmaes", 0, {"threshold_u": AXES["threshold_u"]})
+    with pytest.raises(ConfigError, match=r"two parameters .* has only threshold_u;"):
+        SeededSampler("cmaes", 0, {"threshold_u": AXES["threshold_u"]})
 
 
 def test_cmaes_learns_and_resumes_with_the_same_trials(tmp_path):

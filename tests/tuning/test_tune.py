@@ -5,20 +5,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from semires.config.load import load_params
-from semires.config.resolve import source_of
-from semires.config.validate import read_yaml
+from semires.config.resolve import resolve, source_of
+from semires.config.validate import read_yaml, validate
 from semires.data.tables import write_tables
 from semires.errors import ConfigError, CorruptCacheError, SemiresError
 from semires.files import fingerprint, read_json, write_json
+from semires.refine import PartitionBatch
 from semires.refine.partition import Partition
+from semires.refine.strategies import STRATEGIES, Strategy
 from semires.runs import layout
 from semires.runs.key import RunKey
+from semires.training.mutual import make_refiner
 from semires.tuning.counts import PseudoLabel, count, save, sources
 from semires.tuning.results import without_password
-from semires.tuning.study import tune
+from semires.tuning.study import listed, tune, tune_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,8 +92,9 @@ def test_stage_writes_everything_and_goes_on(workspace, capsys):
     tune(params, cell)
     folder = Path("tune/refscenes/1/cpi/seed0")
     names = {path.name for path in folder.iterdir()}
-    pictures = {"history.png", "slices.png", "importances.png", "contour.png"}
-    assert names == pictures | {"best.yaml", "trials.csv", "summary.json"}
+    pictures = {"history.png", "curves.png", "importances.png", "plane.png"}
+    tables = {"trials.csv", "curves.csv", "plane.csv"}
+    assert names == pictures | tables | {"best.yaml", "summary.json"}
     for name in pictures:
         assert min(Image.open(folder / name).size) > 200
     trials = pd.read_csv(folder / "trials.csv")
@@ -102,6 +107,7 @@ def test_stage_writes_everything_and_goes_on(workspace, capsys):
     assert read_yaml("experiments/tuned/refscenes-1-cpi.yaml") == best
     summary = read_json(folder / "summary.json")
     check_summary(summary, trials)
+    check_curves(folder, summary, best)
     assert "best minus paper, held out" in capsys.readouterr().out
     # The number of trials is the total: nothing is added, and the outputs are the same bytes.
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -127,6 +133,25 @@ def check_summary(summary, trials):
             assert interval["low"] < half[name]["oIoU"] < interval["high"]
         difference = half["best_minus_paper"]
         assert difference["value"] == pytest.approx(half["best"]["oIoU"] - half["paper"]["oIoU"])
+
+
+def check_curves(folder, summary, best):
+    """The curves hold the paper's and the best values exactly, and their figures' intervals."""
+    curves = pd.read_csv(folder / "curves.csv")
+    assert set(curves["threshold"]) == {"threshold_u", "threshold_o"}
+    for (half, name), curve in curves.groupby(["half", "threshold"]):
+        assert curve["value"].is_monotonic_increasing
+        assert set(np.linspace(0, 1, 101)) <= set(curve["value"])
+        assert (curve["low"] <= curve["oIoU"]).all()
+        assert (curve["oIoU"] <= curve["high"]).all()
+        marked = curve.set_index("mark")
+        assert marked.loc["best", "value"] == best[name]
+        assert marked.loc["paper", "value"] == 0.7
+        assert marked.loc["best", "oIoU"] == pytest.approx(summary[half]["best"]["oIoU"])
+        assert marked.loc["best", "mIoU"] == pytest.approx(summary[half]["best"]["mIoU"])
+    plane = pd.read_csv(folder / "plane.csv")
+    assert len(plane) == 41**2
+    assert plane["oIoU"].max() > summary["seen"]["paper"]["oIoU"]
 
 
 def test_another_teacher_is_another_study(workspace):
@@ -165,8 +190,8 @@ def test_grid_runs_the_papers_values_alone(workspace):
     assert trials["params_threshold_u"].tolist() == [0.5, 0.6, 0.7]
 
 
-def test_one_search_speaks_for_a_method(workspace, capsys):
-    """Its file has no seed in its name: the seed that the study names writes it, no other one."""
+def test_one_search_serves_all_seeds_of_a_method(workspace, capsys):
+    """The tuned file has no seed in its name: only the search with the study's seed writes it."""
     tuned = Path("experiments/tuned/refscenes-1-iom.yaml")
     for seed in (0, 1):
         cell = RunKey("refscenes", 1, "iom", seed)
@@ -181,7 +206,63 @@ def test_one_search_speaks_for_a_method(workspace, capsys):
         tune(params, cell)
         assert "seed 0." in tuned.read_text()
         assert Path(f"tune/refscenes/1/iom/seed{seed}/best.yaml").is_file()
-    assert f"{tuned}: left as it is, study.tune_seeds says seed 0" in capsys.readouterr().out
+    assert f"{tuned}: not changed, because study.tune_seeds is 0" in capsys.readouterr().out
+
+
+def test_all_searches_of_the_study_in_one_process(workspace, capsys):
+    params = configured(trials=8)
+    methods = ["iom", "cpi", "cpi-o", "cpi-u"]
+    study = params.study.model_copy(update={"tune_methods": methods})
+    params = params.model_copy(update={"study": study})
+    keys = listed(params)
+    assert [key.name for key in keys] == [f"{method}-1-seed0" for method in methods]
+    remember_counts(params, keys[0])
+    tune_all(params, keys)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "oIoU of the refined labels of val, percent"
+    assert [line.split()[2] for line in lines[3:]] == methods
+    for method in methods:
+        summary = read_json(f"tune/refscenes/1/{method}/seed0/summary.json")
+        (row,) = [line for line in lines if f" {method} " in line]
+        for half in ("seen", "held_out"):
+            assert f"{summary[half]['best']['oIoU']:.2f}" in row
+        assert Path(f"experiments/tuned/refscenes-1-{method}.yaml").is_file()
+
+
+def test_a_rule_of_ones_own_is_searched(workspace, monkeypatch):
+    """One entry in STRATEGIES, then a method in params.yaml: nothing else is edited."""
+    rule = Strategy(
+        {"least_f": 0.6},
+        choose=lambda overlaps, least_f: (
+            2 * overlaps.intersections / (overlaps.areas + overlaps.label_area).clip(min=1)
+            > least_f
+        ),
+    )
+    monkeypatch.setitem(STRATEGIES, "dice", rule)
+    tree = configured(trials=20).model_dump()
+    tree["refine"]["mine"] = {"strategy": "dice", "least_f": 0.6, "pwa": True}
+    params, key = validate(tree), RunKey("refscenes", 1, "mine", 0)
+    remember_counts(params, key)
+    tune(params, key)
+    folder = Path("tune/refscenes/1/mine/seed0")
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials["params_least_f"].nunique() == 20
+    assert trials.loc[0, "params_least_f"] == 0.6
+    best = read_yaml("experiments/tuned/refscenes-1-mine.yaml")
+    assert best == {"least_f": trials.loc[trials["value"].idxmax(), "params_least_f"]}
+    assert set(pd.read_csv(folder / "curves.csv")["threshold"]) == {"least_f"}
+    # Mutual learning with the tuned value: both paths of the refiner use it.
+    tree["refine"]["mine"]["thresholds"] = "tuned"
+    tuned = resolve(validate(tree), key)
+    refiner = make_refiner(tuned, tuned.refine["mine"])
+    assert refiner.thresholds == best
+    labels, partitions = pseudo_labels()
+    hard = torch.from_numpy(np.stack([item.label for item in labels])).float()
+    logits = torch.stack([1 - hard, hard], dim=1)
+    parts = [partitions[item.image_id] for item in labels]
+    single, at_once = refiner(logits, parts), refiner(logits, PartitionBatch.of(parts))
+    assert torch.equal(single.labels, at_once.labels)
+    assert 0 < int(single.matched.sum()) < len(labels)
 
 
 def test_no_password_leaves_the_parameters():
