@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from semires.config.grid import searches
 from semires.config.schema import Params
 from semires.errors import SemiresError
 from semires.evaluation.bootstrap import (
@@ -135,11 +136,12 @@ def publish(result: Result) -> None:
         result.trial_table.to_csv(temporary / "trials.csv", index=False)
         write_json(temporary / "summary.json", result.summary)
         plots.draw(result, temporary)
-    seeds = result.params.study.tune_seeds
+    path = tuned_file(result.cell)
+    seeds = [key.seed for key in searches(result.params) if tuned_file(key) == path]
     if not seeds or result.cell.seed in seeds:
-        write_text(tuned_file(result.cell), best_yaml(result, thresholds_only=True))
+        write_text(path, best_yaml(result, thresholds_only=True))
     else:
-        print(f"{tuned_file(result.cell)}: left as it is, study.tune_seeds says seed {seeds[0]}")
+        print(f"{path}: not changed, since study.tune has the search of seed {seeds[0]}")
     tracking.log_study(result.cell, without_password(result.params), result.trial_table, folder)
     print(text_table(result))
 
