@@ -31,8 +31,8 @@ def use_environment() -> None:
     if os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(environment):
         os.execv(python, [python, "-m", "semires", *sys.argv[1:]])
     print(
-        f"semires: {sys.executable} lacks {', '.join(missing)}; activate the environment that "
-        "semires is installed in, after `make repro`: . .venv/bin/activate",
+        f"semires: {sys.executable} lacks {', '.join(missing)}; activate the environment in which "
+        "semires is installed (of `make repro`: . .venv/bin/activate)",
         file=sys.stderr,
     )
     sys.exit(2)

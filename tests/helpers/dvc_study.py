@@ -84,6 +84,15 @@ class Study:
         assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
 
+    def failed(self, *command: str) -> str:
+        """Run a command that must fail; all that it prints."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode != 0, done.stdout
+        return done.stdout
+
     def repro(self, *options: str) -> list[str]:
         """`dvc repro`; the stages that ran, in order."""
         out = self.run("dvc", "repro", *options)
