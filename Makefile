@@ -18,16 +18,18 @@ help:  ## this list
 	@tools/setup.sh "$(PYTHON)"
 
 repro: .venv/.ready  ## the study of params.yaml, then its main table
+	semires grid
 	dvc repro
 	-semires track sync
 	semires summary
 
-# A lane takes one burn-in and all that starts from it; DVC keeps lanes apart.
-study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; goes on where it was
+# One lane per burn-in: it makes the burn-in, then all runs that start from it. DVC locks lanes apart.
+study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; resumes if interrupted
 	semires use experiments/study.yaml
-	dvc repro --glob 'propose@*' 'split*'
-	dvc stage list --name-only | sed -nE 's/^burn_in.*@(.*)-([0-9]+)$$/\1 \2/p' \
-	  | xargs -P $(LANES) -n 2 sh -c 'dvc --wait-for-lock repro -s --glob "*@$$0-*$$1" || exit 255'
+	dvc repro --glob 'propose@*' 'split@*'
+	dvc stage list --name-only | sed -nE 's/^burn_in@(.*)-([0-9]+)$$/\1 \2/p' \
+	  | xargs -P $(LANES) -n 2 sh -c \
+	    'dvc --wait-for-lock repro -s --glob "burn_in@$$0-$$1" "*@$$0-*-$$1" || exit 255'
 	dvc repro
 	-semires track sync
 	semires summary

@@ -123,8 +123,8 @@ def workspace(**changes: dict[str, Any]) -> Iterator[Params]:
     """
     tree = load_params(ROOT / "experiments/demo.yaml").model_dump()
     tree["sam"]["checkpoint"] = str(ROOT / tree["sam"]["checkpoint"])
-    one = {name: [10] for name in ("fractions", "ablation_fractions", "tune_fractions")}
-    tree["study"].update(one, supervised_fractions=[], more_fractions=[])
+    for block in (*tree["study"]["runs"], *tree["study"]["tune"]):
+        block.update(fractions=[10])
     for section, values in changes.items():
         tree[section].update(values)
     os.environ["SEMIRES_TRACKING"] = "off"

@@ -124,7 +124,7 @@ def waits(steps: int) -> dict[str, float]:
     short = {"steps": steps, "evaluations": 3}
     with common.workspace(
         scenes={"train": 400, "val": 10, "testA": 2, "testB": 2},
-        study={"sources": ["felzenszwalb"]}, proposals={"source": "felzenszwalb"},
+        proposals={"source": "felzenszwalb"},
         burn_in=short, mutual=short, evaluation={"correction_refs": 2},
     ) as params, contextlib.redirect_stdout(io.StringIO()):  # fmt: skip
         generate(params, "refscenes")

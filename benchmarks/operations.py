@@ -18,6 +18,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from semires.config.grid import expand
 from semires.config.load import load_params
 from semires.config.schema import Params
 from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
@@ -104,7 +105,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
     }
     burn_in, mutual = params.burn_in.epochs or 0, params.mutual.epochs or 0
     rows = {f"proposals of {images:,} images": images * image}
-    for fraction in (*params.study.fractions, *params.study.supervised_fractions):
+    for fraction in dict.fromkeys(key.fraction for key in expand(params)):
         labelled = round(expressions["train"] * fraction / 100)
         name = f"burn-in at {fraction:g} %, {burn_in} epochs of about {labelled:,} expressions"
         rows[name] = burn_in * labelled * train

@@ -1,7 +1,8 @@
 """The `semires` command: one subcommand per stage of dvc.yaml, and a few to look at results.
 
-No logic here, and no heavy import before a subcommand runs: `semires --help` answers at once. A
-:class:`SemiresError` is one line on stderr and exit code 2; SIGINT and SIGTERM give 130 and 143.
+No logic is here, and heavy imports happen inside the subcommands, so that `semires --help` is fast.
+A :class:`SemiresError` is one line on stderr and exit code 2; SIGINT and SIGTERM give 130 and 143.
+In a subfolder of a project, commands work on the project, as DVC's do.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semires.errors import SemiresError
+from semires.runs.key import SUPERVISED
 
 if TYPE_CHECKING:
     from semires.config.schema import Params
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 Command = Callable[[Arguments], int | None]
+PROJECT_FILES = ("dvc.yaml", "params.yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = _parser().parse_args(argv)
     process.stage_process()
-    for stream in (sys.stdout, sys.stderr):  # expressions hold what a terminal may not know
+    for stream in (sys.stdout, sys.stderr):  # expressions may have characters that it cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        enter_project(arguments)
         command: Command = arguments.run
         code = command(arguments) or 0
         process.note_duration()
@@ -40,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SemiresError as error:
         return _say(" ".join(str(error).split()), error.exit_code)
     except process.Stopped as stop:
-        return _say(f"{stop}; the same command goes on from what was saved", stop.exit_code)
+        return _say(f"{stop}; the same command continues from what was saved", stop.exit_code)
     except KeyboardInterrupt:
         return _say("stopped", 130)
     except BrokenPipeError:  # `semires ... | head`
         sys.stderr.close()
         return 141
-    except OSError as error:  # a folder that may not be read, a file gone meanwhile
+    except OSError as error:  # for instance a folder without permission to read
         if error.errno is None:
             raise
         return _say(f"{error.filename or 'output'}: {error.strerror}", 2)
@@ -60,30 +65,52 @@ def _say(line: str, exit_code: int) -> int:
 def _params(arguments: Arguments) -> Params:
     from semires.config.load import load_params
 
-    return load_params(arguments.params)
+    params = load_params(arguments.params)
+    if "DVC_STAGE" in os.environ:
+        from semires.config.compose import link_raw_data
+        from semires.config.grid import check_grid
+
+        check_grid(params)
+        link_raw_data(params)
+    return params
 
 
-def _cell(arguments: Arguments, method: str | None = None) -> RunKey:
+def enter_project(arguments: Arguments) -> None:
+    """Change to the project's folder, and adapt the paths among the arguments.
+
+    The project is the current folder if it has a dvc.yaml or a params.yaml, else the nearest
+    folder above it that has both. Without any, nothing changes.
+    """
+    here = Path.cwd()
+    if any((here / name).is_file() for name in PROJECT_FILES):
+        return
+    for project in here.parents:
+        if all((project / name).is_file() for name in PROJECT_FILES):
+            break
+    else:
+        return
+    for name in ("params", "file", "checkpoint", "image", "expressions", "output"):
+        value = getattr(arguments, name, None)
+        if value is not None and (name == "output" or Path(value).exists()):
+            setattr(arguments, name, os.path.relpath(value, project))
+    os.chdir(project)
+
+
+def _key(arguments: Arguments, method: str, source: str | None = None) -> RunKey:
     from semires.errors import ConfigError
     from semires.runs.key import RunKey
 
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
     _percent(arguments.fraction)
-    return RunKey(
-        dataset=arguments.dataset,
-        fraction=arguments.fraction,
-        method=method or arguments.method,
-        seed=arguments.seed,
-        source=getattr(arguments, "source", None),
-    )
+    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source)
 
 
 def _percent(fraction: float) -> None:
     from semires.errors import ConfigError
 
     if not 0 < fraction <= 100:
-        raise ConfigError(f"--fraction: {fraction:g} is no percentage above 0 and up to 100")
+        raise ConfigError(f"--fraction: {fraction:g} is not a percentage above 0 and up to 100")
 
 
 def _generate(arguments: Arguments) -> None:
@@ -132,14 +159,14 @@ def _burn_in(arguments: Arguments) -> None:
     _known(params, dataset=arguments.dataset)
     from semires.training.burn_in import burn_in
 
-    burn_in(params, _cell(arguments, "supervised"), profile=arguments.profile)
+    burn_in(params, _key(arguments, SUPERVISED), profile=arguments.profile)
 
 
 def _mutual(arguments: Arguments) -> None:
-    params, cell = _method_cell(arguments)
+    params, key = _method_key(arguments)
     from semires.training.mutual import mutual
 
-    mutual(params, cell)
+    mutual(params, key)
 
 
 def _tune(arguments: Arguments) -> None:
@@ -150,21 +177,23 @@ def _tune(arguments: Arguments) -> None:
         if given == arguments.all:
             reason = "not with --all" if given else "missing (or give --all)"
             raise ConfigError(f"--{option}: {reason}")
-    params, cell = (_params(arguments), None) if arguments.all else _method_cell(arguments)
-    from semires.tuning.study import listed, tune, tune_all
+    params, key = (_params(arguments), None) if arguments.all else _method_key(arguments)
+    from semires.config.grid import searches
+    from semires.tuning.study import tune, tune_all
 
-    if cell is None:
-        tune_all(params, listed(params))
+    if key is None:
+        tune_all(params, searches(params))
     else:
-        tune(params, cell)
+        tune(params, key)
 
 
-def _method_cell(arguments: Arguments) -> tuple[Params, RunKey]:
-    """All parameters, and the cell of a method that they know."""
-    params = _params(arguments)
-    known = {"dataset": arguments.dataset, "method": arguments.method}
-    _known(params, **known, source=arguments.source)
-    return params, _cell(arguments)
+def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
+    """All parameters, and the run that the arguments name."""
+    params, source = _params(arguments), arguments.source
+    _known(params, dataset=arguments.dataset, method=arguments.method, source=source)
+    if source == params.proposals.source:
+        source = None
+    return params, _key(arguments, arguments.method, source)
 
 
 def _report(arguments: Arguments) -> None:
@@ -196,9 +225,22 @@ def _use(arguments: Arguments) -> None:
     print(use(arguments.file, arguments.params))
 
 
+def _grid(arguments: Arguments) -> None:
+    from semires.config.grid import write_grid
+    from semires.config.load import load_params
+
+    print(write_grid(load_params(arguments.params)))
+
+
 def _track_sync(arguments: Arguments) -> None:
     from semires import tracking
+    from semires.errors import ConfigError
 
+    if not any(Path(name).is_file() for name in PROJECT_FILES):
+        raise ConfigError(
+            f"{Path.cwd()}: not in a project (no {' and '.join(PROJECT_FILES)} here or in a folder "
+            "above); run it in the project's folder"
+        )
     print(tracking.sync())
 
 
@@ -241,7 +283,7 @@ def _known(
     method: str | None = None,
     source: str | None = None,
 ) -> None:
-    """Refuse names that params.yaml does not have, before any heavy import."""
+    """Refuse names that params.yaml lacks, before any heavy import."""
     from semires.config.messages import require
     from semires.errors import ConfigError
 
@@ -279,13 +321,14 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "summary": (_summary, "print the main table and where everything lies", ()),
     "verify": (_verify, "compare regenerated tables with the committed ones", ()),
     "use": (_use, "make a parameter file the active params.yaml", ("file",)),
+    "grid": (_grid, "write the runs of `study` to experiments/grid.yaml, for dvc.yaml", ()),
     "evaluate": (_evaluate, "metrics of a checkpoint", ("checkpoint", "dataset", "split")),
     "predict": (
         _predict,
-        "the mask that an expression names in a picture",
+        "the mask of the object that an expression refers to",
         ("checkpoint", "image", "expression", "expressions", "output"),
     ),
-    "doctor": (_doctor, "say what this machine and this checkout lack", ()),
+    "doctor": (_doctor, "check the environment and the files that params.yaml names", ()),
 }
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -293,7 +336,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--fraction": {"required": True, "type": float, "metavar": "F", "help": "labelled, percent"},
     "--method": {"required": True, "metavar": "M", "help": "a key of `refine`"},
     "--seed": {"type": int, "default": 0, "metavar": "S"},
-    "--source": {"metavar": "X", "help": "a key of `proposals.sources`; default: the study's"},
+    "--source": {
+        "metavar": "X",
+        "help": "a key of `proposals.sources`; default: `proposals.source`",
+    },
     "--all": {"action": "store_true", "help": "every search that the study lists"},
     "--profile": {"action": "store_true", "help": "also write a trace that opens in Perfetto"},
     "--checkpoint": {"required": True, "help": "run folder, or a published .pth"},
@@ -312,8 +358,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="semires",
-        description="SemiRES: mutual learning whose pseudo-labels SAM proposals mend.",
-        epilog="Usually `dvc repro` calls these; see dvc.yaml and params.yaml.",
+        description="SemiRES: semi-supervised segmentation with pseudo-labels refined by SAM.",
+        epilog="`dvc repro` calls most of these; see dvc.yaml and params.yaml.",
     )
     parser.add_argument("--params", default="params.yaml", metavar="FILE")
     commands = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from semires.__main__ import NEEDED
 from semires.cli import STAGES, main
+from semires.config.compose import untracked_inputs
+from semires.config.load import load_params
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "mlflow", "transformers", "pandas", "pyarrow", "optuna", "matplotlib", "skimage",
@@ -74,7 +80,7 @@ def test_every_stage_of_the_pipeline_parses():
 
     values = {
         "dataset": "refscenes", "key": "refscenes", "fraction": "0.1", "method": "cpi-u",
-        "seed": "0", "source": "sam",
+        "seed": "0", "source": "sam", "label": "cpi-u",
     }  # fmt: skip
     from semires.config.validate import read_yaml
 
@@ -83,9 +89,132 @@ def test_every_stage_of_the_pipeline_parses():
         command = str(stage.get("do", stage)["cmd"])
         for name, value in values.items():
             command = command.replace(f"${{item.{name}}}", value).replace(f"${{{name}}}", value)
-        assert command.startswith("exec python -m semires ")
+        assert command.startswith("exec python3 -m semires ")
         parsed = _parser().parse_args(command.split()[4:])
         assert callable(parsed.run)
+
+
+def foreign_python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m semires` in a folder with the package, by a Python without the packages it needs.
+
+    ``-S`` leaves site-packages out and makes ``sys.prefix`` that of no environment.
+    """
+    if not (folder / "semires").exists():
+        (folder / "semires").symlink_to(ROOT / "semires")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DVC_ROOT")}
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "semires", *words], cwd=folder, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_foreign_python_hands_over_to_the_environment_of_the_project(tmp_path: Path):
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    done = foreign_python(tmp_path, "use", "nowhere.yaml")
+    assert (done.returncode, done.stderr) == (
+        2, "semires: nowhere.yaml: no such file; copy one of experiments/*.yaml to it\n"
+    )  # fmt: skip
+
+
+def test_a_foreign_python_without_an_environment_is_one_line(tmp_path: Path):
+    done = foreign_python(tmp_path, "--help")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert " lacks mlflow, " in done.stderr
+    assert ". .venv/bin/activate" in done.stderr
+
+
+def test_the_packages_that_are_looked_for_are_dependencies_of_the_project():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^a-z-]", line)[0] for line in declared}
+    assert set(NEEDED) <= names
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with the demo's parameters, and an empty folder in it."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "notes/deep").mkdir(parents=True)
+    return tmp_path
+
+
+def test_commands_in_a_subfolder_work_on_the_project_above(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(project / "notes/deep")
+    assert main(["grid"]) == 0
+    assert (project / "experiments/grid.yaml").is_file()
+    monkeypatch.chdir(project / "notes")
+    shutil.copy(ROOT / "experiments/demo.yaml", "mine.yaml")
+    assert main(["use", "mine.yaml"]) == 0
+    assert "notes/mine.yaml is now params.yaml" in capsys.readouterr().out
+    assert sorted(p.name for p in (project / "notes").iterdir()) == ["deep", "mine.yaml"]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_track_sync_makes_nothing_outside_a_project(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch, inside: bool,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    if not inside:
+        (project / "dvc.yaml").unlink()
+    monkeypatch.chdir(project / "notes")
+    before = os.listdir()
+    assert main(["track", "sync"]) == (0 if inside else 2)
+    assert os.listdir(project / "notes") == before
+    if not inside:
+        assert "not in a project (no dvc.yaml and params.yaml here or in a folder above)" in (
+            capsys.readouterr().err
+        )
+
+
+def test_a_stage_refuses_a_grid_that_does_not_fit(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_STAGE", "report")
+    assert main(["grid"]) == 0
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("seeds: [0]", "seeds: [0, 1]", 1))
+    capsys.readouterr()
+    assert main(["report"]) == 2
+    error = capsys.readouterr().err
+    assert "experiments/grid.yaml: does not hold the runs" in error
+    assert "run `semires grid`" in error
+    assert error.count("\n") == 1
+
+
+def test_doctor_finds_that_stages_would_run_with_another_python(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(project)
+    assert main(["grid"]) == 0
+    programs = project / "bin"
+    programs.mkdir()
+    (programs / "python3").write_text("#!/bin/sh\necho /another\n")
+    (programs / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert f"missing: {programs}/python3 is not the python3 of this environment" in out
+    assert f"missing: dvc, runs the study; activate this environment: . {sys.prefix}" in out
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    main(["doctor"])
+    assert "python3" not in capsys.readouterr().out
+
+
+def test_doctor_says_what_queued_experiments_would_not_find(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(project)
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("generated: [refscenes]", "generated: []"))
+    params = load_params("params.yaml")
+    (project / "data/raw/refscenes").mkdir(parents=True)
+    assert any("`dvc add data/raw/refscenes`" in line for line in untracked_inputs(params))
+    (project / "data/raw/refscenes.dvc").touch()
+    assert list(untracked_inputs(params)) == []
 
 
 SLEEPER = """

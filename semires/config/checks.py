@@ -1,134 +1,123 @@
-"""What params.yaml must agree on with itself: checked when it is read, before any work.
+"""Cross-field validation of params.yaml, before any work.
 
-Each check raises ValueError with the key's path; a pair of stages that would write the same folder
-is as wrong as a name that does not exist.
+Each check raises ValueError; the text starts with the key's path.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
+from semires.config.grid import burn_in_of, expand, searches, sources_of
 from semires.config.messages import require
-from semires.config.schema import Params, Study
-from semires.runs.key import SUPERVISED
+from semires.config.schema import Block, Params
+from semires.runs.key import SUPERVISED, fraction_name
 
 
 def check(params: Params) -> None:
-    """All checks, the cheapest and most telling ones first."""
+    """Run all checks."""
     _names(params)
-    _grids(params.study)
+    for kind in ("runs", "tune"):
+        for number, block in enumerate(getattr(params.study, kind)):
+            _block(params, block, f"study.{kind}.{number}")
     _tuning(params)
-    _sources(params)
     _weights(params)
     params.model.check(params.data.image_size)
     _lists(params)
-    _labelled(params)
-
-
-def misspelt_fractions(study: Any) -> list[str]:
-    """Fractions of the file that DVC would write otherwise than this package (``1.0``)."""
-    return [
-        f"study.{key}: write {value:g} for {value}, as the folders are named"
-        for key, values in study.items()
-        if key.endswith("fractions")
-        for value in values
-        if str(value) != f"{value:g}"
-    ]
 
 
 def _names(params: Params) -> None:
-    study = params.study
-    for key in ("datasets", "generated"):
-        require(getattr(study, key), params.datasets, f"study.{key}", "datasets")
-    for key in ("methods", "ablations", "more_methods", "source_methods", "tune_methods"):
-        require(getattr(study, key), params.refine, f"study.{key}", "refine")
-    for key in ("sources", "other_sources"):
-        require(getattr(study, key), params.proposals.sources, f"study.{key}", "proposals.sources")
-    for name, known in (("refine", params.refine), ("datasets", params.datasets)):
-        for key in known:
-            if "." in key or (name == "refine" and ("+" in key or key == SUPERVISED)):
-                raise ValueError(f"{name}.{key}: this name is reserved, or holds a dot or a plus")
-    for key, values in study:
-        if isinstance(values, list) and len(set(values)) < len(values):
-            raise ValueError(f"study.{key}: a value stands there twice")
+    require(params.study.generated, params.datasets, "study.generated", "datasets")
+    _no_duplicates(params.study.generated, "study.generated")
+    source = params.proposals.source
+    require([source], params.proposals.sources, "proposals.source", "proposals.sources")
+    for section, known in (("refine", params.refine), ("datasets", params.datasets)):
+        for name in known:
+            if "." in name or (section == "refine" and ("+" in name or name == SUPERVISED)):
+                raise ValueError(f"{section}.{name}: this name is reserved, or has a dot or a plus")
 
 
-def _grids(study: Study) -> None:
-    _disjoint(study.supervised_fractions, study.fractions, "supervised_fractions", "fractions")
-    known = [*study.fractions, *study.supervised_fractions]
-    for key in ("ablation_fractions", "more_fractions", "tune_fractions"):
-        for fraction in getattr(study, key):
-            if fraction not in known and _used(study, key):
-                raise ValueError(
-                    f"study.{key}: {fraction:g} has no burn-in; add it to study.fractions or "
-                    "study.supervised_fractions"
-                )
-    cells: set[tuple[float, str]] = set()
-    for fractions, methods in (
-        ("fractions", "methods"),
-        ("ablation_fractions", "ablations"),
-        ("more_fractions", "more_methods"),
-        ("tune_fractions", "tuned_methods"),
-    ):
-        for cell in ((f, m) for f in getattr(study, fractions) for m in getattr(study, methods)):
-            if cell in cells:
-                raise ValueError(f"study.{methods}: {cell[1]} at {cell[0]:g} is there already")
-            cells.add(cell)
+def _block(params: Params, block: Block, key: str) -> None:
+    """The names and values of one block of the study."""
+    require(block.datasets, params.datasets, f"{key}.datasets", "datasets")
+    require(block.methods, [SUPERVISED, *params.refine], f"{key}.methods", "refine")
+    sources = params.proposals.sources
+    require(block.sources or [], sources, f"{key}.sources", "proposals.sources")
+    if block.model is not None:
+        raise ValueError(f"{key}.model: reserved for a second model; leave it null")
+    for name, values in block:
+        if isinstance(values, list):
+            _no_duplicates(values, f"{key}.{name}")
+    for fraction in block.fractions:
+        if float(fraction_name(fraction)) != fraction:
+            raise ValueError(
+                f"{key}.fractions: {fraction!r} has more than six digits; its folder would be "
+                f"named {fraction_name(fraction)}"
+            )
+        # The size of RefScenes is known before it is made; `split` checks other data sets.
+        generated = set(block.datasets) & set(params.study.generated)
+        if generated and math.floor(fraction * params.scenes.train / 100) < 1:
+            raise ValueError(
+                f"{key}.fractions: {fraction:g} % of scenes.train {params.scenes.train} is less "
+                "than one image"
+            )
+        for name in block.methods:
+            if fraction == 100 and name != SUPERVISED and params.refine[name].unlabelled:
+                raise ValueError(f"{key}.fractions: 100 leaves {name} no unlabelled image")
 
 
-def _used(study: Study, fractions: str) -> bool:
-    """Whether a list of fractions makes any stage."""
-    users = {
-        "ablation_fractions": [study.ablations, study.other_sources],
-        "more_fractions": [study.more_methods],
-        "tune_fractions": [study.tune_methods],
-    }
-    return any(users[fractions])
-
-
-def _disjoint(one: Iterable[Any], other: Iterable[Any], key: str, where: str) -> None:
-    both = sorted(set(one) & set(other))
-    if both:
-        raise ValueError(f"study.{key}: {both[0]:g} is in study.{where} already")
+def _no_duplicates(values: list[str] | list[float], key: str) -> None:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            shown = fraction_name(value) if isinstance(value, float) else value
+            raise ValueError(f"{key}: duplicate value {shown}")
 
 
 def _tuning(params: Params) -> None:
-    study = params.study
-    require(study.tuned_methods, study.tune_methods, "study.tuned_methods", "study.tune_methods")
-    require(study.tune_seeds, study.seeds, "study.tune_seeds", "study.seeds")
-    if study.tune_methods and params.tune.objective == "labels":
-        for name in study.tune_methods:
-            if params.refine[name].strategy == "none":
-                raise ValueError(f"study.tune_methods: {name} has no threshold to search")
-    for name in (*study.methods, *study.ablations, *study.more_methods):
-        if params.refine[name].thresholds == "tuned":
-            raise ValueError(f"refine.{name}: has tuned thresholds: list it in study.tuned_methods")
-    for name in study.tuned_methods:
-        if params.refine[name].thresholds != "tuned":
-            raise ValueError(f"study.tuned_methods: refine.{name}.thresholds is not `tuned`")
+    """Every search has a burn-in and a result file of its own, every tuned method a search."""
+    runs, results = expand(params), set()
+    for number, block in enumerate(params.study.tune):
+        key = f"study.tune.{number}"
+        if not block.methods or SUPERVISED in block.methods:
+            raise ValueError(f"{key}.methods: list the methods to search, keys of `refine`")
+        for name in block.methods:
+            if params.tune.objective == "labels" and params.refine[name].strategy == "none":
+                raise ValueError(f"{key}.methods: {name} has no threshold to search")
+        for search in searches(params, [block]):
+            if burn_in_of(search) not in runs:
+                raise ValueError(
+                    f"{key}: {search.dataset} at {fraction_name(search.fraction)} %, seed "
+                    f"{search.seed}, has no burn-in; add it to a block of study.runs"
+                )
+            result = (search.dataset, search.fraction, search.label)
+            if result in results:
+                raise ValueError(
+                    f"{key}: {search.label} at {fraction_name(search.fraction)} % is searched "
+                    "twice; list one seed, since all seeds share the result"
+                )
+            results.add(result)
+    for run in runs:
+        needed = (run.dataset, run.fraction, run.label)
+        if _is_tuned(params, run.method) and needed not in results:
+            raise ValueError(
+                f"refine.{run.method}: `thresholds: tuned` needs a search for {run.dataset} at "
+                f"{fraction_name(run.fraction)} %; add it to study.tune"
+            )
 
 
-def _sources(params: Params) -> None:
-    study, source = params.study, params.proposals.source
-    require([source], params.proposals.sources, "proposals.source", "proposals.sources")
-    require([source], study.sources, "proposals.source", "study.sources")
-    require(study.other_sources, study.sources, "study.other_sources", "study.sources")
-    if source in study.other_sources:
-        raise ValueError(f"study.other_sources: {source} is proposals.source already")
+def _is_tuned(params: Params, method: str) -> bool:
+    return method != SUPERVISED and params.refine[method].thresholds == "tuned"
 
 
 def _weights(params: Params) -> None:
-    """Weights that a part of the study needs and the parameters do not name, or name wrongly."""
-    sam, used = params.sam, params.study.sources
-    kinds = {name: params.proposals.sources[name] for name in used}
+    """The weights that the study needs are named, and rightly."""
+    sam = params.sam
+    kinds = {name: params.proposals.sources[name] for name in sources_of(params)}
     if any(source.kind == "segment_anything" for source in kinds.values()):
         tiny = sam.checkpoint.endswith(".safetensors")
         if not sam.checkpoint or tiny != (sam.model == "tiny"):
             raise ValueError(
                 f"sam.checkpoint: {sam.checkpoint!r} is no checkpoint of sam.model {sam.model}, "
-                "which a source of study.sources needs"
+                "which a source of proposals of the study needs"
             )
     for name, source in kinds.items():
         key = f"proposals.sources.{name}"
@@ -144,7 +133,7 @@ def _weights(params: Params) -> None:
 
 
 def _lists(params: Params) -> None:
-    """Explicit lists are found by their fraction as the folders are named."""
+    """Explicit lists are found by their fraction, spelled as the folders are named."""
     for name, place in params.datasets.items():
         for key in place.labelled_lists:
             try:
@@ -153,19 +142,3 @@ def _lists(params: Params) -> None:
                 spelt = "a percentage"
             if key != spelt:
                 raise ValueError(f"datasets.{name}.labelled_lists: write {spelt} for {key!r}")
-
-
-def _labelled(params: Params) -> None:
-    """RefScenes' size is known before it is made; other data sets are checked by `split`."""
-    study = params.study
-    for fraction in (*study.fractions, *study.supervised_fractions):
-        images = math.floor(fraction * params.scenes.train / 100)
-        if study.generated and images < 1:
-            raise ValueError(
-                f"study.fractions: {fraction:g} % of scenes.train {params.scenes.train} is no image"
-            )
-    for key, methods in (("fractions", "methods"), ("ablation_fractions", "ablations"),
-                         ("more_fractions", "more_methods")):  # fmt: skip
-        for name in getattr(study, methods):
-            if 100 in getattr(study, key) and params.refine[name].unlabelled:
-                raise ValueError(f"study.{key}: 100 leaves {name} no unlabelled image")

@@ -1,6 +1,7 @@
 """`semires use FILE` makes a parameter file the active params.yaml.
 
-A file whose first key is ``extends`` holds only what it changes of another one beside it.
+A file with the key ``extends`` holds only what it changes of another file in the same folder.
+Mappings are merged; lists and single values are replaced.
 """
 
 from __future__ import annotations
@@ -11,38 +12,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from semires.config.grid import sources_of, write_grid
 from semires.config.load import validate_file
 from semires.config.schema import Params
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text
+from semires.runs import layout
 
 EXTENDS = "extends"
 
 
 def use(source: str | Path, target: str | Path = "params.yaml") -> str:
-    """Validate ``source`` and make it ``target``, whose former content is kept beside it.
+    """Validate ``source``, copy it to ``target`` and write the grid of its runs.
+
+    The former ``target`` is copied to ``target.before``.
 
     Returns:
-        What was done and what is still missing, one line each.
+        What was done and which files are still missing, one line each.
 
     Raises:
-        ConfigError: the file is missing or wrong; ``target`` is as it was.
+        ConfigError: the file is missing or wrong; nothing was written.
     """
     source, target = Path(source), Path(target)
     text = composed(source)
     params = validate_file(_parse(text), str(source))
     lines = [f"{source} is now {target}; `dvc repro` runs its study"]
     if target.is_file() and target.read_bytes() != text.encode():
-        kept = target.with_name(target.name + ".before")
-        shutil.copyfile(target, kept)
-        lines.append(f"the former {target} is {kept}")
+        before = target.with_name(target.name + ".before")
+        shutil.copyfile(target, before)
+        lines.append(f"the former {target} is {before}")
     write_text(target, text)
+    lines.append(write_grid(params, target.parent))
     return "\n".join([*lines, *(f"missing: {line}" for line in missing_files(params))])
 
 
 def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
-    """The text of a parameter file, with what it ``extends`` filled in, comments kept.
+    """The text of a parameter file with the file that it ``extends`` merged in, comments included.
 
     Args:
         path: the file.
@@ -61,7 +67,7 @@ def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
         raise ConfigError(f"{path}: extends itself")
     tree = _parse(composed(base, extending), comments=True)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{base}: holds no mapping of parameters")
+        raise ConfigError(f"{base}: does not hold a mapping of parameters")
     _merge(tree, changes)
     buffer = io.StringIO()
     _yaml(comments=True).dump(tree, buffer)
@@ -75,7 +81,8 @@ def _yaml(comments: bool) -> Any:
     if not comments:
         return YAML(typ="safe", pure=True)
     yaml = YAML()
-    yaml.width = 1000  # no line is broken
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 1000  # do not wrap lines
     yaml.representer.add_representer(
         type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
     )
@@ -87,7 +94,7 @@ def _parse(text: str, comments: bool = False) -> Any:
 
 
 def _merge(tree: Any, changes: dict[str, Any]) -> None:
-    """Put ``changes`` into ``tree``; lists and single values replace, mappings are merged."""
+    """Merge ``changes`` into ``tree`` in place."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
@@ -96,9 +103,9 @@ def _merge(tree: Any, changes: dict[str, Any]) -> None:
 
 
 def missing_files(params: Params) -> Iterator[str]:
-    """Files and folders that the parameters name and that are not there, each with its key."""
+    """Files and folders that the parameters name and that do not exist, each with its key."""
     sources = params.proposals.sources
-    if any(sources[name].kind == "segment_anything" for name in params.study.sources):
+    if any(sources[name].kind == "segment_anything" for name in sources_of(params)):
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
     for key, source in params.model.files().items():
         yield from _absent(key, source, hub=True)
@@ -114,9 +121,51 @@ def missing_files(params: Params) -> Iterator[str]:
 
 
 def _absent(key: str, path: str | None, hub: bool = False) -> Iterator[str]:
-    """A line if the path is not there; a hub id has one slash at most and no suffix of weights."""
+    """A line if the path does not exist and, with ``hub``, cannot be a hub id."""
     if path is None or Path(path).exists():
         return
     if hub and path.count("/") <= 1 and not path.endswith((".pth", ".safetensors", ".bin", ".txt")):
+        return  # ids of the hub are NAME or OWNER/NAME
+    yield f"{key}: {path} does not exist (docs/paper.md says where it comes from)"
+
+
+def link_raw_data(params: Params) -> None:
+    """Let a queued experiment read the raw data of the workspace.
+
+    DVC runs `dvc exp run --queue` and `--temp` in a copy of the repository that has no ignored
+    files. Each path below a data set that is missing there becomes a link to the workspace's.
+    """
+    workspace = layout.root().resolve()
+    if workspace == Path.cwd().resolve():
         return
-    yield f"{key}: {path} is not there (docs/paper.md says where it comes from)"
+    for path in map(Path, _raw_paths(params)):
+        if not path.exists() and (workspace / path).exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(workspace / path)
+
+
+def _raw_paths(params: Params) -> Iterator[str]:
+    """The files and folders of the user's own that stages read."""
+    for name in params.study.datasets:
+        if name not in params.study.generated:
+            place = params.datasets[name]
+            yield from (f"{place.root}/{place.dataset}", place.images)
+            yield from place.labelled_lists.values()
+    yield params.sam.checkpoint
+    yield from params.model.files().values()
+
+
+def untracked_inputs(params: Params) -> Iterator[str]:
+    """Hints on inputs of stages that `dvc exp run --queue` and `--temp` would not find."""
+    inputs = [
+        f"{params.datasets[name].root}/{params.datasets[name].dataset}"
+        for name in params.study.datasets
+        if name not in params.study.generated
+    ]
+    if "segment_anything" in (params.proposals.sources[n].kind for n in sources_of(params)):
+        inputs.append(params.sam.checkpoint)
+    for path in inputs:
+        place = Path(path)
+        shipped = place.is_relative_to("semires") or place.is_absolute()
+        if not shipped and place.exists() and not Path(f"{path}.dvc").is_file():
+            yield f"`dvc exp run --queue` and `--temp` need {path} in DVC: run `dvc add {path}`"

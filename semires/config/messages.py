@@ -1,7 +1,6 @@
-"""Pydantic's findings in params.yaml as one line each: the key's path and what is wrong there.
+"""Pydantic's errors in params.yaml as one line each: the key's path and what is wrong.
 
-A union's tag and similar steps of pydantic's own are left out of the path, which is spelled as the
-file spells it.
+The path is spelled as in the file, without pydantic's own steps such as the tag of a union.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ def explain(error: Any, root: type[BaseModel]) -> str:
         return f"{key}: unknown key{nearest(parts[-1], fields_of(annotation))}"
     if error["type"] == "missing":
         return f"{key}: missing"
+    if error["loc"][-1] == "[key]" and error["type"] == "string_type":
+        return f'{key}: a key must be text; write "{parts[-1]}" in quotes'
     message = error["msg"].removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
         message = f"needs a `kind` of {', '.join(tags_of(annotation))}"
@@ -31,7 +32,7 @@ def explain(error: Any, root: type[BaseModel]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value; of a number beyond what Python writes in decimals, its end."""
+    """The beginning of a value. Python refuses to print very long numbers; they give their size."""
     try:
         return repr(value)[:80]
     except ValueError:
@@ -86,7 +87,7 @@ def members(annotation: Any) -> list[Any]:
 
 
 def tags_of(annotation: Any) -> list[str]:
-    """The values of `kind` that tell a union's members apart; of a member, its own."""
+    """The values of `kind` that distinguish the members of a union; of a member, its own."""
     if members(annotation):
         return [tag for member in members(annotation) for tag in tags_of(member)]
     field = annotation.model_fields.get("kind") if is_model(annotation) else None
@@ -100,10 +101,10 @@ def fields_of(annotation: Any) -> list[str]:
 
 
 def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) -> None:
-    """Refuse names that ``known`` has not.
+    """Refuse names that are not in ``known``.
 
     Raises:
-        ValueError: the text names the key, the name and the nearest one that there is.
+        ValueError: the text gives the key, the name and the nearest known name.
     """
     known = list(known)
     for name in names:
@@ -112,7 +113,7 @@ def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) ->
 
 
 def nearest(name: Any, known: Iterable[Any]) -> str:
-    """The end of a message: the most similar name, or all there are."""
+    """The end of a message: the most similar known name, or all of them."""
     names = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:

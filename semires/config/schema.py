@@ -26,28 +26,56 @@ from semires.config.types import (
     Unit,
 )
 from semires.refine.strategies import STRATEGIES
+from semires.runs.key import SUPERVISED
 
 
-class Study(Section):
-    """The grid of runs: data set x labelled fraction (percent) x method x seed."""
+class Block(Section):
+    """A product of lists: data sets x labelled fractions (percent) x methods x seeds x sources.
+
+    ``methods`` are keys of ``refine``. Every combination of data set, fraction and seed has its
+    burn-in, the method ``supervised``, whether it is listed or not. ``sources`` are keys of
+    ``proposals.sources``; null is ``proposals.source``. ``model`` is reserved for a second
+    model: only null, the section ``model``, is accepted so far.
+    """
 
     datasets: list[Name] = Field(min_length=1)
     fractions: list[Percent] = Field(min_length=1)
     methods: list[Name]
     seeds: list[Seed] = Field(min_length=1)
+    sources: Annotated[list[Name], Field(min_length=1)] | None = None
+    model: Name | None = None
+
+
+class Study(Section):
+    """Which runs there are: the union of the blocks of ``runs`` (:mod:`semires.config.grid`).
+
+    The first block of ``runs`` fills the main table. ``tune`` holds blocks of threshold searches,
+    ``generated`` the data sets that the project makes itself.
+    """
+
     generated: list[Name]
-    sources: list[Name] = Field(min_length=1)
-    ablations: list[Name]
-    ablation_fractions: list[Percent]
-    supervised_fractions: list[Percent]
-    more_fractions: list[Percent]
-    more_methods: list[Name]
-    source_methods: list[Name]
-    other_sources: list[Name]
-    tune_fractions: list[Percent]
-    tune_methods: list[Name]
-    tune_seeds: list[Seed] = Field(max_length=1)
-    tuned_methods: list[Name]
+    runs: list[Block] = Field(min_length=1)
+    tune: list[Block]
+
+    @property
+    def datasets(self) -> list[str]:
+        """All data sets, in order."""
+        return list(dict.fromkeys(name for block in self.runs for name in block.datasets))
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, in order."""
+        return list(dict.fromkeys(seed for block in self.runs for seed in block.seeds))
+
+    @property
+    def fractions(self) -> list[float]:
+        """The labelled fractions of the main table, percent."""
+        return self.runs[0].fractions
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of the main table, without ``supervised``."""
+        return [name for name in self.runs[0].methods if name != SUPERVISED]
 
 
 class Dataset(Section):

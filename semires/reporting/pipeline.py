@@ -11,7 +11,8 @@ from typing import Any
 from semires.config.validate import read_yaml
 
 _BOX_W, _BOX_H, _GAP_X, _GAP_Y = 134, 60, 32, 14
-_PER_LINE = 2  # keys of a matrix on a line of small print
+_PER_LINE = 2  # keys of a stage on a line of small print
+_KEYS = ("dataset", "fraction", "method", "source", "seed")
 
 Parts = list[set[str]]  # a path's parts, each with all texts that its templates can give
 _TEMPLATE = re.compile(r"\$\{([^}]*)\}")
@@ -24,10 +25,13 @@ def stages_of(path: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
     """
     if not path.is_file():
         return {}
-    beside = path.with_name("params.yaml")
-    params = read_yaml(beside) if beside.is_file() else {}
+    tree: dict[str, Any] = read_yaml(path)
+    params: dict[str, Any] = {}
+    for name in ("params.yaml", *tree.get("vars", [])):
+        beside = path.parent / name
+        params |= read_yaml(beside) if beside.is_file() else {}
     found = {}
-    for name, stage in (read_yaml(path).get("stages") or {}).items():
+    for name, stage in (tree.get("stages") or {}).items():
         choices = _choices(stage, params)
         if not all(choices.values()):
             continue
@@ -37,7 +41,7 @@ def stages_of(path: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
         found[str(name)] = {
             "deps": parts["deps"],
             "outs": parts["outs"] + parts["metrics"] + parts["plots"],
-            "matrix": [str(key) for key in stage.get("matrix", {})],
+            "matrix": [key for key in _KEYS if f"item.{key}" in choices],
         }
     return found
 
@@ -45,9 +49,13 @@ def stages_of(path: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
 def _choices(stage: dict[str, Any], params: dict[str, Any]) -> dict[str, list[Any]]:
     """What `key` and `item.KEY` of a stage can be: all values of its matrix or mapping."""
     if "foreach" in stage:
-        entries = _at(params, stage["foreach"]) or {"*": {}}
+        entries = _at(params, stage["foreach"])
+        entries = {"*": {}} if entries == "*" else entries
         leaves = {leaf for entry in entries.values() for leaf in entry}
-        items = {f"item.{leaf}": [e.get(leaf, "*") for e in entries.values()] for leaf in leaves}
+        items = {
+            f"item.{leaf}": list(dict.fromkeys(e.get(leaf, "*") for e in entries.values()))
+            for leaf in leaves
+        }
         return {"key": list(entries), **items}
     return {f"item.{key}": _list(_at(params, v)) for key, v in stage.get("matrix", {}).items()}
 

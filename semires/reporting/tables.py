@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from semires.config.schema import Params, Study
+from semires.config.grid import expand
+from semires.config.schema import Params
 from semires.evaluation.bootstrap import ImageSums, confidence_interval, paired_difference
 from semires.reporting.definitions import (
     PaperValues,
@@ -168,10 +168,16 @@ class TableBuilder:
             return definition.rows
         study = self.params.study
         methods = ["supervised", *study.methods]
-        methods += study.tuned_methods if fraction in study.tune_fractions else []
+        methods += [
+            key.method
+            for key in expand(self.params)
+            if key.fraction == fraction
+            and key.method not in methods
+            and self.params.refine[key.method].thresholds == "tuned"
+        ]
         rows = [row for row in definition.rows if row.method in methods]
         known = {row.method for row in definition.rows}
-        new = [m for m in methods if m not in known]
+        new = [m for m in dict.fromkeys(methods) if m not in known]
         return rows + [TableRow(label=m, method=m) for m in new]
 
     def _row(self, row: TableRow, dataset: str, fraction: float, missing: _Missing) -> Row:
@@ -275,60 +281,40 @@ class _Missing:
         return [self._text(reason) for reason in self._reasons]
 
     def _in_study(self, cell: RunKey) -> bool:
-        """Whether some stage of the study as it is makes the cell."""
-        return not _additions([cell], self._params.study)
+        """Whether the study has a run of the cell, with any seed."""
+        return _cell_of(cell) in map(_cell_of, expand(self._params))
 
     def _text(self, reason: str) -> str:
         if reason == "study":
             return "no run yet: `dvc repro` fills it."
         if reason == "beyond":
-            command = fill_command(self._cells[reason], self._params.study)
-            return f"no run: `{command}` fills it."
+            blocks = ", ".join(
+                f"`- {text}`" for text in fill_blocks(self._cells[reason], self._params.study.seeds)
+            )
+            return f"no run: add {blocks} to `study.runs` in params.yaml, then `make repro`."
         return reason
 
 
-def fill_command(cells: list[RunKey], study: Study) -> str:
-    """The command that adds the runs of some cells to the study, which keeps what it has."""
-    settings = []
-    for key, values in _additions(cells, study).items():
-        texts = (fraction_name(v) if isinstance(v, float) else str(v) for v in values)
-        settings.append(f"-S 'study.{key}=[{','.join(texts)}]'")
-    return " ".join(["dvc exp run", *settings])
-
-
-def _additions(cells: list[RunKey], study: Study) -> dict[str, list[Any]]:
-    """The lists of the study that must grow to hold the cells, by key, as they must become."""
-    lists: dict[str, list[Any]] = {key: list(v) for key, v in study if isinstance(v, list)}
-
-    def need(key: str, value: Any, *others: str) -> None:
-        if not any(value in lists[name] for name in (key, *others)):
-            lists[key].append(value)
-
+def fill_blocks(cells: list[RunKey], seeds: list[int]) -> list[str]:
+    """Blocks of ``study.runs`` whose runs fill the cells, each as YAML on one line."""
+    methods: dict[tuple[str, str | None, float], list[str]] = {}
     for cell in cells:
-        need("supervised_fractions", cell.fraction, "fractions")
-        if cell.source is not None:
-            need("sources", cell.source)
-            need("other_sources", cell.source)
-            need("source_methods", cell.method)
-            need("ablation_fractions", cell.fraction)
-        elif cell.method != "supervised" and not _made(cell, lists):
-            own = cell.method not in study.methods
-            need("ablations" if own else "more_methods", cell.method)
-            need("ablation_fractions" if own else "more_fractions", cell.fraction)
-    return {key: all_ for key, all_ in lists.items() if all_ != getattr(study, key)}
+        listed = methods.setdefault((cell.dataset, cell.source, cell.fraction), [])
+        if cell.method not in listed:
+            listed.append(cell.method)
+    fractions: dict[tuple[str, str | None, tuple[str, ...]], list[float]] = {}
+    for (dataset, source, fraction), listed in methods.items():
+        fractions.setdefault((dataset, source, tuple(listed)), []).append(fraction)
+    return [
+        f"{{datasets: [{dataset}], fractions: [{', '.join(map(fraction_name, values))}], "
+        f"methods: [{', '.join(listed)}], seeds: {seeds}"
+        + (f", sources: [{source}]}}" if source else "}")
+        for (dataset, source, listed), values in fractions.items()
+    ]
 
 
-def _made(cell: RunKey, lists: dict[str, list[Any]]) -> bool:
-    """Whether a stage of mutual learning has the cell's fraction and method."""
-    return any(
-        cell.fraction in lists[fractions] and cell.method in lists[methods]
-        for fractions, methods in (
-            ("fractions", "methods"),
-            ("ablation_fractions", "ablations"),
-            ("more_fractions", "more_methods"),
-            ("tune_fractions", "tuned_methods"),
-        )
-    )
+def _cell_of(key: RunKey) -> tuple[str, float, str]:
+    return (key.dataset, key.fraction, key.label)
 
 
 def _unique(values: object) -> list[str]:

@@ -14,6 +14,7 @@ from semires.runs.key import RUNS, RunKey, fraction_name
 REPORTS = Path("reports")
 TABLES = Path("experiments/tables")
 TUNED = Path("experiments/tuned")
+GRID = Path("experiments/grid.yaml")
 SAM = Path("sam")
 
 
@@ -35,6 +36,11 @@ def proposals(dataset: str, source: str) -> Path:
 def tune_folder(cell: RunKey) -> Path:
     """Folder of one threshold search's ``best.yaml``, ``trials.csv`` and plots."""
     return Path("tune") / cell.folder.relative_to(RUNS)
+
+
+def tuned_file(key: RunKey) -> Path:
+    """YAML with the thresholds that a search found; all seeds share it."""
+    return TUNED / f"{key.dataset}-{fraction_name(key.fraction)}-{key.label}.yaml"
 
 
 def work(name: str, fingerprint: str) -> Path:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from semires.config.grid import searches
 from semires.config.schema import Params
 from semires.errors import SemiresError
 from semires.evaluation.bootstrap import (
@@ -26,6 +26,7 @@ from semires.evaluation.bootstrap import (
 from semires.files import atomic_folder, write_json, write_text
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
+from semires.runs.layout import tuned_file
 from semires.tuning.curves import response_curves, response_plane
 from semires.tuning.objective import Axis
 from semires.tuning.refined import Outcome, Table, summarise, thresholds_of
@@ -163,11 +164,12 @@ def publish(result: Result, report: bool = True) -> None:
         if result.plane is not None:
             result.plane.to_csv(temporary / "plane.csv", index=False)
         plots.draw(result, temporary)
-    seeds = result.params.study.tune_seeds
+    path = tuned_file(result.key)
+    seeds = [key.seed for key in searches(result.params) if tuned_file(key) == path]
     if not seeds or result.key.seed in seeds:
-        write_text(tuned_file(result.key), best_yaml(result, thresholds_only=True))
+        write_text(path, best_yaml(result, thresholds_only=True))
     else:
-        print(f"{tuned_file(result.key)}: not changed, because study.tune_seeds is {seeds[0]}")
+        print(f"{path}: not changed, because study.tune has the search of seed {seeds[0]}")
     tracking.log_study(result.key, without_password(result.params), result.trial_table, folder)
     if report:
         print(text_table(result))
@@ -177,16 +179,6 @@ def without_password(params: Params) -> Params:
     """Parameters to show to others: the storage's URL holds no password."""
     storage = params.tune.storage and hidden(params.tune.storage)
     return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
-
-
-def tuned_file(key: RunKey) -> Path:
-    """The file (in git) of the values for methods with ``thresholds: tuned``, whatever their seed.
-
-    The seed is not in the name: one search serves all seeds of a method. ``study.tune_seeds`` has
-    at most one seed, and `semires tune` with another seed does not write this file.
-    """
-    fraction = fraction_name(key.fraction)
-    return layout.TUNED / f"{key.dataset}-{fraction}-{key.label}.yaml"
 
 
 def best_yaml(result: Result, thresholds_only: bool = False) -> str:
@@ -266,6 +258,6 @@ def comparison(results: Sequence[Result]) -> str:
     head += [f"{half}: {name}" for half in ("seen", "held out") for name in ROWS]
     head.append("held out: best - paper")
     if not rows:
-        return "params.yaml lists no search: study.tune_fractions or study.tune_methods is empty"
+        return "params.yaml lists no search: study.tune is empty"
     table: str = tabulate(rows, headers=head, disable_numparse=True)
     return f"oIoU of the refined labels of val, percent\n{table}"

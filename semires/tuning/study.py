@@ -89,18 +89,6 @@ class Search:
         return f"{self.stem}-{fingerprint(self.made_from)[:8]}"
 
 
-def listed(params: Params) -> list[RunKey]:
-    """The searches that ``study`` in params.yaml lists."""
-    study = params.study
-    return [
-        RunKey(dataset, fraction, method, seed)
-        for dataset in study.datasets
-        for fraction in study.tune_fractions
-        for method in study.tune_methods
-        for seed in study.tune_seeds
-    ]
-
-
 def tune_all(params: Params, keys: Iterable[RunKey]) -> None:
     """Search several methods in this process, then print one table of all results.
 

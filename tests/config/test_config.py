@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from semires.config.compose import composed, use
-from semires.config.load import load_params
+from semires.config.grid import grid_text
+from semires.config.load import load_params, validate_file
 from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
@@ -32,7 +34,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
     *folders, name = key.split("/")
     node = tree
     for folder in folders:
-        node = node[folder]
+        node = node[int(folder) if isinstance(node, list) else folder]
     node[name] = value
     return tree
 
@@ -45,15 +47,26 @@ def refusal(tree: Any) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", ["demo", "refcoco", "refcoco+", "gref"])
+def shipped(name: str) -> Params:
+    """One of experiments/*.yaml, with the file that it extends merged in."""
+    tree = YAML(typ="safe", pure=True).load(composed(ROOT / f"experiments/{name}.yaml"))
+    return validate_file(tree, name)
+
+
+@pytest.mark.parametrize("name", ["demo", "study", "refcoco", "refcoco+", "gref"])
 def test_shipped_files_are_valid(name: str):
-    params = load_params(ROOT / f"experiments/{name}.yaml")
-    assert params.study.datasets == [name.replace("demo", "refscenes")]
+    wanted = {"demo": "refscenes", "study": "refscenes"}.get(name, name)
+    assert shipped(name).study.datasets == [wanted]
 
 
-def test_the_paper_s_values_stand_in_its_files():
+def test_the_active_parameters_are_the_demo_s_and_the_grid_is_theirs():
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "experiments/demo.yaml").read_bytes()
+    assert (ROOT / "experiments/grid.yaml").read_text() == grid_text(shipped("demo"))
+
+
+def test_the_paper_s_values_are_in_its_files():
     for name in ("refcoco", "refcoco+", "gref"):
-        params = load_params(ROOT / f"experiments/{name}.yaml")
+        params = shipped(name)
         assert (params.mutual.ema, params.mutual.lr, params.mutual.labelled_batch) == (
             0.996,
             5e-5,
@@ -67,10 +80,10 @@ def test_the_paper_s_values_stand_in_its_files():
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "gref"])
 def test_every_value_of_the_paper_s_files_says_where_it_is_from(name: str):
-    """P, C or H behind it, or behind the section it stands in."""
+    """P, C or H in its comment, or in the comment of its section."""
     path: list[bool] = []
     for line in (ROOT / f"experiments/{name}.yaml").read_text().splitlines():
-        found = re.match(r"( *)[\w+-]+:(.*?)(#.*)?$", line)
+        found = re.match(r"(?!extends:)([ -]*)[\w+-]+:(.*?)(#.*)?$", line)
         if found is None:
             continue
         depth = len(found[1]) // 2
@@ -81,7 +94,8 @@ def test_every_value_of_the_paper_s_files_says_where_it_is_from(name: str):
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("study/sed", [0], "study.sed: unknown key; did you mean 'seeds'?"),
+        ("study/run", [], "study.run: unknown key; did you mean 'runs'?"),
+        ("study/runs/0/sed", [0], "study.runs.0.sed: unknown key; did you mean 'seeds'?"),
         ("mutual/emma", 0.9, "mutual.emma: unknown key; did you mean 'ema'?"),
         ("proposals/sources/sam/point_per_side", 3, "proposals.sources.sam.point_per_side: "
          "unknown key; did you mean 'points_per_side'?"),
@@ -111,23 +125,38 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("proposals/sources/sam/kind", "sm", "proposals.sources.sam: needs a `kind` of "),
         ("refine/iom/threshold", 1.2, "refine.iom.threshold: "),
         ("refine/cpi/threshold_o", None, "strategy cpi takes threshold_o, threshold_u"),
-        ("study/methods", ["cpiu"], "study.methods: 'cpiu' is not a key of `refine`; did you mean"),
-        ("study/datasets", ["refcoco"], "study.datasets: 'refcoco'"),
-        ("study/seeds", [], "study.seeds: "),
-        ("study/seeds", [0, 0], "study.seeds: a value stands there twice"),
-        ("study/fractions", [101], "study.fractions.0: "),
-        ("study/fractions", [1, 0.001], "0.001 % of scenes.train"),
+        ("study/runs", [], "study.runs: "),
+        ("study/runs/0/methods", ["cpiu"], "study.runs.0.methods: 'cpiu' is not a key of `refine`; "
+         "did you mean"),
+        ("study/runs/0/methods", ["mltt"], "did you mean 'mlt'?"),
+        ("study/runs/0/datasets", ["refscene"], "study.runs.0.datasets: 'refscene' is not a key of "
+         "`datasets`; did you mean 'refscenes'?"),
+        ("study/runs/0/sources", ["sum"], "study.runs.0.sources: 'sum' is not a key of "
+         "`proposals.sources`; did you mean 'sam'?"),
+        ("study/runs/0/sources", [], "study.runs.0.sources: "),
+        ("study/runs/0/seeds", [], "study.runs.0.seeds: "),
+        ("study/runs/0/seeds", [0, 0], "study.runs.0.seeds: duplicate value 0"),
+        ("study/runs/0/methods", ["iom", "iom"], "study.runs.0.methods: duplicate value iom"),
+        ("study/runs/0/fractions", [1, 1.0], "study.runs.0.fractions: duplicate value 1"),
+        ("study/runs/0/fractions", [101], "study.runs.0.fractions.0: "),
+        ("study/runs/0/fractions", [1, 0.001], "0.001 % of scenes.train"),
+        ("study/runs/0/fractions", [0.1234567], "0.1234567 has more than six digits; its folder "
+         "would be named 0.123457"),
+        ("study/runs/0/fractions", [1, 100], "100 leaves baseline no unlabelled image"),
+        ("study/runs/0/model", "rela", "study.runs.0.model: reserved for a second model"),
+        ("study/generated", ["refscene"], "study.generated: 'refscene' is not a key of `datasets`"),
+        ("study/tune/0/fractions", [3], "study.tune.0: refscenes at 3 %, seed 0, has no burn-in"),
+        ("study/tune/0/seeds", [4], "study.tune.0: refscenes at 1 %, seed 4, has no burn-in"),
+        ("study/tune/0/methods", ["baseline"], "baseline has no threshold to search"),
+        ("study/tune/0/methods", [], "study.tune.0.methods: list the methods to search"),
+        ("study/tune/0/methods", ["supervised"], "study.tune.0.methods: list the methods"),
+        ("refine/cpi/thresholds", "tuned", "refine.cpi: `thresholds: tuned` needs a search for "
+         "refscenes at 0.1 %; add it to study.tune"),
+        ("datasets/refscenes/labelled_lists", {1: "a.json"}, "datasets.refscenes.labelled_lists.1: "
+         'a key must be text; write "1" in quotes'),
+        ("datasets/refscenes/labelled_lists", {0.1: "a.json"}, 'write "0.1" in quotes'),
         ("datasets/refscenes/labelled_lists", {"1.0": "a.json"}, "write 1 for '1.0'"),
         ("datasets/refscenes/labelled_lists", {"1%": "a.json"}, "write a percentage for '1%'"),
-        ("study/ablations", ["iom"], "study.ablations: iom at 1 is there already"),
-        ("study/ablations", ["mltt"], "did you mean 'mlt'?"),
-        ("study/tune_fractions", [3], "study.tune_fractions: 3 has no burn-in"),
-        ("study/tune_methods", ["baseline"], "baseline has no threshold to search"),
-        ("study/tune_seeds", [4], "study.tune_seeds: 4 is not a key of `study.seeds`"),
-        ("study/tuned_methods", ["cpi-u"], "study.tuned_methods: cpi-u at 1 is there"),
-        ("study/supervised_fractions", [10], "study.supervised_fractions: 10 is in"),
-        ("study/other_sources", ["sam"], "study.other_sources: sam is proposals.source already"),
-        ("study/sources", ["felzenszwalb"], "proposals.source: 'sam' is not a key of `study"),
         ("proposals/source", "sum", "proposals.source: 'sum' is not a key of"),
         ("model/swin/num_heads", [3, 2, 2, 2], "model.swin.num_heads: 3 heads do not divide"),
         ("model/bert/num_heads", 5, "model.bert.num_heads: 5 do not divide"),
@@ -154,6 +183,8 @@ def refusal_unless_default(tree: Any) -> str:
 
 
 def leaves(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        tree = {str(number): block for number, block in enumerate(tree)}
     if not isinstance(tree, dict) or not tree:
         return [prefix]
     return [leaf for k, v in tree.items() for leaf in leaves(v, (*prefix, k))]
@@ -166,7 +197,7 @@ def test_every_key_refuses_a_wrong_type_and_its_absence(leaf: tuple[str, ...]):
     tree = changed("/".join(leaf), None)
     node = tree
     for folder in leaf[:-1]:
-        node = node[folder]
+        node = node[int(folder) if isinstance(node, list) else folder]
     del node[leaf[-1]]
     with contextlib.suppress(DefaultUsed):
         text = refusal_unless_default(tree)
@@ -197,14 +228,6 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path):
     assert load_params(path).burn_in.lr == 0.001
 
 
-def test_a_fraction_is_spelled_as_its_folder(tmp_path: Path):
-    path = tmp_path / "params.yaml"
-    text = (ROOT / "experiments/demo.yaml").read_text()
-    path.write_text(text.replace("fractions: [0.1, 1, 5, 10]", "fractions: [0.1, 1.0, 5, 10]"))
-    with pytest.raises(ConfigError, match=r"study\.fractions: write 1 for 1\.0"):
-        load_params(path)
-
-
 def test_yaml_makes_no_objects(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text("study: !!python/object/apply:os.system ['touch owned']\n")
@@ -223,10 +246,11 @@ def test_use_keeps_comments_and_the_former_file(tmp_path: Path):
     assert (tmp_path / "params.yaml.before").read_text() == demo
     study = target.read_text()
     assert load_params(target).study.seeds == [0, 1, 2]
-    # only the lines that study.yaml names differ: comments are still there
+    # Only the lines that study.yaml names differ, so the comments are still there.
     gone = set(demo.splitlines()) - set(study.splitlines())
     assert len(gone) < 12
     assert "# paper: 0.996" in study
+    assert (tmp_path / "experiments/grid.yaml").read_text() == grid_text(load_params(target))
 
 
 def test_use_of_a_wrong_file_changes_nothing(tmp_path: Path):
@@ -270,7 +294,7 @@ def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
         ("  seed: 7\n", "  seed: !!int ''\n", "not valid YAML"),
         ("  seed: 7\n", f"  seed: 0x{'F' * 6000}\n", "scenes.seed: .* a number of 24000 bits"),
         ("      crop_n_layers: 0 ", "      crop_n_layers: 4 ", "none of the 8 points a side"),
-        ("fractions: [0.1, 1, 5, 10] ", "fractions: [1.0] ", "write 1 for 1.0"),
+        ("fractions: [0.1, 1, 5, 10] ", "fractions: [1, 1.0] ", "duplicate value 1"),
         ("0.6, pwa: true}", "0.6, pwa: true, overrides: {mutual.emma: 1}}", "did you mean 'ema'"),
         ("0.6, pwa: true}", "0.6, pwa: true, overrides: {mutual.ema: 5}}", "mutual.ema: .* not 5"),
     ],
@@ -288,6 +312,7 @@ def test_what_a_file_alone_can_hold(tmp_path: Path, old: str, new: str, line: st
         use(wrong, target)
     assert "\n" not in str(caught.value)
     assert target.read_bytes() == b"\xff before"
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_overrides_reach_the_parameters():

@@ -13,15 +13,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from semires.config.validate import read_yaml
+from semires.config.grid import write_grid
+from semires.config.validate import read_yaml, validate
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL: dict[str, dict[str, Any]] = {
     "study": {
-        "fractions": [10], "methods": ["baseline", "cpi-u"], "ablations": [], "seeds": [0],
-        "sources": ["sam"], "other_sources": [], "ablation_fractions": [10],
-        "tune_fractions": [10], "tune_methods": ["cpi-u"], "tune_seeds": [0],
-        "supervised_fractions": [], "more_fractions": [], "more_methods": [],
+        "runs": [{"datasets": ["refscenes"], "fractions": [10], "methods": ["baseline", "cpi-u"],
+                  "seeds": [0]}],
+        "tune": [{"datasets": ["refscenes"], "fractions": [10], "methods": ["cpi-u"],
+                  "seeds": [0]}],
     },
     "scenes": {"train": 30, "val": 8, "testA": 4, "testB": 4},
     "proposals": {"shard_images": 8},
@@ -55,9 +56,10 @@ class Study:
         self.commit()
 
     def write_params(self) -> None:
-        """Write params.yaml as it is in memory."""
+        """Write params.yaml as it is in memory, and the grid of its runs."""
         with open(self.folder / "params.yaml", "w", encoding="utf-8") as file:
             YAML(typ="safe", pure=True).dump(self.params, file)
+        write_grid(validate(self.params), self.folder)
 
     def commit(self) -> None:
         """Commit everything that Git does not ignore."""
@@ -80,6 +82,15 @@ class Study:
             check=False,
         )  # fmt: skip
         assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    def failed(self, *command: str) -> str:
+        """Run a command that must fail; all that it prints."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode != 0, done.stdout
         return done.stdout
 
     def repro(self, *options: str) -> list[str]:

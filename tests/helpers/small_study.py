@@ -23,9 +23,8 @@ def small_params(**changes: Any) -> Params:
     tree["model"].update(decoder_width=16)
     tree["model"]["bert"].update(num_layers=1, hidden_size=32, intermediate_size=32)
     tree["proposals"].update(source="felzenszwalb")
-    tree["study"].update(
-        sources=["felzenszwalb"], fractions=[25], tune_fractions=[25], ablation_fractions=[25]
-    )
+    for block in (*tree["study"]["runs"], *tree["study"]["tune"]):
+        block.update(fractions=[25])
     tree["burn_in"].update(steps=6, batch_size=4, evaluations=2)
     tree["mutual"].update(steps=6, labelled_batch=3, unlabelled_batch=3, evaluations=2)
     tree["evaluation"].update(correction_refs=6)

@@ -37,7 +37,6 @@ def semires(*words: str, **more: Any) -> subprocess.Popen[str]:
 
 def write_params(**changes: Any) -> None:
     tree = small_params().model_dump()
-    tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
     tree["proposals"]["sources"]["felzenszwalb"].update(changes)
     files.write_json("params.json", tree)
 
@@ -180,6 +179,8 @@ def test_a_sender_that_dies_in_mid_run_leaves_the_rest_for_later(
 def leaves(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     if isinstance(tree, dict) and tree:
         return [leaf for k, v in tree.items() for leaf in leaves(v, (*prefix, k))]
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        return [leaf for i, v in enumerate(tree) for leaf in leaves(v, (*prefix, i))]
     return [prefix]
 
 
@@ -216,9 +217,9 @@ def test_every_number_of_the_parameters_is_bounded():
         ("sam/model", "vit_h", "is no checkpoint of sam.model vit_h"),
         ("model/bert/vocabulary", None, "model.bert: give `vocabulary` or `pretrained`"),
         ("model/fusion_heads", [3, 1, 1, 1], "model.fusion_heads: 3 heads do not divide"),
-        ("study/fractions", [1, 100], "study.fractions: 100 leaves baseline no unlabelled image"),
+        ("study/runs/0/fractions", [1, 100], "study.runs.0.fractions: 100 leaves baseline no"),
         ("scenes/seed", -1, "scenes.seed: "),
-        ("study/seeds", [2**32], "study.seeds.0: "),
+        ("study/runs/0/seeds", [2**32], "study.runs.0.seeds.0: "),
     ],
 )
 def test_parameters_that_contradict_each_other(key: str, value: Any, wanted: str):
@@ -227,7 +228,7 @@ def test_parameters_that_contradict_each_other(key: str, value: Any, wanted: str
     tree = read_yaml(ROOT / "experiments/demo.yaml")
     node = tree
     for part in key.split("/")[:-1]:
-        node = node[part]
+        node = node[int(part) if isinstance(node, list) else part]
     node[key.split("/")[-1]] = value
     with pytest.raises(SemiresError) as caught:
         validate(tree)

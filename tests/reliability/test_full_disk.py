@@ -71,7 +71,6 @@ def test_a_stage_on_a_full_disk_is_one_line(small_study: Path, tmp_path: Path, s
     if not may_mount():
         pytest.skip("no mount namespaces here")
     tree = small_params(mutual={"lr": 0.002}).model_dump()
-    tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
     tree["proposals"]["sources"]["felzenszwalb"]["sigma"] = 0.7 if stage == "propose" else 0.6
     files.write_json(tmp_path / "params.json", tree)
     (tmp_path / "disk").mkdir()

@@ -11,7 +11,8 @@ from semires.config.validate import read_yaml, validate
 @pytest.fixture(scope="session")
 def small_params():
     values = read_yaml(ROOT / "experiments/demo.yaml")
-    values["study"] |= {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
+    block = {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
+    values["study"]["runs"][0] |= block
     values["evaluation"]["bootstrap_samples"] = 200
     return validate(values)
 

@@ -153,7 +153,6 @@ def test_the_projects_pipeline_has_no_circle_and_only_stages_that_run():
     stages = stages_of(ROOT / "dvc.yaml")
     edges = edges_of(stages)
     assert {"generate", "prepare", "burn_in", "mutual", "report"} <= set(stages)
-    assert "ablation" not in stages  # study.ablations is empty
     assert ("generate", "prepare") in edges
     assert ("mutual", "burn_in") not in edges
     assert ("sam", "prepare") not in edges

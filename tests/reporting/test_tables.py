@@ -81,22 +81,21 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["CPI-U"].footnote is None
     assert rows["IOM"].values == {}
-    assert "'study.ablations=[iom,cpi-o,cpi]'" in table.footnotes[rows["IOM"].footnote]
+    block = "`- {datasets: [refscenes], fractions: [1], methods: [iom, cpi-o, cpi], seeds: [0, 1]}`"
+    assert block in table.footnotes[rows["IOM"].footnote]
     table, _ = build(small_params, "table7")
     assert any("second RES model" in note for note in table.footnotes)
 
 
 @pytest.mark.parametrize("name", [f"table{n}" for n in range(2, 10)])
-def test_a_footnotes_command_is_valid_and_makes_the_cells_part_of_the_study(
+def test_a_footnotes_blocks_are_valid_and_make_the_cells_part_of_the_study(
     workspace, small_params, name
 ):
     table, _ = build(small_params, name)
     values = small_params.model_dump()
     for note in table.footnotes:
-        for key, items in re.findall(r"-S 'study\.(\w+)=\[(.*?)\]'", note):
-            old = values["study"][key]
-            values["study"][key] = yaml.safe_load(f"[{items}]")
-            assert values["study"][key][: len(old)] == old
+        for block in re.findall(r"`(- \{.*?\})`", note):
+            values["study"]["runs"] += yaml.safe_load(block)
     table, _ = build(validate(values), name)
     assert all("`dvc repro`" in n or "needs" in n for n in table.footnotes)
 
@@ -143,7 +142,7 @@ def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params):
 def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):
     values = small_params.model_dump()
     values["refine"]["mine"] = values["refine"]["cpi-u"]
-    values["study"]["methods"] = ["mine"]
+    values["study"]["runs"][0]["methods"] = ["mine"]
     fake_runs.write_run(RunKey("refscenes", 1, "mine", 0))
     table, _ = build(validate(values), "main")
     assert [row.label for row in table.sections[0].rows] == ["Supervised", "mine"]
@@ -153,8 +152,9 @@ def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):
 def test_a_tuned_method_has_its_row_where_it_was_tuned(own_workspace, small_params):
     values = small_params.model_dump()
     values["refine"]["mine"] = values["refine"]["cpi-u"] | {"thresholds": "tuned"}
-    tuned = {"tune_fractions": [1], "tune_methods": ["mine"], "tuned_methods": ["mine"]}
-    values["study"] |= tuned
+    block = {"datasets": ["refscenes"], "fractions": [1.0], "methods": ["mine"], "seeds": [0]}
+    values["study"]["runs"].append(block)
+    values["study"]["tune"] = [block]
     table, _ = build(validate(values), "main")
     assert ["mine" in [row.label for row in s.rows] for s in table.sections] == [True, False]
 
@@ -200,7 +200,8 @@ def test_a_row_of_no_method_is_refused(own_workspace, small_params):
 def test_a_data_set_of_the_paper_is_compared(own_workspace, small_params):
     values = small_params.model_dump()
     values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
-    values["study"] |= {"datasets": ["coco"], "fractions": [1.0]}
+    values["study"]["runs"][0] |= {"datasets": ["coco"], "fractions": [1.0]}
+    values["study"]["tune"] = []
     fake_runs.write_run(RunKey("coco", 1, "baseline", 0))
     table, _ = build(validate(values), "main")
     assert table.comparable

@@ -47,7 +47,6 @@ def params_of(**changes: Any) -> Params:
 def together(*words: str, params: Params, code: int = 0, module: bool = False) -> str:
     """Run rank.py (or semires itself) in two processes; what they say on standard error."""
     tree = params.model_dump()
-    tree["study"].update(fractions=[25], tune_fractions=[25], ablation_fractions=[25])
     write_json("params.json", tree)
     program = ["-m", "semires", "--params", "params.json"] if module else [RANK]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

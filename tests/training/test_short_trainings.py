@@ -15,12 +15,12 @@ from semires import process, tracking
 from semires.config.schema import Params
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.runs.key import RunKey
+from semires.runs.layout import tuned_file
 from semires.samples.dataset import LabelledDataset
 from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
 from semires.tuning import study as studies
 from semires.tuning.refined import make_table, summarise
-from semires.tuning.results import tuned_file
 
 CELL = RunKey("refscenes", 25, "cpi-u", 0)
 FOLDER = Path("tune/refscenes/25/cpi-u/seed0")

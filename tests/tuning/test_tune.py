@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from semires.config.grid import searches
 from semires.config.load import load_params
 from semires.config.resolve import resolve, source_of
+from semires.config.schema import Block
 from semires.config.validate import read_yaml, validate
 from semires.data.tables import write_tables
 from semires.errors import ConfigError, CorruptCacheError, SemiresError
@@ -22,7 +24,7 @@ from semires.runs.key import RunKey
 from semires.training.mutual import make_refiner
 from semires.tuning.counts import PseudoLabel, count, save, sources
 from semires.tuning.results import without_password
-from semires.tuning.study import listed, tune, tune_all
+from semires.tuning.study import tune, tune_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,6 +192,13 @@ def test_grid_runs_the_papers_values_alone(workspace):
     assert trials["params_threshold_u"].tolist() == [0.5, 0.6, 0.7]
 
 
+def searching(params, methods):
+    """The parameters of a study that searches ``methods`` at 1 % with seed 0."""
+    block = Block(datasets=["refscenes"], fractions=[1.0], methods=methods, seeds=[0])
+    study = params.study.model_copy(update={"tune": [block]})
+    return params.model_copy(update={"study": study})
+
+
 def test_one_search_serves_all_seeds_of_a_method(workspace, capsys):
     """The tuned file has no seed in its name: only the search with the study's seed writes it."""
     tuned = Path("experiments/tuned/refscenes-1-iom.yaml")
@@ -198,23 +207,23 @@ def test_one_search_serves_all_seeds_of_a_method(workspace, capsys):
         teacher = RunKey("refscenes", 1, "supervised", seed).folder / "model.safetensors"
         teacher.parent.mkdir(parents=True, exist_ok=True)
         teacher.write_bytes(b"teacher %d" % seed)
-        params = configured(trials=5)
-        assert params.study.tune_seeds == [0]
+        params = searching(configured(trials=5), ["iom"])
         key = fingerprint(sources(params, cell))
         path = layout.work(f"counts-refscenes-1-sam-seed{seed}", key) / "counts.npz"
         save(count(*pseudo_labels(seed)), path, key)
         tune(params, cell)
         assert "seed 0." in tuned.read_text()
         assert Path(f"tune/refscenes/1/iom/seed{seed}/best.yaml").is_file()
-    assert f"{tuned}: not changed, because study.tune_seeds is 0" in capsys.readouterr().out
+    assert (
+        f"{tuned}: not changed, because study.tune has the search of seed 0"
+        in capsys.readouterr().out
+    )
 
 
 def test_all_searches_of_the_study_in_one_process(workspace, capsys):
-    params = configured(trials=8)
     methods = ["iom", "cpi", "cpi-o", "cpi-u"]
-    study = params.study.model_copy(update={"tune_methods": methods})
-    params = params.model_copy(update={"study": study})
-    keys = listed(params)
+    params = searching(configured(trials=8), methods)
+    keys = searches(params)
     assert [key.name for key in keys] == [f"{method}-1-seed0" for method in methods]
     remember_counts(params, keys[0])
     tune_all(params, keys)
