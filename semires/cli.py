@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semires.errors import SemiresError
@@ -163,7 +164,7 @@ def _report(arguments: Arguments) -> None:
     from semires import tracking
     from semires.reporting.report import report
 
-    report(params)
+    report(params, Path(arguments.reports))
     tracking.log_report(params)
 
 
@@ -171,14 +172,14 @@ def _summary(arguments: Arguments) -> None:
     params = _params(arguments)
     from semires.reporting.report import print_summary
 
-    print_summary(params)
+    print_summary(params, Path(arguments.reports))
 
 
 def _verify(arguments: Arguments) -> int:
     params = _params(arguments)
     from semires.reporting.verify import verify
 
-    return int(verify(params))
+    return int(verify(params, Path(arguments.reports), arguments.against))
 
 
 def _use(arguments: Arguments) -> None:
@@ -266,9 +267,13 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         "search a method's thresholds",
         ("dataset", "fraction", "method", "seed", "source"),
     ),
-    "report": (_report, "tables, figures and the page in reports/", ()),
-    "summary": (_summary, "print the main table and where everything lies", ()),
-    "verify": (_verify, "compare regenerated tables with the committed ones", ()),
+    "report": (_report, "claims, tables, figures and the page in reports/", ("reports",)),
+    "summary": (_summary, "print the main table and the places of all results", ("reports",)),
+    "verify": (
+        _verify,
+        "compare this machine's runs, tables and claims with the committed ones",
+        ("reports", "against"),
+    ),
     "use": (_use, "make a parameter file the active params.yaml", ("file",)),
     "evaluate": (_evaluate, "metrics of a checkpoint", ("checkpoint", "dataset", "split")),
     "predict": (
@@ -292,6 +297,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--expression": {"metavar": "TEXT"},
     "--expressions": {"metavar": "CSV", "help": "columns image,expression"},
     "--output": {"help": "PNG, or a folder for --expressions"},
+    "--reports": {"default": "reports", "metavar": "FOLDER", "help": "the report's folder"},
+    "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
     "file": {
         "help": "one of experiments/*.yaml, or your own",
         "metavar": "FILE",

@@ -135,6 +135,23 @@ def paired_difference(
     return percentiles(float(by_seed.mean()), shifted, level)
 
 
+def seed_mean(
+    runs: Sequence[ImageSums], samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean metric of ``runs`` (seeds), interval over images and seeds.
+
+    Like :func:`paired_difference`, for a metric that is a difference itself. The runs may have
+    been evaluated on different images.
+
+    Raises:
+        ValueError: no run, or runs without an expression.
+    """
+    by_seed = np.array([run.percent for run in runs])
+    drawn = resampled(runs, _all_images(runs), samples, seed).mean(axis=1)
+    shifted = drawn + seed_deviations(by_seed, samples, seed, level)
+    return percentiles(float(by_seed.mean()), shifted, level)
+
+
 def seed_deviations(
     by_seed: Floats, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Floats:
@@ -142,8 +159,8 @@ def seed_deviations(
 
     A bootstrap of few values is too narrow: of n values it has (n - 1) / n of the variance of their
     mean, and the tails of a normal distribution. Both are corrected by one factor,
-    sqrt(n / (n - 1)) t / z, with Student's t of n - 1 degrees of freedom. For three seeds it is 2.7;
-    without it, a 95 % interval would cover the truth in about 74 % of all cases.
+    sqrt(n / (n - 1)) t / z, with Student's t of n - 1 degrees of freedom. For three seeds it is
+    2.7; without it, a 95 % interval covers the truth in about 74 % of all cases.
 
     Args:
         by_seed: (S,) one value per seed, or (S, K) several.
