@@ -208,4 +208,5 @@ if __name__ == "__main__":
     try:
         update_readme(sys.argv[1:] or list(BLOCKS))
     except SemiresError as error:
-        sys.exit(f"semires: {error}")
+        print(f"semires: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
