@@ -27,6 +27,7 @@ from semires.reporting.definitions import (
     fractions_of,
     paper_name,
 )
+from semires.reporting.figures import style_of
 from semires.reporting.records import METRICS, Records, Run, gains
 from semires.reporting.selection import Selection
 from semires.runs import layout
@@ -281,13 +282,13 @@ class Judge:
         theirs = {method.lower(): values for method, values in counts.items()}
         for fraction in claim.fractions or fractions_of(self.params, definition):
             for method in definition.methods:
-                paper = None
+                paper, name = None, style_of(method)[3]
                 if method in theirs:
                     change = theirs[method]["positive"] - theirs[method]["negative"]
                     paper = 100 * change / sum(theirs[method].values())
                 start = Judgement(
                     claim.id, dataset, fraction_name(fraction), "unlabelled", "pseudo-labels",
-                    f"{method}: better", f"{method}: worse", claim, claim.figure, paper=paper,
+                    f"{name}: better", f"{name}: worse", claim, claim.figure, paper=paper,
                 )  # fmt: skip
                 runs = self.records.find(dataset, fraction, method)
                 yield self._judged_corrections(start, runs, RunKey(dataset, fraction, method, 0))
@@ -306,9 +307,10 @@ class Judge:
     def _curves(self, claim: CurvesClaim, dataset: str) -> Iterator[Judgement]:
         definition = self.figures[claim.figure]
         for fraction in claim.fractions or fractions_of(self.params, definition):
+            left, right = (style_of(method)[3] for method in (claim.left, claim.right))
             start = Judgement(
                 claim.id, dataset, fraction_name(fraction), "val", "oIoU, smallest difference",
-                claim.left, claim.right, claim, claim.figure,
+                left, right, claim, claim.figure,
                 paper=self._paper_curves(claim, definition, dataset),
             )  # fmt: skip
             runs = [self.records.find(dataset, fraction, m) for m in (claim.left, claim.right)]

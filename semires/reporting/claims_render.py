@@ -18,7 +18,7 @@ CLAIM_COLUMNS = [
     *("id", "dataset", "fraction", "split", "metric", "left", "right", "paper", "ours", "low"),
     *("high", "seeds", "verdict"),
 ]
-_TITLES = ["Left > right", "%", "Paper", "Ours [95 % interval]", "Seeds", "Verdict"]
+_TITLES = ["Higher", "Lower", "%", "Paper", "Ours [95 % interval]", "Seeds", "Verdict"]
 
 
 def claims_csv(judgements: Iterable[Judgement]) -> str:
@@ -53,9 +53,11 @@ def claims_markdown(params: Params, judgements: list[Judgement]) -> str:
     lines = ["# The paper's claims, judged", ""]
     for dataset, group in _by_dataset(judgements):
         lines += [f"## {md(display_name(params, dataset))}", "", f"{_counts(group)}.", ""]
-        lines += [_row(_TITLES), _row(["---", "---:", "---:", "---:", "---:", "---"])]
+        lines += [_row(_TITLES), _row(["---", "---", "---:", "---:", "---:", "---:", "---"])]
         for claim, rows in groupby(group, key=lambda j: j.claim):
-            lines.append(_row([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * 5]))
+            lines.append(
+                _row([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * (len(_TITLES) - 1)])
+            )
             lines += [_row([md(cell) for cell in _cells(j)[:-1]] + [_verdict(j)]) for j in rows]
         lines.append("")
     return "\n".join([*lines, *(f"- {md_note(note)}" for note in notes(judgements))]) + "\n"
@@ -88,9 +90,9 @@ def claims_html(params: Params, judgements: list[Judgement]) -> str:
 def notes(judgements: list[Judgement]) -> list[str]:
     """What the numbers and verdicts mean, and the commands of what was not run."""
     result = [
-        "Paper, Ours: left minus right in percentage points, of overall IoU on val if nothing else "
-        "is stated. The paper's differences are on RefCOCO where the data set is not one of the "
-        "paper's.",
+        "Paper, Ours: higher minus lower in percentage points, of overall IoU on val unless the "
+        "row states otherwise. The paper's differences are on RefCOCO where the data set is not "
+        "one of the paper's.",
         "Interval: paired bootstrap over images and seeds together. Supported: the interval is "
         "above 0, or above the claim's margin. Contradicted: it is below. Undecided: it contains "
         "0 or the margin.",
@@ -120,20 +122,20 @@ def _counts(group: list[Judgement]) -> str:
         "claims supported", "claims of the paper supported"
     )
     ours = [j.verdict for j in group if not j.claim.in_paper]
-    return f"{line}; {count_line(ours).replace('claims', 'claims of ours')}" if ours else line
+    return f"{line}; of our own, {count_line(ours)}" if ours else line
 
 
 def _cells(j: Judgement) -> list[str]:
-    what = f"{j.left} > {j.right}"
+    right = j.right
     if j.claim.margin:
-        what += f" by {j.claim.margin:g} points"
+        right += f" + {j.claim.margin:g} points"
     if (j.split, j.metric) != ("val", "oIoU"):
-        what += f" ({j.metric}, {j.split})"
+        right += f" ({j.metric}, {j.split})"
     ours = "–" if j.ours is None else signed(j.ours)
     if j.low is not None and j.high is not None:
         ours += f" [{signed(j.low)}, {signed(j.high)}]"
     paper = "–" if j.paper is None else signed(j.paper)
-    return [what, j.fraction, paper, ours, str(j.seeds or "–"), j.verdict]
+    return [j.left, right, j.fraction, paper, ours, str(j.seeds or "–"), j.verdict]
 
 
 def _row(cells: list[str]) -> str:
@@ -145,11 +147,9 @@ def _verdict(j: Judgement) -> str:
 
 
 def _html_row(j: Judgement) -> str:
-    what, *cells = _cells(j)
+    left, right, *cells = _cells(j)
     numbers = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells[:-1])
     title = f' title="{html.escape(j.reason.replace("`", ""))}"' if j.reason else ""
     kind = j.verdict.replace(" ", "-")
-    return (
-        f'<tr><th scope="row">{html.escape(what)}</th>{numbers}'
-        f'<td class="verdict {kind}"{title}>{j.verdict}</td></tr>'
-    )
+    names = "".join(f'<th scope="row">{html.escape(name)}</th>' for name in (left, right))
+    return f'<tr>{names}{numbers}<td class="verdict {kind}"{title}>{j.verdict}</td></tr>'

@@ -45,9 +45,10 @@ summary { cursor: pointer; } details { margin: 0.75rem 0; }
 .switch label { margin-right: 0.9rem; white-space: nowrap; cursor: pointer; }
 .m1, .m2, body:has(#metric1:checked) .m0, body:has(#metric2:checked) .m0 { display: none; }
 body:has(#metric1:checked) .m1, body:has(#metric2:checked) .m2 { display: inline; }
-section { scroll-margin-top: 3.5rem; } .logs { font-size: 0.75rem; color: var(--soft); }
+section { scroll-margin-top: 3.5rem; } .logs { font-size: 0.75rem; white-space: nowrap; }
 .claims .section a { font-weight: normal; font-size: 0.875rem; }
-.claims td, .claims tbody th { white-space: normal; } .claims th:nth-child(n+2) { min-width: 3rem; }
+.claims td, .claims tbody th { white-space: normal; } .claims th:nth-child(2) { text-align: left; }
+.claims th:nth-child(n+2) { min-width: 3rem; }
 .verdict { font-weight: 600; white-space: nowrap !important; }
 .supported { color: var(--good); } .contradicted { color: var(--bad); }
 .undecided, .not-run { color: var(--soft); font-weight: normal; }

@@ -66,9 +66,9 @@ def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
     titles = [first, *table.marks]
     titles += [f"{s} {m}" if several else s for s in table.splits for m in metrics]
     if table.has_paper and not several:
-        titles.append("Paper" if table.comparable else "Paper (RefCOCO)")
+        titles.append("Paper's oIoU" if table.comparable else "Paper's oIoU (RefCOCO)")
         if table.comparable:
-            titles.append("Ours − paper")
+            titles.append("Ours − paper's")
     return titles
 
 
@@ -252,7 +252,7 @@ def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
     Of the paper's values it has those, but no column of differences from them: a page is too
     narrow.
     """
-    titles = [title for title in headers(table, metrics) if title != "Ours − paper"]
+    titles = [title for title in headers(table, metrics) if title != "Ours − paper's"]
     label = table.name.replace("_", "-") + ("" if metrics == MAIN else "-miou")
     names = "" if metrics == MAIN else f" ({' and '.join(metrics)})"
     head = [r"\toprule", " & ".join(tex_escape(title) for title in titles) + r" \\"]

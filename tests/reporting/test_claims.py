@@ -163,7 +163,7 @@ def test_corrections_count_by_iou_with_the_hidden_truth(own_workspace, small_par
         shuffled = {name: values[order] for name, values in rows.items()}
         rewrite(seed, "cpi-u", **shuffled, matched=(np.arange(n) < 270)[order])
     judged = judge(small_params)
-    (found,) = [j for j in judged if j.id == "better-than-worse" and j.left == "cpi-u: better"]
+    (found,) = [j for j in judged if j.id == "better-than-worse" and j.left == "CPI-U: better"]
     assert found.ours == pytest.approx(100 * (180 - 60) / n)
     assert found.verdict == "supported"
     assert found.low < found.ours < found.high

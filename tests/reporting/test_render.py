@@ -96,10 +96,10 @@ def test_signs():
 
 def test_a_papers_data_set_shows_the_difference():
     shown = table("CPI-U", comparable=True)
-    assert render.headers(shown)[-2:] == ["Paper", "Ours − paper"]
+    assert render.headers(shown)[-2:] == ["Paper's oIoU", "Ours − paper's"]
     cells = render.body(shown)[0][1][0]
     assert cells[-1].main == f"+{43.705 - 32.26:.2f} / –"
-    assert render.headers(table())[-1] == "Paper (RefCOCO)"
+    assert render.headers(table())[-1] == "Paper's oIoU (RefCOCO)"
 
 
 def test_a_difference_that_excludes_zero_is_marked():
