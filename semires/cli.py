@@ -201,7 +201,7 @@ def _report(arguments: Arguments) -> None:
     from semires import tracking
     from semires.reporting.report import report
 
-    report(params)
+    report(params, Path(arguments.reports))
     tracking.log_report(params)
 
 
@@ -209,14 +209,14 @@ def _summary(arguments: Arguments) -> None:
     params = _params(arguments)
     from semires.reporting.report import print_summary
 
-    print_summary(params)
+    print_summary(params, Path(arguments.reports))
 
 
 def _verify(arguments: Arguments) -> int:
     params = _params(arguments)
     from semires.reporting.verify import verify
 
-    return int(verify(params))
+    return int(verify(params, Path(arguments.reports), arguments.against))
 
 
 def _use(arguments: Arguments) -> None:
@@ -317,9 +317,13 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         "search a method's thresholds, or with --all those of every method that the study lists",
         ("dataset", "fraction", "method", "seed", "source", "all"),
     ),
-    "report": (_report, "tables, figures and the page in reports/", ()),
-    "summary": (_summary, "print the main table and where everything lies", ()),
-    "verify": (_verify, "compare regenerated tables with the committed ones", ()),
+    "report": (_report, "claims, tables, figures and the page in reports/", ("reports",)),
+    "summary": (_summary, "print the main table and the places of all results", ("reports",)),
+    "verify": (
+        _verify,
+        "compare this machine's runs, tables and claims with the committed ones",
+        ("reports", "against"),
+    ),
     "use": (_use, "make a parameter file the active params.yaml", ("file",)),
     "grid": (_grid, "write the runs of `study` to experiments/grid.yaml, for dvc.yaml", ()),
     "evaluate": (_evaluate, "metrics of a checkpoint", ("checkpoint", "dataset", "split")),
@@ -348,6 +352,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--expression": {"metavar": "TEXT"},
     "--expressions": {"metavar": "CSV", "help": "columns image,expression"},
     "--output": {"help": "PNG, or a folder for --expressions"},
+    "--reports": {"default": "reports", "metavar": "FOLDER", "help": "the report's folder"},
+    "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
     "file": {
         "help": "one of experiments/*.yaml, or your own",
         "metavar": "FILE",

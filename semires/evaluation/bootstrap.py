@@ -1,9 +1,10 @@
-"""Confidence intervals by bootstrap over images, and paired differences of methods.
+"""Confidence intervals by bootstrap over images and seeds, and paired differences of methods.
 
-The expressions of an image share its pixels, so images are resampled, not expressions: per image
-the intersections and unions are summed once, and each resample is a weighted sum (one matrix
-product for all resamples). Every call with the same number of images, resamples and seed uses
-the same resamples, which makes differences paired. Several seeds of a method: their mean.
+The expressions of an image share its pixels, so images are resampled, not expressions. Every
+metric is a ratio of two sums over images (overall IoU: intersections over unions; mean IoU: IoUs
+over expressions), so each resample is a weighted sum: one matrix product for all resamples. Every
+call with the same number of images, resamples and seed uses the same resamples, which makes
+differences paired. Several seeds of a method: their mean.
 """
 
 from __future__ import annotations
@@ -23,25 +24,32 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ImageSums:
-    """Intersections and unions (pixels) summed per image; ``images`` is sorted and unique."""
+    """Numerators and denominators of a metric, summed per image.
+
+    Args:
+        images: (I,) image ids, sorted and unique.
+        numerators: (I,) intersections in pixels for overall IoU.
+        denominators: (I,) unions in pixels for overall IoU.
+        n_expressions: how many expressions were summed.
+    """
 
     images: NDArray[np.int64]
-    intersections: Floats
-    unions: Floats
+    numerators: Floats
+    denominators: Floats
     n_expressions: int
 
     @property
-    def oiou(self) -> float:
-        """Overall IoU in percent; 0 if all unions are 0."""
-        union = float(self.unions.sum())
-        return 100.0 * float(self.intersections.sum()) / union if union else 0.0
+    def percent(self) -> float:
+        """The metric on all images, in percent; 0 if the denominators are 0."""
+        total = float(self.denominators.sum())
+        return 100.0 * float(self.numerators.sum()) / total if total else 0.0
 
     def on(self, images: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Both sums laid out over ``images`` (sorted, a superset); 0 where an image is absent."""
         position = np.searchsorted(images, self.images)
-        inter, union = np.zeros(len(images)), np.zeros(len(images))
-        inter[position], union[position] = self.intersections, self.unions
-        return inter, union
+        over, under = np.zeros(len(images)), np.zeros(len(images))
+        over[position], under[position] = self.numerators, self.denominators
+        return over, under
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,14 @@ class Interval:
     high: float
 
 
-def image_sums(image_ids: ArrayLike, intersections: ArrayLike, unions: ArrayLike) -> ImageSums:
+def image_sums(image_ids: ArrayLike, numerators: ArrayLike, denominators: ArrayLike) -> ImageSums:
     """Sum per image; the three arrays are (E,), one entry per expression."""
     images, index = np.unique(np.asarray(image_ids, dtype=np.int64), return_inverse=True)
-    inter, union = (
-        np.bincount(index, np.asarray(pixels, np.float64), len(images)).astype(np.float64)
-        for pixels in (intersections, unions)
+    over, under = (
+        np.bincount(index, np.asarray(values, np.float64), len(images)).astype(np.float64)
+        for values in (numerators, denominators)
     )
-    return ImageSums(images, inter, union, int(index.size))
+    return ImageSums(images, over, under, int(index.size))
 
 
 @lru_cache(maxsize=32)
@@ -75,29 +83,28 @@ def resample_weights(n_images: int, samples: int, seed: int) -> Floats:
     return weights
 
 
-def resampled_oiou(
+def resampled(
     runs: Sequence[ImageSums], images: NDArray[np.int64], samples: int, seed: int = 0
 ) -> Floats:
-    """(samples,): overall IoU (percent) of every resample, averaged over ``runs`` (seeds)."""
+    """(samples, runs): the metric (percent) of every run on every resample of the images."""
     weights = resample_weights(len(images), samples, seed)
     laid_out = [run.on(images) for run in runs]
-    inter = weights @ np.stack([i for i, _ in laid_out], axis=1)
-    union = weights @ np.stack([u for _, u in laid_out], axis=1)
-    ratio = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    return 100.0 * np.asarray(ratio.mean(axis=1), dtype=np.float64)
+    over = weights @ np.stack([o for o, _ in laid_out], axis=1)
+    under = weights @ np.stack([u for _, u in laid_out], axis=1)
+    return 100.0 * np.divide(over, under, out=np.zeros_like(over), where=under > 0)
 
 
 def confidence_interval(
     runs: Sequence[ImageSums], samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Mean overall IoU of ``runs`` (seeds of one method) with its percentile interval.
+    """Mean metric of ``runs`` (seeds of one method), percentile interval over images alone.
 
     Raises:
         ValueError: no run, or runs without an expression.
     """
     images = _all_images(runs)
-    value = float(np.mean([run.oiou for run in runs]))
-    return _percentiles(value, resampled_oiou(runs, images, samples, seed), level)
+    value = float(np.mean([run.percent for run in runs]))
+    return percentiles(value, resampled(runs, images, samples, seed).mean(axis=1), level)
 
 
 def paired_difference(
@@ -107,19 +114,80 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Overall IoU of ``first`` minus ``second`` (percentage points), on the same resamples.
+    """Metric of ``first`` minus ``second`` (percentage points), interval over images and seeds.
+
+    Entry i of both is one seed. Each resample draws images with replacement, the same ones for
+    both methods, and seeds with replacement (:func:`seed_deviations`). With one seed, the interval
+    covers images alone.
 
     Raises:
-        ValueError: the two were evaluated on different images or numbers of expressions.
+        ValueError: other numbers of seeds, or evaluated on different images or expressions.
     """
     images = _all_images([*first, *second])
     counts = {(len(run.images), run.n_expressions) for run in (*first, *second)}
     if len(counts) > 1 or len(images) != next(iter(counts))[0]:
         raise ValueError("the runs were evaluated on different expressions")
-    value = float(np.mean([r.oiou for r in first]) - np.mean([r.oiou for r in second]))
-    drawn = resampled_oiou(first, images, samples, seed)
-    drawn = drawn - resampled_oiou(second, images, samples, seed)
-    return _percentiles(value, drawn, level)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} seeds cannot be paired")
+    by_seed = np.array([a.percent - b.percent for a, b in zip(first, second, strict=True)])
+    drawn = resampled(first, images, samples, seed) - resampled(second, images, samples, seed)
+    shifted = drawn.mean(axis=1) + seed_deviations(by_seed, samples, seed, level)
+    return percentiles(float(by_seed.mean()), shifted, level)
+
+
+def seed_mean(
+    runs: Sequence[ImageSums], samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean metric of ``runs`` (seeds), interval over images and seeds.
+
+    Like :func:`paired_difference`, for a metric that is a difference itself. The runs may have
+    been evaluated on different images.
+
+    Raises:
+        ValueError: no run, or runs without an expression.
+    """
+    by_seed = np.array([run.percent for run in runs])
+    drawn = resampled(runs, _all_images(runs), samples, seed).mean(axis=1)
+    shifted = drawn + seed_deviations(by_seed, samples, seed, level)
+    return percentiles(float(by_seed.mean()), shifted, level)
+
+
+def seed_deviations(
+    by_seed: Floats, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Floats:
+    """How far the mean over resampled seeds is from the mean over all seeds, per resample.
+
+    A bootstrap of few values is too narrow: of n values it has (n - 1) / n of the variance of their
+    mean, and the tails of a normal distribution. Both are corrected by one factor,
+    sqrt(n / (n - 1)) t / z, with Student's t of n - 1 degrees of freedom. For three seeds it is
+    2.7; without it, a 95 % interval covers the truth in about 74 % of all cases.
+
+    Args:
+        by_seed: (S,) one value per seed, or (S, K) several.
+        samples: number of resamples.
+        seed: of the random numbers, which are independent of those of the images.
+        level: of the interval that the deviations are for.
+
+    Returns:
+        (samples,) or (samples, K); zeros for a single seed.
+    """
+    count = len(by_seed)
+    if count < 2:
+        return np.zeros((samples, *by_seed.shape[1:]))
+    from scipy.special import ndtri, stdtrit  # here: a slow import
+
+    tail = (1.0 + level) / 2.0
+    factor = np.sqrt(count / (count - 1)) * stdtrit(count - 1, tail) / ndtri(tail)
+    drawn = np.random.default_rng([seed, count]).integers(0, count, size=(samples, count))
+    deviations: Floats = factor * (by_seed[drawn].mean(axis=1) - by_seed.mean(axis=0))
+    return deviations
+
+
+def percentiles(value: float, drawn: Floats, level: float = 0.95) -> Interval:
+    """The interval between the percentiles of a value's resamples (samples,)."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(drawn, [tail, 1.0 - tail])
+    return Interval(value, float(low), float(high))
 
 
 def _all_images(runs: Sequence[ImageSums]) -> NDArray[np.int64]:
@@ -129,9 +197,3 @@ def _all_images(runs: Sequence[ImageSums]) -> NDArray[np.int64]:
     if not len(images):
         raise ValueError("no expression to resample")
     return images
-
-
-def _percentiles(value: float, drawn: Floats, level: float) -> Interval:
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return Interval(value, float(low), float(high))

@@ -19,14 +19,14 @@ def curves_csv(records: Records) -> str:
     """Long table of COLUMNS; several seeds of a method are averaged by step."""
     points: dict[tuple[str, str, int], list[float]] = {}
     for run in sorted(records.all, key=_place):
-        part = "burn-in" if run.cell.method == "supervised" else "mutual learning"
-        panel = f"{run.cell.dataset} {fraction_name(run.cell.fraction)} %, {part}"
+        part = "burn-in" if run.key.method == "supervised" else "mutual learning"
+        panel = f"{run.key.dataset} {fraction_name(run.key.fraction)} %, {part}"
         history = run.history
         if "val/oIoU" not in history:
             continue
         for step, value in zip(history["step"], history["val/oIoU"], strict=True):
             if value == value:  # not empty
-                points.setdefault((panel, run.cell.label, int(step)), []).append(float(value))
+                points.setdefault((panel, run.key.label, int(step)), []).append(float(value))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -36,4 +36,4 @@ def curves_csv(records: Records) -> str:
 
 
 def _place(run: Run) -> tuple[str, float, bool]:
-    return run.cell.dataset, run.cell.fraction, run.cell.method != "supervised"
+    return run.key.dataset, run.key.fraction, run.key.method != "supervised"

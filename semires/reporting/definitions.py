@@ -1,7 +1,7 @@
 """The paper's tables and figures as data: `experiments/tables/*.yaml` and the paper's values.
 
-A definition states the claim, where in the paper it stands, which runs fill it and where the
-paper's numbers lie in `paper.json`. Adding a table is adding a file.
+A definition states the claim, its place in the paper, which runs fill it and where the paper's
+numbers are in `paper.json`. A new table is a new file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from semires.config.types import Name, Percent, Section
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError, CorruptCacheError
 from semires.files import read_json
+from semires.reporting import study
 from semires.runs import layout
 
 Fractions = list[Percent] | Literal["study"]
@@ -32,12 +33,12 @@ DISPLAY_NAMES = {**PAPER_NAMES, "refscenes": "RefScenes", "refcocog": "G-Ref (UM
 class TableRow(Section):
     """One row: which runs fill it and where the paper's values of it are.
 
-    ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` keeps the share of
-    references with the smallest masks; ``shuffled`` takes the evaluation with every expression
-    given to another reference. ``paper`` is a path in paper.json, with ``{dataset}`` and
-    ``{fraction}`` filled in, or one path per fraction; a path without ``{dataset}`` is RefCOCO's.
-    ``needs`` says what the project lacks to fill the row at all, ``note`` what its readers must
-    know of it.
+    ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` is the share of
+    references, those with the smallest masks, that the row uses; ``shuffled`` uses the evaluation
+    with every expression given to another reference. ``paper`` is a path in paper.json, with
+    ``{dataset}`` and ``{fraction}`` filled in, or one path per fraction; a path without
+    ``{dataset}`` is RefCOCO's. ``needs`` says what the project lacks to fill the row at all,
+    ``note`` is added to the table's notes.
     """
 
     label: str
@@ -65,10 +66,9 @@ class TableRow(Section):
 class TableDefinition(Section):
     """A table: one section per data set and fraction, one row per method, one column per split.
 
-    ``from_study``: rows whose method is not in ``study.methods`` are left out and methods of the
-    study without a row are appended, so a new method has its row. ``in_paper`` is false for a
-    table of our own, whose ``where`` says what it is. ``splits``: which columns, None
-    for all.
+    ``from_study``: rows whose method is not in the study are left out, and methods of the study
+    without a row are appended. ``in_paper`` is false for a table that the paper does not have;
+    its ``where`` then says what it is. ``splits``: the columns, None for all.
     """
 
     kind: Literal["table"]
@@ -140,7 +140,7 @@ class PaperValues:
     """The paper's numbers (`experiments/tables/paper.json`), looked up by path.
 
     Raises:
-        CorruptCacheError: something else stands where numbers should.
+        CorruptCacheError: a value is not a number; the text names its path.
     """
 
     def __init__(self, folder: Path = layout.TABLES) -> None:
@@ -157,6 +157,12 @@ class PaperValues:
             fraction: as params.yaml spells it, in percent.
         """
         path = row.paper.get(fraction) if isinstance(row.paper, dict) else row.paper
+        return self.values(path, dataset, fraction)
+
+    def values(
+        self, path: str | None, dataset: str | None, fraction: str
+    ) -> dict[str, float] | None:
+        """The paper's oIoU by split at a path that may hold ``{dataset}`` and ``{fraction}``."""
         if path is None or ("{dataset}" not in path and dataset not in (None, "RefCOCO")):
             return None
         found = self.at(path.format(dataset=dataset or "RefCOCO", fraction=fraction))
@@ -165,7 +171,7 @@ class PaperValues:
         return {_SPLIT_NAMES.get(k, k): v for k, v in self._numbers(found, path).items()}
 
     def at(self, path: str) -> Any:
-        """What stands at a path of keys joined by ``/`` (keys may hold one); None if nothing."""
+        """The value at a path of keys joined by ``/`` (a key may contain one), or None."""
         return _descend(self._values, path)
 
     def corrections(self, dataset: str | None) -> dict[str, dict[str, int]]:
@@ -215,4 +221,4 @@ def display_name(params: Params, dataset: str) -> str:
 def fractions_of(params: Params, definition: TableDefinition | FigureDefinition) -> list[float]:
     """The labelled fractions (percent) that a definition spans."""
     chosen = definition.fractions
-    return list(params.study.fractions) if chosen == "study" else list(chosen)
+    return study.fractions(params) if chosen == "study" else list(chosen)

@@ -1,7 +1,7 @@
 """Figures from run records: curves, corrections, cost of labels, qualitative panels.
 
-Agg backend, Okabe-Ito colours with a marker and a dash of their own per method, labels readable
-at a paper's column width, fixed metadata: the same records give the same bytes.
+Each method has its own colour (Okabe-Ito), marker and dash. The same records give the same bytes:
+Agg backend, matplotlib's own settings and fonts, fixed SVG ids, no date or version in the files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from semires.config.resolve import COLOURS
 from semires.config.schema import Params
 from semires.files import read_json
+from semires.reporting import study
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -23,7 +24,7 @@ from semires.reporting.definitions import (
     paper_name,
 )
 from semires.reporting.panels import panel_figure
-from semires.reporting.records import Records, Run
+from semires.reporting.records import Records, Run, gains
 from semires.runs.key import fraction_name
 from semires.runs.layout import split_file
 
@@ -54,22 +55,32 @@ def style_of(method: str) -> tuple[str, str, str, str]:
     return colour, marker, dash, method
 
 
+def _fix_style() -> None:
+    """Make figures independent of the user's matplotlibrc and of the fonts of the machine."""
+    import matplotlib as mpl
+    from matplotlib.font_manager import fontManager
+
+    mpl.rcdefaults()
+    mpl.use("Agg")
+    mpl.rcParams.update(
+        {
+            "svg.hashsalt": "semires", "font.family": "DejaVu Sans", "font.size": 9,
+            "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+            "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False,
+            "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
+            "grid.linewidth": 0.6, "axes.axisbelow": True, "text.parse_math": False,
+            "figure.facecolor": "white",
+        }
+    )  # fmt: skip
+    bundled = mpl.get_data_path()
+    fontManager.ttflist = [f for f in fontManager.ttflist if f.fname.startswith(bundled)]
+
+
 class FigureMaker:
     """Draws definitions from records; every drawing method gives {file stem: Figure}."""
 
     def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        mpl.rcParams.update(
-            {
-                "svg.hashsalt": "semires", "font.size": 9, "axes.titlesize": 9,
-                "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
-                "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
-                "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
-                "axes.axisbelow": True, "text.parse_math": False, "figure.facecolor": "white",
-            }
-        )  # fmt: skip
+        _fix_style()
         self.params, self.records, self.paper = params, records, paper
 
     def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:
@@ -81,7 +92,7 @@ class FigureMaker:
             "cost": self.cost,
         }
         drawn: dict[str, Figure] = {}
-        for position, dataset in enumerate(self.params.study.datasets):
+        for position, dataset in enumerate(study.datasets(self.params)):
             stem = name if position == 0 else f"{name}-{dataset}"
             for suffix, figure in kinds[definition.kind](definition, dataset).items():
                 drawn[stem + suffix] = figure
@@ -179,7 +190,7 @@ class FigureMaker:
         """Val oIoU by seed."""
         split = next(s for s in self.params.datasets[dataset].splits if s != "train")
         runs = self.records.find(dataset, fraction, method)
-        return {run.cell.seed: s.oiou for run in runs if (s := run.sums(split)) is not None}
+        return {run.key.seed: s.percent for run in runs if (s := run.sums(split)) is not None}
 
     def _paper_cost(
         self, definition: FigureDefinition, name: str
@@ -212,7 +223,7 @@ class FigureMaker:
 
     def overview(self, definition: FigureDefinition) -> Figure | None:
         """The qualitative figure in short: one best, one worst and two random samples."""
-        dataset = self.params.study.datasets[0]
+        dataset = study.datasets(self.params)[0]
         for fraction in self._filled(definition, dataset):
             for method in definition.methods:
                 runs = self.records.find(dataset, fraction, method)
@@ -227,10 +238,10 @@ class FigureMaker:
 
     def _title(self, run: Run) -> str:
         """Which run a figure of one run shows."""
-        dataset, fraction = run.cell.dataset, fraction_name(run.cell.fraction)
+        dataset, fraction = run.key.dataset, fraction_name(run.key.fraction)
         return (
-            f"{style_of(run.cell.method)[3]} on {display_name(self.params, dataset)}, "
-            f"{fraction} % labelled, seed {run.cell.seed}"
+            f"{style_of(run.key.method)[3]} on {display_name(self.params, dataset)}, "
+            f"{fraction} % labelled, seed {run.key.seed}"
         )
 
     def _filled(self, definition: FigureDefinition, dataset: str) -> list[float]:
@@ -240,7 +251,7 @@ class FigureMaker:
         def has_run(fraction: float) -> bool:
             return any(self.records.find(dataset, fraction, m) for m in definition.methods)
 
-        others = [f for f in reversed(self.params.study.fractions) if has_run(f)]
+        others = [f for f in reversed(study.fractions(self.params)) if has_run(f)]
         return wanted if any(map(has_run, wanted)) or not others else others[:1]
 
 
@@ -283,7 +294,7 @@ def _curve(axis: Axes, method: str, runs: list[Run], starts: dict[int, float]) -
     """Mean over seeds from the burn-in on, and the deviation of what was gained since."""
     import pandas as pd
 
-    curves = {run.cell.seed: run.history.set_index("step")["val/oIoU"].dropna() for run in runs}
+    curves = {run.key.seed: run.history.set_index("step")["val/oIoU"].dropna() for run in runs}
     if not any(len(curve) for curve in curves.values()):
         return None
     by_step = pd.concat(curves, axis=1)
@@ -339,11 +350,7 @@ def _change_counts(runs: list[Run]) -> list[int]:
         table = run.corrections
         if table is None:
             continue
-        # exact in integers: i1/u1 > i0/u0 is i1*u0 > i0*u1, an empty union counting as IoU 0
-        inter0, union0 = table["intersection_before"], table["union_before"].clip(lower=1)
-        inter1, union1 = table["intersection_after"], table["union_after"].clip(lower=1)
-        gain = np.sign(inter1 * union0 - inter0 * union1)
-        matched = table["matched"].to_numpy(bool)
+        gain, matched = gains(table), table["matched"].to_numpy(bool)
         counts += [int((matched & (gain == s)).sum()) for s in (1, -1, 0)] + [int((~matched).sum())]
     return [int(c) for c in counts]
 

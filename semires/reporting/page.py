@@ -1,7 +1,7 @@
-"""`reports/index.html`: every table and figure, the runs, the pipeline and the parameters.
+"""`reports/index.html`: claims, tables, figures, runs and parameters.
 
 One self-contained file: figures are data URIs, there is no script and nothing from a network.
-Whatever comes from records is data and escaped.
+Text from records is data and escaped.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import base64
 import html
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from semires.config.schema import Params
+from semires.reporting import study
+from semires.reporting.claims import Judgement
+from semires.reporting.claims_render import claims_html
 from semires.reporting.definitions import FigureDefinition, display_name
 from semires.reporting.figures import style_of
 from semires.reporting.page_template import TEMPLATE
-from semires.reporting.pipeline import pipeline_svg
-from semires.reporting.records import Records
+from semires.reporting.records import METRICS, Records
 from semires.reporting.render import claimed, place, to_html
-from semires.reporting.tables import Table
-from semires.tracking.journal import flatten
+from semires.reporting.runs_table import flatten, log_path
+from semires.reporting.tables import FilledTable
+from semires.runs.key import RunKey
 from semires.tracking.links import run_links
 
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}
 
 
-#: quality.json's measures as a reader takes them.
+#: Titles of the measures in quality.json.
 _QUALITY = {
     "best_iou": "mean IoU of the best proposal (%)",
     "over_half": "objects whose best is over 0.5 (%)",
@@ -48,9 +51,9 @@ class DrawnFigure:
 def render_page(
     params: Params,
     records: Records,
-    tables: list[tuple[Table, Table | None]],
+    tables: list[tuple[FilledTable, FilledTable | None]],
     figures: list[DrawnFigure],
-    pipeline: Path = Path("dvc.yaml"),
+    judgements: list[Judgement],
 ) -> str:
     """The page's HTML.
 
@@ -59,30 +62,32 @@ def render_page(
         records: all runs, for their list, environment and parameters.
         tables: each table with its paired differences, if any.
         figures: drawn figures, in order.
-        pipeline: the pipeline's definition.
+        judgements: the judged claims, in order.
     """
     from jinja2 import Environment, StrictUndefined
 
-    shown = [_table_entry(table, pairs) for table, pairs in tables]
+    logs = {run.key: quote(log_path(run.key)) for run in records.all}
+    shown = [_table_entry(table, pairs, logs) for table, pairs in tables]
     drawn = [_figure_entry(figure, [str(t["name"]) for t in shown]) for figure in figures]
-    contents = []
+    contents = [("s-claims", "Claims")] if judgements else []
     for table in shown:
         contents.append((f"s-{table['name']}", table["heading"]))
         contents += [(f"s-{f['name']}", f["heading"]) for f in drawn if f["after"] == table["name"]]
-    names = ("labels", "runs", "pipeline", "environment", "parameters")
-    titles = ("Pseudo-labels and proposals", "Runs", "Pipeline", "Environment", "Parameters")
+    names = ("labels", "runs", "environment", "parameters")
+    titles = ("Pseudo-labels and proposals", "Runs", "Environment", "Parameters")
     contents += [(f"s-{n}", title) for n, title in zip(names, titles, strict=True)]
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
     text: str = template.render(
+        claims=claims_html(params, judgements) if judgements else "",
+        metrics=METRICS,
         tables=shown,
         figures=drawn,
         contents=contents,
         n_runs=len(records.all),
-        datasets=", ".join(display_name(params, d) for d in params.study.datasets),
+        datasets=", ".join(display_name(params, d) for d in study.datasets(params)),
         labels=_labels(records),
         proposals=_proposals(records),
-        runs=_runs(records),
-        pipeline=pipeline_svg(pipeline),
+        runs=_runs(records, logs),
         environment=_varying([run.record.numerics for run in records.all]),
         parameters=_varying([run.record.params for run in records.all]),
     )
@@ -90,7 +95,7 @@ def render_page(
 
 
 def heading(name: str, title: str) -> str:
-    """`table3` and its title as a reader of the paper looks for them."""
+    """A heading with the paper's number: `table3` gives "Table 3. TITLE"."""
     if name == "main":
         return f"Table 1. {title}"
     kind = next((k for k in ("table", "figure") if name.startswith(k)), "")
@@ -98,14 +103,16 @@ def heading(name: str, title: str) -> str:
     return f"{kind.capitalize()} {number}. {title}" if kind and number.isdigit() else title
 
 
-def _table_entry(table: Table, pairs: Table | None) -> dict[str, Any]:
+def _table_entry(
+    table: FilledTable, pairs: FilledTable | None, logs: dict[RunKey, str]
+) -> dict[str, Any]:
     return {
         "name": table.name,
         "heading": heading(table.name, table.title),
         "where": place(table),
         "claimed": claimed(table),
         "claim": table.claim,
-        "html": to_html(table),
+        "html": to_html(table, logs),
         "pairs": to_html(pairs) if pairs else "",
     }
 
@@ -132,20 +139,20 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     }
 
 
-def _html_table(
-    head: list[str], rows: list[list[str]], kind: str = "", links: dict[str, str] | None = None
-) -> str:
-    """Rows of text as a table; ``links`` are addresses of the first cells, by their text."""
+def _html_table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """Rows of text as a table; the texts are escaped."""
+    return _html_cells(head, [[html.escape(cell) for cell in row] for row in rows], kind)
+
+
+def _html_cells(head: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """Rows of cells that are HTML already."""
     if not rows:
         return "<p>– no run yet: <code>dvc repro</code> fills it.</p>"
     titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
     lines = []
     for first, *rest in rows:
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-        title = html.escape(first)
-        if links and first in links:
-            title = f'<a href="{html.escape(links[first])}">{title}</a>'
-        lines.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
+        cells = "".join(f"<td>{cell}</td>" for cell in rest)
+        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     attribute = f' class="{kind}"' if kind else ""
     return (
         f'<div class="scroll"><table{attribute}><thead><tr>{titles}</tr></thead>'
@@ -161,7 +168,7 @@ def _labels(records: Records) -> str:
         if pseudo:
             rows.append(
                 [
-                    f"{run.cell.dataset}: {run.cell.name}",
+                    f"{run.key.dataset}: {run.key.name}",
                     *(f"{pseudo[k]:.2f}" if k in pseudo else "–" for k in keys),
                 ]
             )
@@ -189,8 +196,9 @@ def _scaled(key: str, value: Any) -> str:
     return f"{value * (100 if _QUALITY.get(key.partition('.')[2], '').endswith('(%)') else 1):.2f}"
 
 
-def _runs(records: Records) -> str:
-    links = run_links(run.cell for run in records.all)
+def _runs(records: Records, logs: dict[RunKey, str]) -> str:
+    """All runs with links to their logs and to MLflow (the only use of the tracking store)."""
+    links = run_links(run.key for run in records.all)
     rows = []
     for run in records.all:
         scores = [
@@ -200,14 +208,17 @@ def _runs(records: Records) -> str:
         ]
         rows.append(
             [
-                run.folder.as_posix(),
-                run.cell.name,
-                "; ".join(scores),
+                html.escape(run.folder.as_posix()),
+                html.escape("; ".join(scores)),
+                f'<a href="{html.escape(logs[run.key])}">log</a>',
+                _link("MLflow", links.get(run.key)),
             ]
         )
-    head = ["Folder (link: MLflow)", "Run", "oIoU (%)"]
-    addresses = {run.folder.as_posix(): links[run.cell] for run in records.all if run.cell in links}
-    return _html_table(head, rows, links=addresses)
+    return _html_cells(["Folder", "oIoU (%)", "Evaluations", "MLflow"], rows)
+
+
+def _link(text: str, address: str | None) -> str:
+    return f'<a href="{html.escape(address)}">{text}</a>' if address else "–"
 
 
 def _varying(values: list[dict[str, Any]]) -> str:

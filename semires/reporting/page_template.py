@@ -1,4 +1,7 @@
-"""The page's Jinja template: one file without scripts, fonts or anything from a network."""
+"""The page's Jinja template: one file without scripts, fonts or anything from a network.
+
+The metric switch is three radio buttons; CSS shows the numbers of the chosen one.
+"""
 
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
@@ -10,10 +13,10 @@ TEMPLATE = """<!DOCTYPE html>
 <title>semires: the study's report</title>
 <style>
 :root { --ink: #1b1b1f; --paper: #fdfdfd; --soft: #5c5f66; --line: #d8dae0; --band: #f1f3f6;
-  --link: #0058a8; }
+  --link: #0058a8; --good: #00694b; --bad: #a83a00; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e7ea; --paper: #16181c; --soft: #a3a8b0; --line: #3a3e46; --band: #22252b;
-    --link: #7cc0ff; } }
+    --link: #7cc0ff; --good: #4fcfa5; --bad: #ff9a6b; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 64rem; padding: 1rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
@@ -36,10 +39,19 @@ code { font-size: 0.875em; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } figure img { display: block; max-width: 100%; height: auto;
   background: #fff; padding: 0.5rem; border-radius: 6px; margin-bottom: 0.5rem; }
 summary { cursor: pointer; } details { margin: 0.75rem 0; }
-.pipeline { max-width: none; } .pipeline rect { fill: var(--band); stroke: var(--soft); }
-.pipeline text { fill: var(--ink); font: 13px system-ui, sans-serif; text-anchor: middle; }
-.pipeline .small { font-size: 10.5px; fill: var(--soft); }
-.pipeline .edge { fill: none; stroke: var(--soft); } .pipeline .tip { fill: var(--soft); }
+.switch { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: 0.4rem 0;
+  border: 0; border-bottom: 1px solid var(--line); margin: 1rem 0 0; }
+.switch legend { float: left; margin-right: 0.75rem; padding: 0; font-weight: 600; }
+.switch label { margin-right: 0.9rem; white-space: nowrap; cursor: pointer; }
+.m1, .m2, body:has(#metric1:checked) .m0, body:has(#metric2:checked) .m0 { display: none; }
+body:has(#metric1:checked) .m1, body:has(#metric2:checked) .m2 { display: inline; }
+section { scroll-margin-top: 3.5rem; } .logs { font-size: 0.75rem; white-space: nowrap; }
+.claims .section a { font-weight: normal; font-size: 0.875rem; }
+.claims td, .claims tbody th { white-space: normal; } .claims th:nth-child(2) { text-align: left; }
+.claims th:nth-child(n+2) { min-width: 3rem; }
+.verdict { font-weight: 600; white-space: nowrap !important; }
+.supported { color: var(--good); } .contradicted { color: var(--bad); }
+.undecided, .not-run { color: var(--soft); font-weight: normal; }
 @media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; }
   th[scope=row] { white-space: normal; min-width: 7.5rem; }
   figure img { max-width: none; width: 40rem; } }
@@ -51,19 +63,27 @@ summary { cursor: pointer; } details { margin: 0.75rem 0; }
 <p>Tables and figures of Yang et al., “SAM as the Guide: Mastering Pseudo-Label Refinement in
 Semi-Supervised Referring Expression Segmentation” (ICML 2024), made by <code>semires
 report</code> from {{ n_runs }} run records on {{ datasets }}. No number here was typed.
-“–” marks what has no run yet, with the command that makes it.</p>
+“–” marks a number without a run; a note states the command that makes it.</p>
 <nav aria-label="Contents"><ul>
 {% for id, title in contents %}<li><a href="#{{ id }}">{{ title }}</a></li>
 {% endfor %}</ul></nav>
 </header>
 <main>
+{% if claims %}<section id="s-claims"><h2>The paper's claims, judged</h2>
+<p>Each claim is an inequality between two rows of the tables below; the link leads to the table or
+figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.csv</a>.</p>
+{{ claims | safe }}</section>
+{% endif %}<fieldset class="switch"><legend>Tables show</legend>
+{% for metric in metrics %}<label><input type="radio" name="metric" id="metric{{ loop.index0 }}"
+{%- if loop.first %} checked{% endif %}> {{ metric }}</label>
+{% endfor %}</fieldset>
 {% for table in tables %}<section id="s-{{ table.name }}">
 <h2>{{ table.heading }}</h2>
 <p class="where">{{ table.where }}.</p>
 <p><strong>{{ table.claimed }}</strong> {{ table.claim }}</p>
 {{ table.html | safe }}
-<p class="small">Also as {% for ending in ["md", "csv", "tex"] -%}
-<a href="{{ table.name }}.{{ ending }}">{{ table.name }}.{{ ending }}</a>
+<p class="small">Also as {% for ending in [".md", ".csv", ".tex", "_miou.tex"] -%}
+<a href="{{ table.name }}{{ ending }}">{{ table.name }}{{ ending }}</a>
 {%- if not loop.last %}, {% endif %}{% endfor %}.</p>
 {% if table.pairs %}<details><summary>Paired differences of the methods</summary>
 {{ table.pairs | safe }}
@@ -90,13 +110,10 @@ ground truth, before and after refinement, and the shares refined (%).</p>
 {{ proposals | safe }}
 </section>
 <section id="s-runs"><h2>Runs</h2>
-<p>A run's record, weights and predictions are in its folder. The links lead to the run in MLflow
-while <code>make ui</code> runs: curves, parameters, pictures, comparison with others.</p>
+<p>A run's record, weights and predictions are in its folder. <a href="runs.csv">runs.csv</a> has
+its metrics on every split and the SHA-256 of its weights and predictions. The MLflow links work
+while <code>make ui</code> runs.</p>
 <details><summary>All {{ n_runs }} runs</summary>{{ runs | safe }}</details></section>
-<section id="s-pipeline"><h2>Pipeline</h2>
-<p class="where">From <code>dvc.yaml</code>; small print: what a stage is repeated over.</p>
-{% if pipeline %}<div class="scroll">{{ pipeline | safe }}</div>
-{% else %}<p>No dvc.yaml beside the report.</p>{% endif %}</section>
 <section id="s-environment"><h2>Environment</h2>{{ environment | safe }}</section>
 <section id="s-parameters"><h2>Parameters</h2>
 <p>As the run records state them; several values where runs differ.</p>

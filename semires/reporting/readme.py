@@ -1,47 +1,153 @@
-"""README.md's two blocks: results from reports/ and run records, seconds from the stages' notes.
+"""README.md's generated blocks: `python -m semires.reporting.readme [results] [pipeline] [times]`.
 
-`python -m semires.reporting.readme results` (or `times`) renews one, without a word both. Nothing
-between the marks is typed.
+`results` and `claims` come from the committed report, `pipeline` from dvc.yaml, `times` from the
+stages' notes and the run records of this machine. Without a name all blocks are renewed.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from semires.errors import SemiresError
 from semires.files import write_text
 from semires.process import STAGE_TIMES
+from semires.reporting.claims import VERDICTS, load_claims
+from semires.reporting.claims_render import count_line
+from semires.reporting.definitions import DISPLAY_NAMES, load_definitions
+from semires.reporting.render import md
 from semires.runs import layout
 from semires.runs.record import Provenance, RunRecord, run_folders
 
+#: The compact table's rows: method of main.csv -> name.
+ROWS = {"supervised": "Supervised", "baseline": "Baseline", "cpi-u": "SemiRES (CPI-U)"}
+SPLIT = "val"
+Line = dict[str, str]
+
 
 def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None:
-    """Replace what stands between the marks of each block (`results`, `times`)."""
+    """Replace the text between the marks of each block.
+
+    Raises:
+        SemiresError: the name of a block, its marks or what it is made from is missing.
+    """
     text = path.read_text(encoding="utf-8")
     for block in blocks:
+        if block not in BLOCKS:
+            raise SemiresError(f"{block}: no block of {path}; there are {', '.join(BLOCKS)}")
         begin, end = f"<!-- {block} -->", f"<!-- /{block} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SemiresError(f"{path}: needs {begin} and {end} once each")
         before, rest = text.split(begin)
-        made = {"results": _results, "times": _times}[block]()
-        text = "\n\n".join((before + begin, made, end + rest.split(end)[1]))
+        made = BLOCKS[block]()
+        parts = (before + begin, *([made] if made else []), end + rest.split(end)[1])
+        text = "\n\n".join(parts)
     write_text(path, text)
 
 
+def _report() -> Path:
+    """The folder of the results to show: those of `make study` if they are there."""
+    study = layout.REPORTS / "study"
+    return study if (study / "main.csv").is_file() else layout.REPORTS
+
+
+def _lines(path: Path) -> list[Line]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
 def _results() -> str:
-    """Main table, listening table, one figure, and what they were made with."""
-    parts = [
-        "#" + (layout.REPORTS / f"{name}.md").read_text(encoding="utf-8").strip()  # below the title
-        for name in ("main", "listening")
-    ]
-    parts.append("![What refinement does](reports/qualitative.png)")
-    records = _records()
-    hours = sum(made.duration_s for _, made in records if made) / 3600
-    parts.append(
-        f"Made from {len(records)} runs of {hours:.1f} hours in all (two side by side take half), "
-        f"{_made_with(records)}."
+    """The claims in one line, val overall IoU by method and fraction, Figure 1."""
+    folder = _report()
+    lines = [line for line in _lines(folder / "main.csv") if line["split"] == SPLIT]
+    parts = [_claims_line(folder)]
+    for dataset in dict.fromkeys(line["dataset"] for line in lines):
+        parts.append(_compact(dataset, [line for line in lines if line["dataset"] == dataset]))
+    figure = folder / "figure1.png"
+    parts.append(f"![Overall IoU against hours of labelling, ours and the paper's]({figure})")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _compact(dataset: str, lines: list[Line]) -> str:
+    fractions = list(dict.fromkeys(line["fraction"] for line in lines))
+    values = {(line["method"], line["fraction"]): line for line in lines}
+    name = DISPLAY_NAMES.get(dataset, dataset)
+    rows = [f"| {name}, {SPLIT} | {' | '.join(f'{f} %' for f in fractions)} |"]
+    rows.append(f"| --- |{' ---: |' * len(fractions)}")
+    for method, title in ROWS.items():
+        cells = (_number(values.get((method, fraction))) for fraction in fractions)
+        rows.append(f"| {title} | {' | '.join(cells)} |")
+    seeds = sorted({line["seeds"] for line in lines if line["seeds"]})
+    over = f"{' or '.join(seeds)} seed{'s' * (seeds != ['1'])}"
+    deviation = "" if seeds == ["1"] else " ± standard deviation"
+    return (
+        "\n".join(rows)
+        + f"\n\nOverall IoU in percent by labelled fraction, mean{deviation} over {over}."
     )
-    return "\n\n".join(parts)
+
+
+def _number(line: Line | None) -> str:
+    if line is None or not line["value"]:
+        return "–"
+    return line["value"] + (f" ± {line['sd']}" if line["sd"] else "")
+
+
+def _claims_line(folder: Path) -> str:
+    path = folder / "claims.csv"
+    if not path.is_file():
+        return ""
+    in_paper = {claim.id for claim in load_claims(*load_definitions()) if claim.in_paper}
+    verdicts = [line["verdict"] for line in _lines(path) if line["id"] in in_paper]
+    line = count_line(verdicts).replace("claims", "claims of the paper", 1)
+    return f"**{line[0].upper()}{line[1:]}**: [claim by claim]({folder}/claims.md)."
+
+
+def _claims() -> str:
+    """How many claims of each table and figure of the paper have which verdict."""
+    path = _report() / "claims.csv"
+    if not path.is_file():
+        return ""
+    places = {
+        claim.id: claim.where.partition(" (")[0] for claim in load_claims(*load_definitions())
+    }
+    counts: dict[str, Counter[str]] = {}
+    for line in _lines(path):
+        place = places.get(line["id"], "no longer in claims.yaml")
+        counts.setdefault(place, Counter())[line["verdict"]] += 1
+    rows = [f"| claims of | {' | '.join(VERDICTS)} |", f"| --- |{' ---: |' * len(VERDICTS)}"]
+    for place, found in counts.items():
+        rows.append(f"| {md(place)} | {' | '.join(str(found[v]) for v in VERDICTS)} |")
+    return "\n".join(rows)
+
+
+def _pipeline() -> str:
+    """The stages of dvc.yaml as a Mermaid graph, from `dvc dag`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "dag", "--mermaid", "--collapse-foreach-matrix"],
+        capture_output=True, text=True, check=False, env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise SemiresError(f"`dvc dag` failed: {done.stderr.strip()}")
+    return mermaid(done.stdout)
+
+
+def mermaid(graph: str) -> str:
+    """`dvc dag --mermaid` as a Markdown block, one line per stage with all that follows it."""
+    names = dict(re.findall(r'(node\d+)\["(.*?)"\]', graph))
+    after: dict[str, list[str]] = {}
+    for source, target in re.findall(r"(node\d+)-->(node\d+)", graph):
+        after.setdefault(names[source], []).append(names[target])
+    joined = {stage for targets in after.values() for stage in targets} | after.keys()
+    lines = [f"  {stage}" for stage in names.values() if stage not in joined]
+    lines += [f"  {stage} --> {' & '.join(targets)}" for stage, targets in after.items()]
+    return "\n".join(["```mermaid", "flowchart LR", *lines, "```"])
 
 
 def _records() -> list[tuple[RunRecord, Provenance | None]]:
@@ -55,7 +161,7 @@ def _made_with(records: list[tuple[RunRecord, Provenance | None]]) -> str:
     ]
 
     def values(name: str) -> str:
-        return ", ".join(sorted({str(place[name])[:12] for place in places}))
+        return ", ".join(sorted({str(place.get(name))[:12] for place in places}))
 
     threads = f"{values('threads')} thread{'s' * (values('threads') != '1')}"
     dates = sorted(made.finished[:10] for _, made in records if made) or ["?"]
@@ -68,27 +174,39 @@ def _made_with(records: list[tuple[RunRecord, Provenance | None]]) -> str:
 
 def _times() -> str:
     """Seconds of each kind of stage as DVC last ran it."""
+    if not STAGE_TIMES.is_file():
+        raise SemiresError(f"{STAGE_TIMES}: no stage has run here; run `make repro` first")
     lines = STAGE_TIMES.read_text(encoding="utf-8").splitlines()
     latest = {row["stage"]: row for row in map(json.loads, lines)}
     kinds: dict[str, list[float]] = {}
     for stage, row in latest.items():
         kinds.setdefault(stage.partition("@")[0], []).append(float(row["seconds"]))
-    rows = [
-        f"| {kind} | {len(s)} | {sum(s) / len(s):.1f} | {sum(s):.0f} |" for kind, s in kinds.items()
-    ]
-    total = sum(sum(seconds) for seconds in kinds.values())
-    records = _records()
+    columns = [("all", len(latest), "", sum(sum(s) for s in kinds.values()))]
+    columns += [(kind, len(s), f"{sum(s) / len(s):.1f}", sum(s)) for kind, s in kinds.items()]
     return "\n".join(
         (
-            "| stage | runs | seconds a run | seconds |",
-            "| --- | ---: | ---: | ---: |",
-            *rows,
-            f"| all | {len(latest)} | | {total:.0f} |",
+            f"| stage | {' | '.join(name for name, *_ in columns)} |",
+            f"| --- |{' ---: |' * len(columns)}",
+            f"| runs | {' | '.join(str(runs) for _, runs, *_ in columns)} |",
+            f"| seconds a run | {' | '.join(mean for *_, mean, _ in columns)} |",
+            f"| seconds | {' | '.join(f'{total:.0f}' for *_, total in columns)} |",
             "",
-            f"Each stage as `dvc repro` last ran it, {_made_with(records)}.",
+            f"Each stage as `dvc repro` last ran it, {_made_with(_records())}.",
         )
     )
 
 
+BLOCKS: dict[str, Callable[[], str]] = {
+    "results": _results,
+    "claims": _claims,
+    "pipeline": _pipeline,
+    "times": _times,
+}
+
+
 if __name__ == "__main__":
-    update_readme(sys.argv[1:] or ["results", "times"])
+    try:
+        update_readme(sys.argv[1:] or list(BLOCKS))
+    except SemiresError as error:
+        print(f"semires: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,12 +1,13 @@
-"""Run records as the report reads them: `runs/D/F/M/seedS/` and `proposals/D/S/quality.json`.
+"""The runs that the report reads: `runs/D/F/M/seedS/` and `proposals/D/S/quality.json`.
 
-Nothing else is an input of the tables. Files are read when asked for and kept; a record that
-contradicts its own predictions is refused rather than shown.
+Tables, figures and claims have no other input. Files are read on first use and kept in memory. A
+record whose metrics contradict its predictions is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import numpy as np
 
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
+from semires.evaluation.metrics import iou_per_expression
 from semires.files import read_json, read_parquet
 from semires.runs.key import RUNS, SUPERVISED, RunKey, fraction_name
 from semires.runs.record import RunRecord, run_folders
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _PREDICTION_COLUMNS = [
     *("split", "ref_id", "image_id", "sentence", "intersection", "union", "object_area")
 ]
+#: The metrics that the report shows: overall IoU, mean IoU, share of expressions with IoU >= 0.5.
+METRICS = ("oIoU", "mIoU", "P@0.5")
 _TOLERANCE = 0.01  # percentage points between metrics.json and predictions.parquet
 
 
@@ -38,11 +42,11 @@ class Run:
 
     folder: Path
     record: RunRecord
-    _sums: dict[tuple[str, float | None], ImageSums | None] = field(default_factory=dict)
+    _sums: dict[tuple[str, str, float | None], ImageSums | None] = field(default_factory=dict)
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
-        """What seeds of one cell share: the parameters that decide numbers, data and split."""
+        """What the seeds of one method share: the parameters that decide numbers, data, split."""
         params, prints = self.record.params, self.record.fingerprints
         sentences = params.get("evaluation", {}).get("sentences")
         inputs = [prints.get(name) for name in ("data", "split")]
@@ -94,37 +98,47 @@ class Run:
             raise CorruptCacheError(f"{path}: damaged panels ({error})") from error
 
     @property
-    def cell(self) -> RunKey:
+    def key(self) -> RunKey:
         """Which run."""
         return self.record.key
 
-    def sums(self, split: str, smallest: float | None = None) -> ImageSums | None:
-        """Per-image sums of a split, or None if the run has no such split.
+    @cached_property
+    def samples_sha256(self) -> str:
+        """SHA-256 of the list of evaluated samples: split, reference, image, sentence."""
+        table = self.predictions[["split", "ref_id", "image_id", "sentence"]]
+        text = table.to_csv(index=False, header=False, lineterminator="\n")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def sums(
+        self, split: str, metric: str = "oIoU", smallest: float | None = None
+    ) -> ImageSums | None:
+        """Per-image sums of a metric on a split, or None if the run has no such split.
 
         Args:
             split: `val`, `testA`, ...
-            smallest: keep only this share of references, those with the smallest objects.
+            metric: one of METRICS.
+            smallest: use only this share of references, those with the smallest objects.
 
         Raises:
-            CorruptCacheError: metrics.json states another overall IoU than the predictions.
+            CorruptCacheError: metrics.json states another value than the predictions give.
         """
-        key = (split, smallest)
+        key = (split, metric, smallest)
         if key not in self._sums:
-            self._sums[key] = self._compute_sums(split, smallest)
+            self._sums[key] = self._compute_sums(*key)
         return self._sums[key]
 
-    def _compute_sums(self, split: str, smallest: float | None) -> ImageSums | None:
+    def _compute_sums(self, split: str, metric: str, smallest: float | None) -> ImageSums | None:
         rows = self.predictions[self.predictions["split"] == split]
         if not len(rows):
             return None
         if smallest is not None:
             rows = smallest_objects(rows, smallest)
-        sums = image_sums(rows["image_id"], rows["intersection"], rows["union"])
-        stated = self.metrics.get(split, {}).get("oIoU")
-        if smallest is None and stated is not None and abs(stated - sums.oiou) > _TOLERANCE:
+        sums = image_sums(rows["image_id"], *_ratio(rows, metric))
+        stated = self.metrics.get(split, {}).get(metric)
+        if smallest is None and stated is not None and abs(stated - sums.percent) > _TOLERANCE:
             raise CorruptCacheError(
-                f"{self.folder}: metrics.json states {split} oIoU {stated:.2f}, "
-                f"predictions.parquet gives {sums.oiou:.2f}; make the run again"
+                f"{self.folder}: metrics.json states {split} {metric} {stated:.2f}, "
+                f"predictions.parquet gives {sums.percent:.2f}; make the run again"
             )
         return sums
 
@@ -132,6 +146,29 @@ class Run:
     def splits(self) -> list[str]:
         """The evaluated splits, in the order of metrics.json."""
         return [name for name in self.metrics if name != "pseudo"]
+
+
+def _ratio(rows: pd.DataFrame, metric: str) -> tuple[Any, Any]:
+    """Numerator and denominator (E,) of a metric, whose sums' ratio is its value."""
+    inter, union = rows["intersection"], rows["union"]
+    if metric == "oIoU":
+        return inter, union
+    iou = iou_per_expression(inter, union)
+    if metric.startswith("P@"):
+        iou = (iou >= float(metric[2:])).astype(np.float64)
+    return iou, np.ones(len(iou))
+
+
+def gains(corrections: pd.DataFrame) -> NDArray[np.int64]:
+    """(R,) what refinement did to each pseudo-label: 1 better, -1 worse, 0 equal or not matched.
+
+    By IoU with the hidden ground truth, compared exactly: i1/u1 > i0/u0 is i1*u0 > i0*u1, and an
+    empty union counts as IoU 0.
+    """
+    inter0, union0 = (corrections[f"{n}_before"] for n in ("intersection", "union"))
+    inter1, union1 = (corrections[f"{n}_after"] for n in ("intersection", "union"))
+    gain = np.sign(inter1 * union0.clip(lower=1) - inter0 * union1.clip(lower=1))
+    return np.where(corrections["matched"].to_numpy(bool), gain, 0).astype(np.int64)
 
 
 def smallest_objects(predictions: pd.DataFrame, share: float) -> pd.DataFrame:
@@ -147,8 +184,8 @@ def smallest_objects(predictions: pd.DataFrame, share: float) -> pd.DataFrame:
 class Records:
     """All runs under a folder, found by data set, fraction and method label.
 
-    Seeds that were trained otherwise than the first of ``seeds`` (the study's) are in ``left_out``
-    and nowhere else: a mean is of one thing. So are runs that started from such a burn-in.
+    Only runs with equal settings are averaged: ``left_out`` holds the runs whose settings differ
+    from those of the study's first seed, and the runs that started from such a burn-in.
     """
 
     def __init__(
@@ -161,35 +198,34 @@ class Records:
         self.left_out = _other_trainings(runs, seeds)
         self.all = [run for run in runs if run not in self.left_out]
         self.quality = quality
-        self._by_key: dict[tuple[str, str, str], list[Run]] = {}
+        self._by_group: dict[tuple[str, str, str], list[Run]] = {}
         for run in self.all:
-            self._by_key.setdefault(_key(run), []).append(run)
+            self._by_group.setdefault(_group(run), []).append(run)
 
     def find(self, dataset: str, fraction: float, label: str) -> list[Run]:
-        """The runs of one cell of the grid, by seed; empty if there are none."""
-        return self._by_key.get((dataset, fraction_name(fraction), label), [])
+        """The runs of one method by seed; empty if there are none."""
+        return self._by_group.get((dataset, fraction_name(fraction), label), [])
 
 
 def _other_trainings(runs: list[Run], seeds: Sequence[int]) -> list[Run]:
-    leaders: dict[tuple[str, str, str], Run] = {}
-    for run in sorted(runs, key=lambda run: run.cell.seed not in seeds):
-        leaders.setdefault(_key(run), run)
-    other = [run for run in runs if run.made_with != leaders[_key(run)].made_with]
-    burn_ins = {_burn_in(run) for run in other if run.cell.method == SUPERVISED}
+    first: dict[tuple[str, str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: run.key.seed not in seeds):
+        first.setdefault(_group(run), run)
+    other = [run for run in runs if run.made_with != first[_group(run)].made_with]
+    burn_ins = {_burn_in(run) for run in other if run.key.method == SUPERVISED}
     return [run for run in runs if run in other or _burn_in(run) in burn_ins]
 
 
-def _key(run: Run) -> tuple[str, str, str]:
-    return (run.cell.dataset, fraction_name(run.cell.fraction), run.cell.label)
+def _group(run: Run) -> tuple[str, str, str]:
+    return (run.key.dataset, fraction_name(run.key.fraction), run.key.label)
 
 
 def _burn_in(run: Run) -> tuple[str, float, int]:
-    return (run.cell.dataset, run.cell.fraction, run.cell.seed)
+    return (run.key.dataset, run.key.fraction, run.key.seed)
 
 
 def _order(run: Run) -> tuple[str, float, str, int]:
-    cell = run.cell
-    return (cell.dataset, cell.fraction, cell.label, cell.seed)
+    return (run.key.dataset, run.key.fraction, run.key.label, run.key.seed)
 
 
 def load_records(
@@ -198,18 +234,22 @@ def load_records(
     default_source: str | None = None,
     seeds: Sequence[int] = (),
 ) -> Records:
-    """Read every run.json and quality.json; the larger files follow when needed.
+    """Read every run.json and quality.json; larger files are read on first use.
 
     Args:
         runs: the folder that holds D/F/M/seedS/.
         proposals: the folder that holds D/S/quality.json.
-        default_source: a cell whose source is this one is stored without it.
+        default_source: the study's source of proposals, see :meth:`RunKey.relative_to`.
         seeds: the study's, see :class:`Records`.
 
     Raises:
         SemiresError: a record is missing parts or damaged; the text names the file.
     """
-    found = [_read_run(folder, default_source) for folder in run_folders(runs)]
+    found = []
+    for folder in run_folders(runs):
+        record = RunRecord.read(folder)
+        key = record.key.relative_to(default_source)
+        found.append(Run(folder, dataclasses.replace(record, key=key)))
     quality = {
         (path.parent.parent.name, path.parent.name): read_json(path)
         for path in sorted(proposals.glob("*/*/quality.json"))
@@ -217,15 +257,8 @@ def load_records(
     records = Records(found, quality, seeds)
     if left := records.left_out:
         print(
-            f"{len(left)} runs were trained with other parameters or data than this study's seeds "
-            f"and are left out: {', '.join(str(run.folder) for run in left[:3])}"
+            f"{len(left)} runs have other parameters or data than the study's first seed and are "
+            f"left out: {', '.join(str(run.folder) for run in left[:3])}"
             f"{' ...' if len(left) > 3 else ''}"
         )
     return records
-
-
-def _read_run(folder: Path, default_source: str | None) -> Run:
-    record = RunRecord.read(folder)
-    if record.key.source == default_source:
-        record = dataclasses.replace(record, key=dataclasses.replace(record.key, source=None))
-    return Run(folder, record)

@@ -10,26 +10,28 @@ import csv
 import html
 import io
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 
-from semires.reporting.tables import Row, Section, Table, Value
+from semires.reporting.records import METRICS
+from semires.reporting.selection import Value
+from semires.reporting.tables import FilledRow, FilledTable, TableSection
+from semires.runs.key import RunKey
 
+_OTHER_COLUMNS = [
+    f"{metric}{part}" for metric in METRICS[1:] for part in ("", "_low", "_high", "_sd")
+]
 CSV_COLUMNS = [
     *("table", "dataset", "fraction", "row", "method", "split", "metric", "value", "ci_low"),
     *("ci_high", "sd", "seeds", "images", "expressions", "paper", "comparable", "missing"),
+    *_OTHER_COLUMNS,
 ]
-
-
-_TEX_ROWS = 26  # that fit on a page with caption and notes
-_TEX_LABEL = 28  # letters of a row's name beside which a narrow table still fits
-_TEX_WIDTH = 62  # letters that fit on a line beside each other, in the larger type
+MAIN, OTHERS = METRICS[:1], METRICS[1:]
 
 
 @dataclass(frozen=True)
 class Text:
-    """One cell as read: the number, small print under it, a footnote's letter."""
+    """A cell of a readable table: the number, small print under it, a footnote's letter."""
 
     main: str
     small: str = ""
@@ -47,44 +49,43 @@ def letter(index: int) -> str:
     return letter(index // 26 - 1) + chr(97 + index % 26) if index > 25 else chr(97 + index)
 
 
-def claimed(table: Table) -> str:
-    """What stands before a table's claim: whose it is."""
+def claimed(table: FilledTable) -> str:
+    """The introduction of a table's claim."""
     return "The paper's claim." if table.in_paper else "Expected."
 
 
-def place(table: Table) -> str:
-    """Where in the paper a table stands, or what it is instead."""
+def place(table: FilledTable) -> str:
+    """A table's place in the paper, or what it is instead."""
     return f"In the paper: {table.where}" if table.in_paper else f"Not in the paper: {table.where}"
 
 
-def headers(table: Table) -> list[str]:
-    """Column titles."""
-    first = "Pair" if table.name.endswith("_differences") else "Method"
-    titles = [first, *table.marks, *table.splits]
-    if table.has_paper:
-        titles.append("Paper" if table.comparable else "Paper: RefCOCO (not comparable)")
-    if table.has_paper and table.comparable:
-        titles.append("Ours − paper")
+def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
+    """Column titles; with several metrics each split has a column for each."""
+    first = "Pair" if table.is_difference else "Method"
+    several = metrics != MAIN
+    titles = [first, *table.marks]
+    titles += [f"{s} {m}" if several else s for s in table.splits for m in metrics]
+    if table.has_paper and not several:
+        titles.append("Paper's oIoU" if table.comparable else "Paper's oIoU (RefCOCO)")
+        if table.comparable:
+            titles.append("Ours − paper's")
     return titles
 
 
-def body(table: Table) -> list[tuple[str, list[list[Text]]]]:
+def body(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[tuple[str, list[list[Text]]]]:
     """Sections: title and rows of cells, in the order of :func:`headers`."""
-    return [(s.title, [_cells(table, s, row) for row in s.rows]) for s in table.sections]
+    return [(s.title, [_cells(table, s, row, metrics) for row in s.rows]) for s in table.sections]
 
 
-def _cells(table: Table, section: Section, row: Row) -> list[Text]:
+def _cells(
+    table: FilledTable, section: TableSection, row: FilledRow, metrics: Sequence[str]
+) -> list[Text]:
     cells = [Text(row.label), *(Text("✓" if mark else "") for mark in row.marks)]
-    for split in table.splits:
-        value = row.values.get(split)
-        if value is not None:
-            cells.append(_number(value, table.metric != "oIoU"))
-        else:
-            mark = letter(row.footnote) if row.footnote is not None else ""
-            cells.append(Text("–", mark=mark))
-    if table.has_paper:
-        cells.append(Text(_joined(table, row.paper, lambda v: f"{v:.2f}")))
-    if table.has_paper and table.comparable:
+    cells += [_number(table, row, m, split) for split in table.splits for m in metrics]
+    if not table.has_paper or metrics != MAIN:
+        return cells
+    cells.append(Text(_joined(table, row.paper, lambda v: f"{v:.2f}")))
+    if table.comparable:
         ours = {} if not (section.comparable and row.paper) else {
             split: row.values[split].value - paper
             for split, paper in row.paper.items()
@@ -94,25 +95,29 @@ def _cells(table: Table, section: Section, row: Row) -> list[Text]:
     return cells
 
 
-def _joined(table: Table, values: dict[str, float] | None, style: object) -> str:
+def _joined(
+    table: FilledTable, values: dict[str, float] | None, style: Callable[[float], str]
+) -> str:
     if not values:
         return "–"
-    assert callable(style)
     return " / ".join(style(values[s]) if s in values else "–" for s in table.splits)
 
 
-def _number(value: Value, is_difference: bool) -> Text:
-    show = signed if is_difference else "{:.2f}".format
+def _number(table: FilledTable, row: FilledRow, metric: str, split: str) -> Text:
+    value = row.of(metric).get(split)
+    if value is None:
+        return Text("–", mark=letter(row.footnote) if row.footnote is not None else "")
+    show = signed if table.is_difference else "{:.2f}".format
     main = show(value.value)
     if value.sd is not None:
         main += f" ± {value.sd:.2f}"
-    if is_difference and (value.low > 0 or value.high < 0):
+    if table.is_difference and (value.low > 0 or value.high < 0):
         main += " *"
     return Text(main, f"[{show(value.low)}, {show(value.high)}]")
 
 
-def to_csv(table: Table) -> str:
-    """One line per number: the machine-readable form, and what `semires verify` compares."""
+def to_csv(table: FilledTable) -> str:
+    """One line per row and split: the machine-readable form, which `semires verify` compares."""
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
@@ -123,7 +128,9 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def _csv_line(table: Table, section: Section, row: Row, split: str) -> dict[str, str]:
+def _csv_line(
+    table: FilledTable, section: TableSection, row: FilledRow, split: str
+) -> dict[str, str]:
     line = {
         "table": table.name,
         "dataset": section.dataset,
@@ -131,9 +138,9 @@ def _csv_line(table: Table, section: Section, row: Row, split: str) -> dict[str,
         "row": row.label,
         "method": row.method,
         "split": split,
-        "metric": table.metric,
+        "metric": "difference of oIoU" if table.is_difference else MAIN[0],
     }
-    line = {key: csv_text(text) for key, text in line.items()}
+    line = {name: csv_text(text) for name, text in line.items()}
     value = row.values.get(split)
     if value is not None:
         line |= {"value": _plain(value.value), "ci_low": _plain(value.low)}
@@ -141,12 +148,21 @@ def _csv_line(table: Table, section: Section, row: Row, split: str) -> dict[str,
         line |= {"images": str(value.images), "expressions": str(value.expressions)}
         if value.sd is not None:
             line["sd"] = _plain(value.sd)
+        for metric in OTHERS:
+            if (other := row.of(metric).get(split)) is not None:
+                line |= _csv_other(metric, other)
     elif row.footnote is not None:
         line["missing"] = csv_text(table.footnotes[row.footnote].replace("`", ""))
     if row.paper and split in row.paper:
         line |= {"paper": _plain(row.paper[split])}
         line |= {"comparable": "yes" if section.comparable else "no"}
     return line
+
+
+def _csv_other(metric: str, value: Value) -> dict[str, str]:
+    line = {metric: _plain(value.value), f"{metric}_low": _plain(value.low)}
+    line |= {f"{metric}_high": _plain(value.high)}
+    return line if value.sd is None else {**line, f"{metric}_sd": _plain(value.sd)}
 
 
 def _plain(value: float) -> str:
@@ -164,23 +180,28 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-def to_markdown(table: Table) -> str:
-    """A pipe table with its claim, place in the paper, notes and footnotes."""
-    titles = headers(table)
-    lines = [f"# {_md(table.title)}", ""]
+def to_markdown(table: FilledTable) -> str:
+    """A pipe table of overall IoU and one of the other metrics, with claim, notes, footnotes."""
+    lines = [f"# {md(table.title)}", ""]
     if table.claim:
-        lines += [f"**{claimed(table)}** {_md(table.claim)}", ""]
+        lines += [f"**{claimed(table)}** {md(table.claim)}", ""]
     if table.where:
-        lines += [f"{_md(place(table))}.", ""]
-    lines.append(_md_row([_md(title) for title in titles]))
-    lines.append(_md_row(["---", *("---:" for _ in titles[1:])]))
-    for title, rows in body(table):
-        lines.append(_md_row([f"**{_md(title)}**", *("" for _ in titles[1:])]))
-        lines += [_md_row([_md_cell(cell) for cell in row]) for row in rows]
-    lines.append("")
-    lines += [f"- {_md_note(note)}" for note in table.notes]
-    lines += [f"- {letter(i)}: {_md_note(note)}" for i, note in enumerate(table.footnotes)]
+        lines += [f"{md(place(table))}.", ""]
+    lines += [*_md_table(table, MAIN), ""]
+    lines += ["Mean IoU and P@0.5:", "", *_md_table(table, OTHERS), ""]
+    lines += [f"- {md_note(note)}" for note in table.notes]
+    lines += [f"- {letter(i)}: {md_note(note)}" for i, note in enumerate(table.footnotes)]
     return "\n".join(lines) + "\n"
+
+
+def _md_table(table: FilledTable, metrics: Sequence[str]) -> list[str]:
+    titles = headers(table, metrics)
+    lines = [_md_row([md(title) for title in titles])]
+    lines.append(_md_row(["---", *("---:" for _ in titles[1:])]))
+    for title, rows in body(table, metrics):
+        lines.append(_md_row([f"**{md(title)}**", *("" for _ in titles[1:])]))
+        lines += [_md_row([_md_cell(cell) for cell in row]) for row in rows]
+    return lines
 
 
 def _md_row(cells: list[str]) -> str:
@@ -188,20 +209,22 @@ def _md_row(cells: list[str]) -> str:
 
 
 def _md_cell(cell: Text) -> str:
-    text = _md(cell.main)
+    text = md(cell.main)
     if cell.mark:
         text += f" <sup>{cell.mark}</sup>"
-    return text + (f"<br><sub>{_md(cell.small)}</sub>" if cell.small else "")
+    return text + (f"<br><sub>{md(cell.small)}</sub>" if cell.small else "")
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
+    """Text as Markdown shows it, with its special characters escaped."""
     text = html.escape(text, quote=False)
     return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
 
 
-def _md_note(text: str) -> str:
+def md_note(text: str) -> str:
+    """Markdown text whose backticked parts are code."""
     parts = text.split("`")
-    return "".join(f"`{p}`" if i % 2 else _md(p) for i, p in enumerate(parts))
+    return "".join(f"`{p}`" if i % 2 else md(p) for i, p in enumerate(parts))
 
 
 _TEX = {
@@ -223,69 +246,49 @@ def tex_escape(text: str) -> str:
     return "".join(out)
 
 
-def to_tex(table: Table) -> str:
-    r"""Booktabs tables for `\input`, as many as pages need; needs only `\usepackage{booktabs}`."""
-    rows = [(title, row) for title, rows in body(table) for row in rows]
-    floats = [rows[i : i + _TEX_ROWS] for i in range(0, len(rows), _TEX_ROWS)]
-    lines = [r"% Made by `semires report` from run records. Needs \usepackage{booktabs}."]
-    for number, part in enumerate(floats, start=1):
-        lines += _tex_float(table, part, f" ({number} of {len(floats)})" if floats[1:] else "")
-    return "\n".join(lines) + "\n"
+def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
+    r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it.
 
-
-def _tex_float(table: Table, rows: list[tuple[str, list[Text]]], part: str) -> list[str]:
-    titles = headers(table)
-    narrow = _width(titles, [row for _, row in rows]) > _TEX_WIDTH
-    folded = narrow and max(len(row[0].main) for _, row in rows) > _TEX_LABEL
-    share = 0.42 if len(titles) <= 4 else 0.3
-    first = rf"p{{{share}\linewidth}}" if folded else "l"
-    label = "-".join([table.name.replace("_", "-"), *re.findall(r"^ .(\d+)", part)])
+    Of the paper's values it has those, but no column of differences from them: a page is too
+    narrow.
+    """
+    titles = [title for title in headers(table, metrics) if title != "Ours − paper's"]
+    label = table.name.replace("_", "-") + ("" if metrics == MAIN else "-miou")
+    names = "" if metrics == MAIN else f" ({' and '.join(metrics)})"
+    head = [r"\toprule", " & ".join(tex_escape(title) for title in titles) + r" \\"]
     lines = [
-        r"\begin{table}[t]",
-        rf"\centering\{'scriptsize' if narrow else 'footnotesize'}",
-        rf"\setlength{{\tabcolsep}}{{{2 if narrow else 3}pt}}",
-        rf"\caption{{{tex_escape(f'{table.title}{part}. {table.claim}')}}}",
-        rf"\label{{tab:{label}}}",
-        r"\makebox[\linewidth][c]{%",  # what is still too wide goes into both margins alike
-        rf"\begin{{tabular}}{{{first}{'c' * (len(titles) - 1)}}}",
-        r"\toprule",
-        " & ".join(_tex_title(title) for title in titles) + r" \\",
+        r"% Made by `semires report` from run records. Needs \usepackage{booktabs,longtable}.",
+        r"{\scriptsize\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{longtable}}{{@{{}}p{{0.27\linewidth}}{'c' * (len(titles) - 1)}@{{}}}}",
+        rf"\caption{{{tex_escape(f'{table.title}{names}. {table.claim}')}}}",
+        rf"\label{{tab:{label}}} \\",
+        *head, r"\midrule", r"\endfirsthead",
+        *head, r"\midrule", r"\endhead",
+        r"\bottomrule", r"\endfoot",
+    ]  # fmt: skip
+    for number, (title, rows) in enumerate(body(table, metrics)):
+        lines += [r"\midrule"] if number else []
+        lines.append(rf"\multicolumn{{{len(titles)}}}{{@{{}}l}}{{\emph{{{tex_escape(title)}}}}} \\")
+        for row in rows:
+            lines += _tex_lines(row[: len(titles)])
+    lines += [r"\end{longtable}", r"\noindent\begin{minipage}{\linewidth}\raggedright"]
+    lines += [rf"{_tex_note(note)}\par" for note in table.notes]
+    lines += [
+        rf"$^{{{letter(i)}}}$~{_tex_note(note)}\par" for i, note in enumerate(table.footnotes)
     ]
-    for title, group in groupby(rows, key=itemgetter(0)):
-        lines.append(r"\midrule")
-        lines.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{\emph{{{tex_escape(title)}}}}} \\")
-        fold = r"\raggedright " if folded else ""
-        lines += [fold + " & ".join(_tex_cell(cell) for cell in row) + r" \\" for _, row in group]
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip"]
-    notes = [_tex_note(note) for note in table.notes]
-    notes += [f"$^{{{letter(i)}}}$~{_tex_note(n)}" for i, n in enumerate(table.footnotes)]
-    lines.append(r"\parbox{\linewidth}{\scriptsize\raggedright " + " ".join(notes) + "}")
-    return [*lines, r"\end{table}"]
+    return "\n".join([*lines, r"\end{minipage}}"]) + "\n"
 
 
-def _width(titles: list[str], rows: list[list[Text]]) -> float:
-    """About how many letters wide a table is; small print is two thirds as wide."""
-    heads = [float(len(title.partition(" (")[0])) for title in titles]
-    cells = ([max(len(c.main), len(c.small) / 1.5) for c in row] for row in rows)
-    return float(sum(max(column) for column in zip(heads, *cells, strict=True)))
-
-
-def _tex_title(title: str) -> str:
-    """A column's title; what it says in brackets on a line below, which keeps columns narrow."""
-    first, bracket, rest = title.partition(" (")
-    if not bracket:
-        return tex_escape(title)
-    return rf"\shortstack{{{tex_escape(first)} \\ ({tex_escape(rest)}}}"
-
-
-def _tex_cell(cell: Text) -> str:
-    text = tex_escape(cell.main)
-    if cell.mark:
-        text += f"$^{{{cell.mark}}}$"
-    if not cell.small:
-        return text
-    small = rf"{{\tiny {tex_escape(cell.small)}}}"
-    return rf"\begin{{tabular}}[t]{{@{{}}c@{{}}}}{text} \\[-2pt] {small}\end{{tabular}}"
+def _tex_lines(row: list[Text]) -> list[str]:
+    """A row of numbers and, where it has small print, a row of it."""
+    first, *rest = row
+    cells = [tex_escape(c.main) + (f"$^{{{c.mark}}}$" if c.mark else "") for c in rest]
+    lines = [" & ".join([rf"\raggedright {tex_escape(first.main)}", *cells]) + r" \\"]
+    if any(cell.small for cell in rest):
+        small = (rf"{{\tiny {tex_escape(c.small)}}}" if c.small else "" for c in rest)
+        lines[0] += "*"  # no page break before the small print
+        lines.append(" & ".join(["", *small]) + r" \\")
+    return lines
 
 
 def _tex_note(text: str) -> str:
@@ -301,19 +304,24 @@ def _tex_spaced(text: str) -> str:
     return head + tex_escape(text) + tail if text.strip() else text
 
 
-def to_html(table: Table) -> str:
-    """A `<table>` with notes and footnotes, for the page."""
+def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
+    """A `<table>` with notes and footnotes, for the page, whose style shows one metric.
+
+    Args:
+        table: what to show.
+        logs: the address of each run's log, linked from its row.
+    """
     titles = headers(table)
     cells = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
     lines = [f'<div class="scroll"><table id="{html.escape(table.name)}">']
     lines.append(f"<thead><tr>{cells}</tr></thead>")
-    for title, rows in body(table):
+    for section in table.sections:
         lines.append("<tbody>")
         lines.append(
             f'<tr class="section"><th scope="colgroup" colspan="{len(titles)}">'
-            f"{html.escape(title)}</th></tr>"
+            f"{html.escape(section.title)}</th></tr>"
         )
-        lines += [_html_row(row) for row in rows]
+        lines += [_html_row(table, section, row, logs or {}) for row in section.rows]
         lines.append("</tbody>")
     lines.append("</table></div>")
     notes = [f"<li>{html_note(note)}</li>" for note in table.notes]
@@ -324,14 +332,36 @@ def to_html(table: Table) -> str:
     return "\n".join([*lines, f'<ul class="notes">{"".join(notes)}</ul>'])
 
 
-def _html_row(row: list[Text]) -> str:
-    first, *rest = row
-    cells = [f'<th scope="row">{html.escape(first.main)}</th>']
-    for cell in rest:
+def _html_row(
+    table: FilledTable, section: TableSection, row: FilledRow, logs: dict[RunKey, str]
+) -> str:
+    links = " ".join(
+        f'<a href="{html.escape(logs[key])}" title="log of seed {key.seed}">{key.seed}</a>'
+        for key in row.runs
+        if key in logs
+    )
+    links = f' <span class="logs">log {links}</span>' if links else ""
+    cells = [f'<th scope="row">{html.escape(row.label)}{links}</th>']
+    first = 1 + len(row.marks)
+    main = _cells(table, section, row, MAIN)
+    others = [_cells(table, section, row, (metric,)) for metric in OTHERS]
+    for column, cell in enumerate(main[1:], start=1):
+        is_number = first <= column < first + len(table.splits)
+        shown = [cell, *(c[column] for c in others)] if is_number and cell.small else [cell]
+        cells.append(f"<td>{_html_cell(shown)}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _html_cell(shown: list[Text]) -> str:
+    """One cell, or one `<span>` per metric, of which the page's style shows one."""
+    texts = []
+    for cell in shown:
         small = f"<small>{html.escape(cell.small)}</small>" if cell.small else ""
         mark = f"<sup>{cell.mark}</sup>" if cell.mark else ""
-        cells.append(f"<td>{html.escape(cell.main)}{mark}{small}</td>")
-    return f"<tr>{''.join(cells)}</tr>"
+        texts.append(f"{html.escape(cell.main)}{mark}{small}")
+    if len(texts) == 1:
+        return texts[0]
+    return "".join(f'<span class="m{i}">{text}</span>' for i, text in enumerate(texts))
 
 
 def html_note(text: str) -> str:

@@ -1,12 +1,14 @@
 """`semires report`: everything under `reports/`, from run records alone.
 
-Tables (md, csv, tex), figures (png, svg), `index.html` (which also links to the runs that MLflow's
-store holds), `metrics.json` for `dvc metrics`. The folder appears whole or not at all, and the same
-records give the same bytes.
+Claims (md, csv), tables (md, csv, tex), figures (png, svg), `index.html`, `runs.csv`, `logs/`,
+`metrics.json` for `dvc metrics`. The folder appears whole or not at all, and the same runs give
+the same bytes.
 """
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +17,66 @@ from semires.config.messages import require
 from semires.config.schema import Params
 from semires.errors import ConfigError
 from semires.files import atomic_folder, write_bytes, write_json, write_text
+from semires.reporting import study
+from semires.reporting.claims import Judge, Judgement, load_claims
+from semires.reporting.claims_render import claims_csv, claims_markdown
 from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
 from semires.reporting.records import Records, load_records
-from semires.reporting.render import body, to_csv, to_markdown, to_tex
-from semires.reporting.tables import Table, TableBuilder
+from semires.reporting.render import OTHERS, body, to_csv, to_markdown, to_tex
+from semires.reporting.runs_table import log_path, logs, runs_csv
+from semires.reporting.tables import FilledTable, TableBuilder
 from semires.runs import layout
 from semires.runs.key import RUNS, SUPERVISED, fraction_name
 
-Tables = list[tuple[Table, Table | None]]
-KEPT = ("benchmarks.md", "growth.svg")  # by `make bench`, not from runs
+Tables = list[tuple[FilledTable, FilledTable | None]]
+#: What `make bench` and `make study` write into the report's folder; a new report keeps it.
+KEPT = ("benchmarks.md", "growth.svg", "study")
 
 
-def report(params: Params) -> None:
-    """Write `reports/` anew.
+@dataclass(frozen=True)
+class Results:
+    """What a report is made from: runs, filled tables with their differences, judged claims."""
+
+    records: Records
+    tables: Tables
+    judgements: list[Judgement]
+
+
+def report(params: Params, output: Path = layout.REPORTS) -> None:
+    """Write the report's folder anew.
 
     Raises:
         SemiresError: a run record, definition or picture source is damaged; its path is named.
     """
-    records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
-    tables = build_tables(params, records)
-    with atomic_folder(layout.REPORTS) as folder:
-        write_tables(tables, folder)
-        _write_figures_and_page(params, records, tables, folder)
-        write_json(folder / "metrics.json", metrics_of(tables))
-        write_text(folder / "curves.csv", curves_csv(records))
-        write_json(folder / "summary.json", _summary(params, records, tables))
-        for former in (layout.REPORTS / name for name in KEPT):
-            if former.is_file():
+    results = build(params)
+    with atomic_folder(output) as folder:
+        write_data(params, results, folder)
+        _write_figures_and_page(params, results, folder)
+        write_json(folder / "metrics.json", metrics_of(results.tables))
+        write_text(folder / "curves.csv", curves_csv(results.records))
+        write_json(folder / "summary.json", _summary(params, results))
+        for former in (output / name for name in KEPT):
+            if former.is_dir():
+                shutil.copytree(former, folder / former.name)
+            elif former.is_file():
                 write_bytes(folder / former.name, former.read_bytes())
+
+
+def read_runs(params: Params) -> Records:
+    """All runs, named as the study names them."""
+    source, seeds = params.proposals.source, study.seeds(params)
+    return load_records(default_source=source, seeds=seeds)
+
+
+def build(params: Params) -> Results:
+    """Read all runs, fill all tables, judge all claims."""
+    records = read_runs(params)
+    tables, figures = load_definitions()
+    paper = PaperValues()
+    judge = Judge(params, records, paper, tables, figures)
+    judgements = judge.judge(load_claims(tables, figures))
+    return Results(records, build_tables(params, records), judgements)
 
 
 def build_tables(params: Params, records: Records) -> Tables:
@@ -59,7 +92,7 @@ def build_tables(params: Params, records: Records) -> Tables:
 
 
 def check_methods(params: Params, name: str, definition: TableDefinition) -> None:
-    """Refuse a row of a method that there is not.
+    """Refuse a row whose method does not exist.
 
     Raises:
         ConfigError: the text names the file, the row and the nearest method.
@@ -73,22 +106,31 @@ def check_methods(params: Params, name: str, definition: TableDefinition) -> Non
                 raise ConfigError(f"{layout.TABLES}/{name}.yaml: {error}") from error
 
 
-def write_tables(tables: Tables, folder: Path) -> None:
-    """Markdown, CSV and LaTeX of every table and of its differences."""
-    for pair in tables:
+def write_data(params: Params, results: Results, folder: Path) -> None:
+    """Everything that `semires verify` compares: tables, claims and runs; and the runs' logs."""
+    for pair in results.tables:
         for table in pair:
             if table is not None:
                 write_text(folder / f"{table.name}.md", to_markdown(table))
                 write_text(folder / f"{table.name}.csv", to_csv(table))
                 write_text(folder / f"{table.name}.tex", to_tex(table))
+                write_text(folder / f"{table.name}_miou.tex", to_tex(table, OTHERS))
+    if results.judgements:
+        write_text(folder / "claims.csv", claims_csv(results.judgements))
+        write_text(folder / "claims.md", claims_markdown(params, results.judgements))
+    samples = params.evaluation.bootstrap_samples
+    write_text(folder / "runs.csv", runs_csv(results.records, samples))
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    for key, text in logs(results.records):
+        write_text(folder / log_path(key), text)
 
 
-def _write_figures_and_page(params: Params, records: Records, tables: Tables, folder: Path) -> None:
+def _write_figures_and_page(params: Params, results: Results, folder: Path) -> None:
     from semires.reporting.figures import FigureMaker, save
     from semires.reporting.page import DrawnFigure, render_page
 
     _, definitions = load_definitions()
-    maker = FigureMaker(params, records, PaperValues())
+    maker = FigureMaker(params, results.records, PaperValues())
     drawn = []
     for name, definition in definitions.items():
         pictures = []
@@ -102,7 +144,8 @@ def _write_figures_and_page(params: Params, records: Records, tables: Tables, fo
             if stem != "qualitative":
                 pictures.append((stem, png))
         drawn.append(DrawnFigure(name, definition, pictures))
-    write_text(folder / "index.html", render_page(params, records, tables, drawn))
+    page = render_page(params, results.records, results.tables, drawn, results.judgements)
+    write_text(folder / "index.html", page)
 
 
 def metrics_of(tables: Tables) -> dict[str, Any]:
@@ -119,26 +162,26 @@ def metrics_of(tables: Tables) -> dict[str, Any]:
     return nested
 
 
-def _summary(params: Params, records: Records, tables: Tables) -> dict[str, Any]:
-    rows = [row for table, _ in tables for section in table.sections for row in section.rows]
+def _summary(params: Params, results: Results) -> dict[str, Any]:
+    tables = (table for table, _ in results.tables)
+    rows = [row for table in tables for section in table.sections for row in section.rows]
     return {
-        "runs": len(records.all),
-        "runs_left_out": len(records.left_out),
+        "runs": len(results.records.all),
+        "runs_left_out": len(results.records.left_out),
         "rows": len(rows),
         "rows_without_run": sum(not row.values for row in rows),
         "bootstrap_samples": params.evaluation.bootstrap_samples,
-        "fractions": [fraction_name(fraction) for fraction in params.study.fractions],
+        "fractions": [fraction_name(fraction) for fraction in study.fractions(params)],
     }
 
 
-def print_summary(params: Params) -> None:
-    """Print the main table and where everything lies, at the end of `make repro`."""
+def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
+    """Print the main table and the places of all results, at the end of `make repro`."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
-    table = build_main(params, records)
+    table = build_main(params, read_runs(params))
     titles = ["oIoU (%)", *table.splits]
     shown = RichTable(title=escape(table.title), title_justify="left")
     for position, title in enumerate(titles):
@@ -152,15 +195,15 @@ def print_summary(params: Params) -> None:
     console.print(shown)
     for note in table.footnotes:
         console.print(escape(f"–: {note}"))
-    console.print("With confidence intervals, the paper's values and figures:", end=" ")
-    console.print(f"{layout.REPORTS}/index.html, {layout.REPORTS}/main.md")
+    console.print("Claims, confidence intervals, the paper's values and figures:", end=" ")
+    console.print(f"{output}/index.html, {output}/claims.md")
     console.print(f"Runs with their checkpoints: {RUNS}/D/F/M/seedS/")
     console.print("MLflow store: mlflow.db (look at it with `make ui`)")
     if waiting := tracking.pending():
         console.print(f"{waiting} runs wait for the store in .work/tracking: `semires track sync`")
 
 
-def build_main(params: Params, records: Records) -> Table:
+def build_main(params: Params, records: Records) -> FilledTable:
     """The main table alone."""
     definitions, _ = load_definitions()
     return TableBuilder(params, records, PaperValues()).build("main", definitions["main"])

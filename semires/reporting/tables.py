@@ -1,4 +1,4 @@
-"""Tables filled from run records: values, confidence intervals, paired differences, footnotes.
+"""Tables filled from run records: values, intervals, paired differences, footnotes.
 
 A table has one section per data set and labelled fraction, one row per method, one column per
 split. Numbers stay unrounded here; `render.py` rounds when it writes.
@@ -6,14 +6,12 @@ split. Numbers stay unrounded here; `render.py` rounds when it writes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 
-import numpy as np
-
-from semires.config.grid import expand
 from semires.config.schema import Params
-from semires.evaluation.bootstrap import ImageSums, confidence_interval, paired_difference
+from semires.reporting import study
 from semires.reporting.definitions import (
     PaperValues,
     TableDefinition,
@@ -22,26 +20,17 @@ from semires.reporting.definitions import (
     fractions_of,
     paper_name,
 )
-from semires.reporting.records import Records, Run
+from semires.reporting.records import METRICS, Records
+from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
 
 
 @dataclass(frozen=True)
-class Value:
-    """A number of the table (percent or percentage points), its interval and what it is from."""
+class FilledRow:
+    """One row: values by metric and split, the paper's values by split, why it is empty if it is.
 
-    value: float
-    low: float
-    high: float
-    sd: float | None
-    seeds: int
-    images: int
-    expressions: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: values by split, the paper's values by split, and why it is empty if it is."""
+    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``runs`` are what it is made from.
+    """
 
     label: str
     method: str
@@ -50,22 +39,34 @@ class Row:
     values: dict[str, Value] = field(default_factory=dict)
     paper: dict[str, float] | None = None
     footnote: int | None = None
+    others: dict[str, dict[str, Value]] = field(default_factory=dict)
+    runs: tuple[RunKey, ...] = ()
+
+    def of(self, metric: str) -> dict[str, Value]:
+        """Values of one of METRICS by split."""
+        return self.values if metric == METRICS[0] else self.others.get(metric, {})
 
 
 @dataclass(frozen=True)
-class Section:
-    """The rows of one data set at one labelled fraction (None: the rows state it)."""
+class TableSection:
+    """The rows of one data set at one labelled fraction.
+
+    ``comparable``: whether the paper uses this data set.
+    """
 
     title: str
     dataset: str
     fraction: str
     comparable: bool
-    rows: list[Row]
+    rows: list[FilledRow]
 
 
 @dataclass(frozen=True)
-class Table:
-    """A filled table. ``footnotes`` are for empty cells, ``notes`` say what the numbers are."""
+class FilledTable:
+    """A filled table. ``footnotes`` are for empty rows, ``notes`` say what the numbers are.
+
+    ``is_difference``: the numbers are differences of two methods, in percentage points.
+    """
 
     name: str
     title: str
@@ -73,10 +74,10 @@ class Table:
     where: str
     splits: list[str]
     marks: list[str]
-    sections: list[Section]
+    sections: list[TableSection]
     notes: list[str]
     footnotes: list[str]
-    metric: str = "oIoU"
+    is_difference: bool = False
     in_paper: bool = True
 
     @property
@@ -95,19 +96,19 @@ class TableBuilder:
 
     Args:
         params: the active parameters; their study says which rows and fractions there are.
-        records: all run records.
+        records: all runs.
         paper: the paper's values.
     """
 
     def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
-        self.params, self.records, self.paper = params, records, paper
-        self.samples = params.evaluation.bootstrap_samples
+        self.params, self.paper = params, paper
+        self.selection = Selection(params, records)
 
-    def build(self, name: str, definition: TableDefinition) -> Table:
+    def build(self, name: str, definition: TableDefinition) -> FilledTable:
         """Fill one table."""
         missing = _Missing(self.params)
         sections, notes = [], dict[str, None]()
-        for dataset in self.params.study.datasets:
+        for dataset in study.datasets(self.params):
             spans_rows = all(row.fraction is not None for row in definition.rows)
             for fraction in fractions_of(self.params, definition)[: 1 if spans_rows else None]:
                 title = display_name(self.params, dataset)
@@ -116,229 +117,171 @@ class TableBuilder:
                 shown = self._rows(definition, fraction)
                 notes.update(dict.fromkeys(row.note for row in shown if row.note is not None))
                 rows = [self._row(row, dataset, fraction, missing) for row in shown]
-                comparable = paper_name(self.params, dataset) is not None
-                sections.append(Section(title, dataset, fraction_name(fraction), comparable, rows))
-        splits = _unique(
+                sections.append(
+                    TableSection(
+                        title, dataset, fraction_name(fraction),
+                        paper_name(self.params, dataset) is not None, rows,
+                    )
+                )  # fmt: skip
+        splits = dict.fromkeys(
             split
-            for dataset in self.params.study.datasets
-            for split in self.params.datasets[dataset].splits
-            if split != "train" and split in (definition.splits or [split])
+            for dataset in study.datasets(self.params)
+            for split in self._splits(dataset)
+            if split in (definition.splits or [split])
         )
-        table = Table(
+        table = FilledTable(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
-            splits=splits, marks=definition.marks, sections=sections, notes=[],
+            splits=list(splits), marks=definition.marks, sections=sections, notes=[],
             footnotes=missing.footnotes(), in_paper=definition.in_paper,
         )  # fmt: skip
-        table.notes.extend([*definition.notes, *notes, *_standard_notes(table, self.samples)])
+        standard = _standard_notes(table, self.selection.samples)
+        table.notes.extend([*definition.notes, *notes, *standard])
         return table
 
-    def differences(self, table: Table, definition: TableDefinition) -> Table | None:
-        """Paired bootstrap differences of each pair of a table's rows; None if there are none."""
+    def differences(self, table: FilledTable, definition: TableDefinition) -> FilledTable | None:
+        """Paired differences of each pair of a table's rows; None if there are none."""
         sections = []
         for section in table.sections:
             defined = {row.label: row for row in self._rows(definition, float(section.fraction))}
-            filled = [row for row in section.rows if row.values]
-            rows = [
-                self._difference(defined[first.label], defined[second.label], section)
+            filled = [defined[row.label] for row in section.rows if row.values]
+            pairs = [
+                self._difference(first, second, section)
                 for first, second in combinations(filled, 2)
-                if defined[first.label].smallest == defined[second.label].smallest
+                if first.smallest == second.smallest
             ]
-            rows = [row for row in rows if row.values]
+            rows = [row for row in pairs if row.values]
             if rows:
                 sections.append(
-                    Section(section.title, section.dataset, section.fraction, False, rows)
+                    TableSection(section.title, section.dataset, section.fraction, False, rows)
                 )
         if not sections:
             return None
-        notes = [
-            "Percentage points of oIoU, on the seeds that both methods have. Brackets: 95 % "
-            "confidence interval of the difference by paired bootstrap over images "
-            f"({self.samples:,} resamples, the same for both); * marks those that exclude 0."
-        ]
-        if any(v.sd is not None for s in sections for row in s.rows for v in row.values.values()):
-            notes.append("Mean ± standard deviation of the seeds' differences.")
-        return Table(
+        return FilledTable(
             name=f"{table.name}_differences", title=f"{table.title}: paired differences",
-            claim="", where="", splits=table.splits, marks=[],
-            sections=sections, notes=notes, footnotes=[], metric="difference of oIoU",
+            claim="", where="", splits=table.splits, marks=[], sections=sections,
+            notes=_difference_notes(sections, self.selection.samples), footnotes=[],
+            is_difference=True,
         )  # fmt: skip
+
+    def _splits(self, dataset: str) -> list[str]:
+        return [split for split in self.params.datasets[dataset].splits if split != "train"]
 
     def _rows(self, definition: TableDefinition, fraction: float) -> list[TableRow]:
         if not definition.from_study:
             return definition.rows
-        study = self.params.study
-        methods = ["supervised", *study.methods]
-        methods += [
-            key.method
-            for key in expand(self.params)
-            if key.fraction == fraction
-            and key.method not in methods
-            and self.params.refine[key.method].thresholds == "tuned"
-        ]
+        methods = study.methods(self.params, fraction)
         rows = [row for row in definition.rows if row.method in methods]
         known = {row.method for row in definition.rows}
-        new = [m for m in dict.fromkeys(methods) if m not in known]
-        return rows + [TableRow(label=m, method=m) for m in new]
+        return rows + [TableRow(label=m, method=m) for m in methods if m not in known]
 
-    def _row(self, row: TableRow, dataset: str, fraction: float, missing: _Missing) -> Row:
-        fraction = row.fraction or fraction
-        cell = self._cell(row, dataset, fraction)
-        values: dict[str, Value] = {}
-        if row.needs is None:
-            runs = self.records.find(dataset, fraction, cell.label)
-            for split in self.params.datasets[dataset].splits:
-                sums = _sums(runs, split, row)
-                if sums:
-                    values[split] = self._value(sums)
-        name = paper_name(self.params, dataset)
-        return Row(
+    def _row(self, row: TableRow, dataset: str, fraction: float, missing: _Missing) -> FilledRow:
+        key = self.selection.key(row, dataset, fraction)
+        values = self._values(
+            dataset, lambda *at: self.selection.value(row, dataset, fraction, *at)
+        )
+        return FilledRow(
             label=row.label,
-            method=cell.label,
-            fraction=fraction_name(fraction),
+            method=key.label,
+            fraction=fraction_name(key.fraction),
             marks=tuple(row.marks),
-            values=values,
-            paper=self.paper.row(row, name, fraction_name(fraction)),
-            footnote=None if values else missing.add(cell, row.needs),
+            values=values[METRICS[0]],
+            paper=self.paper.row(
+                row, paper_name(self.params, dataset), fraction_name(key.fraction)
+            ),
+            footnote=None if values[METRICS[0]] else missing.add(key, row.needs),
+            others={metric: values[metric] for metric in METRICS[1:]},
+            runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
         )
 
-    def _cell(self, row: TableRow, dataset: str, fraction: float) -> RunKey:
-        source = None if row.source == self.params.proposals.source else row.source
-        return RunKey(dataset, fraction, row.method, self.params.study.seeds[0], source)
-
-    def _value(self, sums: list[ImageSums]) -> Value:
-        interval = confidence_interval(sums, self.samples)
-        each = [s.oiou for s in sums]
-        sd = float(np.std(each, ddof=1)) if len(each) > 1 else None
-        return Value(
-            interval.value, interval.low, interval.high, sd, len(each),
-            len(sums[0].images), sums[0].n_expressions,
-        )  # fmt: skip
-
-    def _difference(self, first: TableRow, second: TableRow, section: Section) -> Row:
-        values: dict[str, Value] = {}
-        for split in self.params.datasets[section.dataset].splits:
-            pair = self._paired_sums(first, second, section, split)
-            if not pair[0]:
-                continue
-            try:
-                interval = paired_difference(pair[1], pair[0], self.samples)
-            except ValueError:  # evaluated on different expressions: nothing to pair
-                continue
-            each = [b.oiou - a.oiou for a, b in zip(*pair, strict=True)]
-            sd = float(np.std(each, ddof=1)) if len(each) > 1 else None
-            values[split] = Value(
-                interval.value, interval.low, interval.high, sd, len(each),
-                len(pair[0][0].images), pair[0][0].n_expressions,
-            )  # fmt: skip
-        methods = f"{second.method} - {first.method}"
-        fraction = section.fraction
+    def _difference(self, first: TableRow, second: TableRow, section: TableSection) -> FilledRow:
+        """The later row minus the earlier one."""
+        dataset, fraction = section.dataset, section.fraction
+        at_fraction = float(fraction)
+        values = self._values(
+            dataset,
+            lambda *at: self.selection.difference((second, first), dataset, at_fraction, *at),
+        )
         if first.fraction != second.fraction and first.fraction and second.fraction:
             fraction = f"{fraction_name(second.fraction)} - {fraction_name(first.fraction)}"
-        return Row(f"{second.label} − {first.label}", methods, fraction, values=values)
+        return FilledRow(
+            f"{second.label} − {first.label}", f"{second.method} - {first.method}", fraction,
+            values=values[METRICS[0]], others={metric: values[metric] for metric in METRICS[1:]},
+        )  # fmt: skip
 
-    def _paired_sums(
-        self, first: TableRow, second: TableRow, section: Section, split: str
-    ) -> tuple[list[ImageSums], list[ImageSums]]:
-        by_seed: list[dict[int, Run]] = []
-        for row in (first, second):
-            fraction = row.fraction or float(section.fraction)
-            label = self._cell(row, section.dataset, fraction).label
-            runs = self.records.find(section.dataset, fraction, label)
-            by_seed.append({run.cell.seed: run for run in runs})
-        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-        one = _sums([by_seed[0][s] for s in seeds], split, first)
-        two = _sums([by_seed[1][s] for s in seeds], split, second)
-        return (one, two) if len(one) == len(two) else ([], [])
-
-
-def _sums(runs: list[Run], split: str, row: TableRow) -> list[ImageSums]:
-    name = f"{split}_shuffled" if row.shuffled else split
-    found = (run.sums(name, row.smallest) for run in runs)
-    return [sums for sums in found if sums is not None]
+    def _values(
+        self, dataset: str, compute: Callable[[str, str], Value | None]
+    ) -> dict[str, dict[str, Value]]:
+        """By metric and split, where there is a value."""
+        found = {
+            metric: {split: compute(split, metric) for split in self._splits(dataset)}
+            for metric in METRICS
+        }
+        return {
+            metric: {split: value for split, value in by_split.items() if value is not None}
+            for metric, by_split in found.items()
+        }
 
 
 class _Missing:
-    """Collects empty rows and says, in one footnote per reason, which command fills them."""
+    """Collects empty rows and states, in one footnote per reason, which command fills them."""
 
     def __init__(self, params: Params) -> None:
         self._params = params
-        self._reasons: list[str] = []
-        self._cells: dict[str, list[RunKey]] = {}
+        self._keys: dict[str, list[RunKey]] = {}
 
-    def add(self, cell: RunKey, needs: str | None) -> int:
+    def add(self, key: RunKey, needs: str | None) -> int:
         """Note an empty row; returns the position of its footnote."""
         if needs is not None:
             reason = f"no run: needs {needs}."
         else:
-            reason = "study" if self._in_study(cell) else "beyond"
-        if reason not in self._reasons:
-            self._reasons.append(reason)
-        self._cells.setdefault(reason, []).append(cell)
-        return self._reasons.index(reason)
+            reason = "planned" if study.is_planned(key, self._params) else "unplanned"
+        self._keys.setdefault(reason, []).append(key)
+        return list(self._keys).index(reason)
 
     def footnotes(self) -> list[str]:
         """The text of each footnote, commands in backticks."""
-        return [self._text(reason) for reason in self._reasons]
+        return [self._text(reason, keys) for reason, keys in self._keys.items()]
 
-    def _in_study(self, cell: RunKey) -> bool:
-        """Whether the study has a run of the cell, with any seed."""
-        return _cell_of(cell) in map(_cell_of, expand(self._params))
-
-    def _text(self, reason: str) -> str:
-        if reason == "study":
+    def _text(self, reason: str, keys: list[RunKey]) -> str:
+        if reason == "planned":
             return "no run yet: `dvc repro` fills it."
-        if reason == "beyond":
-            blocks = ", ".join(
-                f"`- {text}`" for text in fill_blocks(self._cells[reason], self._params.study.seeds)
-            )
-            return f"no run: add {blocks} to `study.runs` in params.yaml, then `make repro`."
+        if reason == "unplanned":
+            return f"no run: {study.fill_command(keys, self._params)}."
         return reason
 
 
-def fill_blocks(cells: list[RunKey], seeds: list[int]) -> list[str]:
-    """Blocks of ``study.runs`` whose runs fill the cells, each as YAML on one line."""
-    methods: dict[tuple[str, str | None, float], list[str]] = {}
-    for cell in cells:
-        listed = methods.setdefault((cell.dataset, cell.source, cell.fraction), [])
-        if cell.method not in listed:
-            listed.append(cell.method)
-    fractions: dict[tuple[str, str | None, tuple[str, ...]], list[float]] = {}
-    for (dataset, source, fraction), listed in methods.items():
-        fractions.setdefault((dataset, source, tuple(listed)), []).append(fraction)
-    return [
-        f"{{datasets: [{dataset}], fractions: [{', '.join(map(fraction_name, values))}], "
-        f"methods: [{', '.join(listed)}], seeds: {seeds}"
-        + (f", sources: [{source}]}}" if source else "}")
-        for (dataset, source, listed), values in fractions.items()
+def _difference_notes(sections: Iterable[TableSection], samples: int) -> list[str]:
+    values = [v for s in sections for row in s.rows for v in row.values.values()]
+    notes = [
+        "Percentage points, on the seeds that both methods have. Brackets: 95 % confidence "
+        "interval of the difference by paired bootstrap over images and seeds "
+        f"({samples:,} resamples, the same for both methods); * marks those that exclude 0."
     ]
+    if any(v.sd is not None for v in values):
+        notes.append("Mean ± standard deviation of the seeds' differences.")
+    if any(v.seeds == 1 for v in values):
+        notes.append("A difference of one seed: seeds are not in its interval.")
+    return notes
 
 
-def _cell_of(key: RunKey) -> tuple[str, float, str]:
-    return (key.dataset, key.fraction, key.label)
-
-
-def _unique(values: object) -> list[str]:
-    return list(dict.fromkeys(values))  # type: ignore[call-overload]
-
-
-def _standard_notes(table: Table, samples: int) -> list[str]:
+def _standard_notes(table: FilledTable, samples: int) -> list[str]:
     values = [v for s in table.sections for row in s.rows for v in row.values.values()]
     notes = [
         "oIoU: overall IoU in percent, the sum of intersections over the sum of unions of all "
-        "expressions of a split. Brackets: 95 % confidence interval by bootstrap over images "
-        f"({samples:,} resamples)."
+        "expressions of a split. mIoU: the mean of the expressions' IoU. P@0.5: the share of "
+        "expressions with an IoU of at least 0.5. Brackets: 95 % confidence interval by bootstrap "
+        f"over images ({samples:,} resamples)."
     ]
     counts = sorted({v.seeds for v in values})
     if counts and counts[-1] > 1:
-        several = f"{counts[-1]} seeds" if counts == counts[-1:] else "the seeds that a cell has"
+        several = f"{counts[-1]} seeds" if counts == counts[-1:] else "the seeds that were run"
         notes.append(f"Mean ± standard deviation over {several}; the CSV has their number.")
     elif counts:
         notes.append("One seed: the interval does not cover the variation between trainings.")
     if table.has_paper and not table.comparable:
         notes.append(
-            f"The paper's values ({' / '.join(table.splits)}) are on RefCOCO with Swin-B, "
-            "BERT-base and SAM ViT-H: they stand here for reference and are not comparable "
-            "with the values beside them."
+            f"Paper: overall IoU ({' / '.join(table.splits)}) on RefCOCO with Swin-B, BERT-base "
+            "and SAM ViT-H, for reference. It is not comparable with the values beside it."
         )
     elif table.comparable and not all(section.comparable for section in table.sections):
         notes.append("The paper's values are comparable on its own data sets only.")

@@ -1,9 +1,14 @@
-"""`semires verify`: tables regenerated from outputs against the committed ones, cell by cell.
+"""`semires verify`: this machine's runs, tables and claims against the committed ones.
 
-Equal: the same number at two decimals. Within: inside the committed interval, that is the 95 %
-interval over images and, where several seeds were run, the 95 % prediction interval of as many
-seeds as are here: another machine changes a training as much as another seed does. Outside:
-neither, and the command fails. A cell that only one side has is counted and does not fail.
+Runs first: **identical** if the digests of weights, predictions and evaluated samples are equal,
+**equal** if all metrics are, at two decimals, **within** or **outside**. Then the numbers of the
+tables: equal, within or outside. Within: inside the committed 95 % interval over images, widened
+by the 95 % prediction interval for other seeds where several seeds are committed, since another
+machine changes a training about as much as another seed does. Then the claims: a verdict from as
+many seeds must be the committed one.
+
+The command fails if something is outside or a verdict changed. What only one side has is counted
+and does not fail, so part of the runs can be verified.
 """
 
 from __future__ import annotations
@@ -14,66 +19,165 @@ import math
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError, SemiresError
-from semires.files import atomic_folder
-from semires.reporting.records import load_records
-from semires.reporting.report import build_tables, write_tables
+from semires.reporting.claims import NOT_RUN
+from semires.reporting.claims_render import CLAIM_COLUMNS
+from semires.reporting.report import build, write_data
+from semires.reporting.runs_table import DIGEST_COLUMNS, KEY_COLUMNS
 from semires.runs import layout
 from semires.runs.key import RUNS
 
-_KEY = ("table", "dataset", "fraction", "row", "split")
-_VERDICTS = ("equal", "within", "outside", "not run here", "not committed")
+Line = dict[str, str]
+_TABLE_KEY = ("table", "dataset", "fraction", "row", "split")
+_CLAIM_KEY = tuple(CLAIM_COLUMNS[:7])
+_VERDICTS = (
+    *("identical", "equal", "unchanged", "within", "outside", "changed", "other seeds"),
+    *("not run here", "not committed"),
+)
+_FAILS = ("outside", "changed")
+_SHOWN = ("within", "outside", "changed")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One cell on both sides; ``ours`` is the regenerated number."""
+    """One run, number or claim on both sides: its name, its verdict, and what was compared."""
 
     key: tuple[str, ...]
-    committed: str
-    ours: str
     verdict: str
-    interval: str = ""
+    detail: str = ""
 
 
-def verify(params: Params) -> int:
-    """Compare and print; returns 0, or 1 if a cell is outside the committed interval.
+def verify(params: Params, output: Path = layout.REPORTS, against: str = "HEAD") -> int:
+    """Compare and print; returns 0, or 1 if something is outside or a verdict changed.
+
+    Args:
+        params: the active parameters.
+        output: the report's folder, whose committed files are compared with.
+        against: the commit that has them.
 
     Raises:
-        SemiresError: there is nothing to compare, or a committed table is damaged.
+        SemiresError: there is nothing to compare, or a committed file is damaged.
     """
-    records = load_records(default_source=params.proposals.source, seeds=params.study.seeds)
-    if not records.all:
+    results = build(params)
+    if not results.records.all:
         raise SemiresError(f"{RUNS}: holds no run to verify; run `make repro` first")
+    _require_commit(against)
     with tempfile.TemporaryDirectory() as temporary:
-        fresh = Path(temporary) / "reports"
-        with atomic_folder(fresh) as folder:
-            write_tables(build_tables(params, records), folder)
-        texts = {path.name: path.read_text(encoding="utf-8") for path in fresh.glob("*.csv")}
-    old = {name: committed_text(layout.REPORTS / name) for name in sorted(texts)}
-    if not any(old.values()):
-        raise SemiresError(f"{layout.REPORTS}: no committed tables to compare with")
-    compared: list[Compared] = []
-    for name, committed in old.items():
-        header = texts[name].partition("\n")[0]  # of a table that is not committed: no cells
-        compared += compare(header if committed is None else committed, texts[name], name)
-    counts = Counter(cell.verdict for cell in compared)
-    _print(compared, counts)
-    return 1 if counts["outside"] else 0
+        write_data(params, results, Path(temporary))
+        ours = {p.name: p.read_text(encoding="utf-8") for p in Path(temporary).glob("*.csv")}
+    committed = {name: committed_text(output / name, against) for name in sorted(ours)}
+    if not any(committed.values()):
+        raise SemiresError(f"{output}: no committed results to compare with in {against}")
+    compared: dict[str, list[Compared]] = {"runs": [], "numbers": [], "claims": []}
+    for name, text in committed.items():
+        # a file that is not committed is one without lines
+        before, now = ours[name].partition("\n")[0] if text is None else text, ours[name]
+        if name == "runs.csv":
+            compared["runs"] = compare_runs(before, now, name)
+        elif name == "claims.csv":
+            compared["claims"] = compare_claims(before, now, name)
+        else:
+            compared["numbers"] += compare(before, now, name)
+    for kind, found in compared.items():
+        _print(kind, found)
+    failed = any(c.verdict in _FAILS for found in compared.values() for c in found)
+    return 1 if failed else 0
 
 
-def committed_text(path: Path) -> str | None:
-    """A file as the last commit has it; outside git, or untracked, as it lies there."""
+def _require_commit(revision: str) -> None:
+    """Refuse a revision that git does not know; HEAD may be absent (no commit, no repository)."""
+    if revision == "HEAD":
+        return
     done = subprocess.run(
-        ["git", "show", f"HEAD:./{path.as_posix()}"], capture_output=True, check=False
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SemiresError(f"--against {revision}: git knows no such commit")
+
+
+def committed_text(path: Path, revision: str = "HEAD") -> str | None:
+    """A file as a commit has it; of HEAD, if untracked or outside git, as it is on disk."""
+    done = subprocess.run(
+        ["git", "show", f"{revision}:./{path.as_posix()}"], capture_output=True, check=False
     )
     if done.returncode == 0:
         return done.stdout.decode("utf-8", errors="replace")
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if revision != "HEAD" or not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def read_lines(
+    text: str, name: str, key: Iterable[str], needed: Iterable[str]
+) -> dict[tuple[str, ...], Line]:
+    """Lines of a CSV file by the columns of ``key``.
+
+    Raises:
+        CorruptCacheError: a needed column is missing or the text is no CSV.
+    """
+    key = tuple(key)
+    reader = csv.DictReader(io.StringIO(text))
+    if not {*key, *needed} <= set(reader.fieldnames or ()):
+        raise CorruptCacheError(
+            f"{name}: not a results file of this version; restore it with git checkout"
+        )
+    try:
+        return {tuple(line[k] or "" for k in key): line for line in reader}
+    except csv.Error as error:
+        raise CorruptCacheError(f"{name}: no CSV ({error}); use git checkout") from error
+
+
+def compare_runs(committed: str, ours: str, name: str) -> list[Compared]:
+    """Compare two files as `runs_csv` writes them, in the order of the pipeline.
+
+    Raises:
+        CorruptCacheError: the committed text is no such file.
+    """
+    before, now = (read_lines(t, name, KEY_COLUMNS, DIGEST_COLUMNS) for t in (committed, ours))
+    seeds: dict[tuple[str, ...], list[Line]] = {}
+    for key, line in before.items():
+        seeds.setdefault(key[:3], []).append(line)
+    result = []
+    for key in dict.fromkeys([*now, *before]):
+        if key not in now or key not in before:
+            result.append(Compared(key, "not run here" if key in before else "not committed"))
+            continue
+        try:
+            verdict, detail = _run_verdict(before[key], now[key], seeds[key[:3]])
+        except ValueError as error:
+            raise CorruptCacheError(f"{name}: a metric is no number ({error})") from error
+        result.append(Compared(key, verdict, detail))
+    return result
+
+
+def _run_verdict(old: Line, new: Line, seeds: list[Line]) -> tuple[str, str]:
+    digests = [(old[c], new[c]) for c in DIGEST_COLUMNS]
+    if all(a == b and a for a, b in digests):
+        return "identical", ""
+    metrics = [c for c in old if "/" in c and not c.endswith(("_low", "_high")) and old[c]]
+    metrics = [c for c in metrics if new.get(c)]
+    if all(f"{float(old[c]):.2f}" == f"{float(new[c]):.2f}" for c in metrics):
+        return "equal", ""
+    details, outside = [], False
+    for column in (c for c in metrics if c.endswith("/oIoU") and old.get(f"{c}_low")):
+        value, centre = float(new[column]), float(old[column])
+        each = [float(line[column]) for line in seeds if line.get(column)]
+        sd = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
+        bounds = (float(old[f"{column}_low"]), float(old[f"{column}_high"]))
+        low, high = _widened(centre, *bounds, _seed_margin(sd, len(each), 1))
+        details.append(f"{column} {value:.2f}, committed {centre:.2f} [{low:.2f}, {high:.2f}]")
+        outside |= not low <= value <= high
+    columns = (c for c in old if c.startswith("numerics.") and old[c] != (new.get(c) or ""))
+    details += [f"{c} {new.get(c) or '-'}, committed {old[c]}" for c in columns]
+    return "outside" if outside else "within", "; ".join(details)
 
 
 def compare(committed: str, ours: str, name: str) -> list[Compared]:
@@ -82,32 +186,18 @@ def compare(committed: str, ours: str, name: str) -> list[Compared]:
     Raises:
         CorruptCacheError: the committed text is no such table.
     """
-    before, now = read_cells(committed, name), read_cells(ours, name)
+    needed = ("value", "ci_low", "ci_high", "sd", "seeds")
+    before, now = (read_lines(text, name, _TABLE_KEY, needed) for text in (committed, ours))
     result = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key, {}), now.get(key, {})
-        if not old.get("value") and not new.get("value"):
-            continue
-        result.append(
-            Compared(key, old.get("value", ""), new.get("value", ""), *_verdict(old, new, name))
-        )
+        if old.get("value") or new.get("value"):
+            result.append(Compared(key, *_verdict(old, new, name)))
     return result
 
 
-def read_cells(text: str, name: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """Lines of a CSV table by cell."""
-    reader = csv.DictReader(io.StringIO(text))
-    needed = {*_KEY, "value", "ci_low", "ci_high", "sd", "seeds"}
-    if not needed <= set(reader.fieldnames or ()):
-        raise CorruptCacheError(f"{name}: no table of this project; restore it with git checkout")
-    try:
-        return {tuple(line[k] or "" for k in _KEY): line for line in reader}
-    except csv.Error as error:
-        raise CorruptCacheError(f"{name}: no table of this project ({error})") from error
-
-
-def _verdict(old: dict[str, str], new: dict[str, str], name: str) -> tuple[str, str]:
-    """The verdict, and the interval that it was made by."""
+def _verdict(old: Line, new: Line, name: str) -> tuple[str, str]:
+    """The verdict on one number of a table, and both sides with the interval."""
     if not new.get("value"):
         return "not run here", ""
     if not old.get("value"):
@@ -116,32 +206,62 @@ def _verdict(old: dict[str, str], new: dict[str, str], name: str) -> tuple[str, 
         value, centre, low, high = (
             float(number) for number in (new["value"], old["value"], old["ci_low"], old["ci_high"])
         )
-        seeds = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
+        margin = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
     except ValueError as error:
         raise CorruptCacheError(f"{name}: a cell is no number ({error})") from error
-    low = centre - math.hypot(centre - low, seeds)
-    high = centre + math.hypot(high - centre, seeds)
+    low, high = _widened(centre, low, high, margin)
     verdict = "within" if low <= value <= high else "outside"
     if f"{value:.2f}" == f"{centre:.2f}":
         verdict = "equal"
-    return verdict, f"[{low:.2f}, {high:.2f}]"
+    return verdict, f"{new['value']}, committed {old['value']} [{low:.2f}, {high:.2f}]"
+
+
+def _widened(centre: float, low: float, high: float, margin: float) -> tuple[float, float]:
+    return centre - math.hypot(centre - low, margin), centre + math.hypot(high - centre, margin)
 
 
 def _seed_margin(sd: float, committed: int, here: int) -> float:
     """Half of the 95 % prediction interval of a mean over ``here`` seeds (Student's t)."""
     if committed < 2 or not sd:
         return 0.0
-    from scipy.stats import t  # here: a slow import
+    from scipy.special import stdtrit  # here: a slow import
 
-    return float(t.ppf(0.975, committed - 1)) * sd * math.sqrt(1 / committed + 1 / max(here, 1))
+    quantile = float(stdtrit(committed - 1, 0.975))
+    return quantile * sd * math.sqrt(1 / committed + 1 / max(here, 1))
 
 
-def _print(compared: list[Compared], counts: Counter[str]) -> None:
-    for cell in compared:
-        if cell.verdict in ("outside", "within"):
-            where = ", ".join(cell.key)
-            print(f"{cell.verdict:8} {where}: {cell.ours}, committed {cell.committed}"
-                  f" {cell.interval}")  # fmt: skip
-    total = sum(counts.values())
-    parts = (f"{counts[verdict]} {verdict}" for verdict in _VERDICTS if counts[verdict])
-    print(f"{total} cells: {', '.join(parts)}")
+def compare_claims(committed: str, ours: str, name: str) -> list[Compared]:
+    """Compare two files as `claims_csv` writes them; verdicts from as many seeds must be equal.
+
+    Raises:
+        CorruptCacheError: the committed text is no such file.
+    """
+    before, now = (read_lines(t, name, _CLAIM_KEY, CLAIM_COLUMNS) for t in (committed, ours))
+    result = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if new is None or new["verdict"] == NOT_RUN:
+            if old is not None and old["verdict"] != NOT_RUN:
+                result.append(Compared(key, "not run here"))
+        elif old is None or old["verdict"] == NOT_RUN:
+            result.append(Compared(key, "not committed"))
+        elif old["seeds"] != new["seeds"]:
+            result.append(Compared(key, "other seeds"))
+        elif old["verdict"] == new["verdict"]:
+            result.append(Compared(key, "unchanged"))
+        else:
+            sides = (
+                f"{line['verdict']} ({line['ours']} [{line['low']}, {line['high']}])"
+                for line in (new, old)
+            )
+            result.append(Compared(key, "changed", ", committed ".join(sides)))
+    return result
+
+
+def _print(kind: str, compared: list[Compared]) -> None:
+    counts = Counter(c.verdict for c in compared)
+    for c in compared:
+        if c.verdict in _SHOWN:
+            print(f"{c.verdict:8} {', '.join(c.key)}: {c.detail}")
+    parts = [f"{counts[verdict]} {verdict}" for verdict in _VERDICTS if counts[verdict]]
+    print(f"{len(compared)} {kind}{': ' if parts else ''}{', '.join(parts)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 RUNS = Path("runs")
@@ -27,6 +27,10 @@ class RunKey:
     method: str
     seed: int
     source: str | None = None
+
+    def relative_to(self, default_source: str | None) -> RunKey:
+        """The same run as a study names it: ``source`` is None if it is the study's default."""
+        return replace(self, source=None) if self.source == default_source else self
 
     @property
     def label(self) -> str:

@@ -11,6 +11,8 @@ from semires.evaluation.bootstrap import (
     image_sums,
     paired_difference,
     resample_weights,
+    resampled,
+    seed_deviations,
 )
 
 
@@ -24,10 +26,10 @@ def draw(rng, n_images=150, quality=0.6, per_image=4):
 def test_sums_per_image():
     sums = image_sums([5, 2, 5, 9], [1, 2, 3, 4], [10, 20, 30, 40])
     assert sums.images.tolist() == [2, 5, 9]
-    assert sums.intersections.tolist() == [2, 4, 4]
-    assert sums.unions.tolist() == [20, 40, 40]
+    assert sums.numerators.tolist() == [2, 4, 4]
+    assert sums.denominators.tolist() == [20, 40, 40]
     assert sums.n_expressions == 4
-    assert sums.oiou == 10.0
+    assert sums.percent == 10.0
 
 
 def test_each_resample_draws_as_many_images_as_there_are():
@@ -43,7 +45,7 @@ def test_interval_agrees_with_scipys_percentile_bootstrap():
     sums = image_sums(*draw(np.random.default_rng(0)))
     ours = confidence_interval([sums], samples=8000)
     scipys = stats.bootstrap(
-        (sums.intersections, sums.unions),
+        (sums.numerators, sums.denominators),
         lambda i, u, axis=-1: 100 * i.sum(axis=axis) / u.sum(axis=axis),
         paired=True,
         n_resamples=8000,
@@ -86,7 +88,7 @@ def test_several_seeds_are_averaged():
     rng = np.random.default_rng(5)
     runs = [image_sums(*draw(rng, quality=q)) for q in (0.5, 0.6, 0.7)]
     interval = confidence_interval(runs)
-    assert interval.value == pytest.approx(np.mean([r.oiou for r in runs]))
+    assert interval.value == pytest.approx(np.mean([r.percent for r in runs]))
     assert interval.low < interval.value < interval.high
 
 
@@ -108,6 +110,84 @@ def test_pairing_narrows_the_interval_and_is_antisymmetric():
     back = paired_difference([worse], [better])
     assert back.value == pytest.approx(-difference.value)
     assert back.low == pytest.approx(-difference.high)
+
+
+def trained(rng, n_seeds, n_images=80, method=0.0, image=0.0, seed=0.0, both=0.0):
+    """Runs of two methods by seed: percent points of deviation by image, by seed and by both."""
+    ids, union = np.arange(n_images), np.full(n_images, 1000.0)
+    level = 500 + 100 * rng.normal(size=n_images)  # difficulty of the images: common to both
+    gain = 10 * (method + image * rng.normal(size=n_images))
+    worse, better = [], []
+    for _ in range(n_seeds):
+        noise = 10 * (seed * rng.normal() + both * rng.normal(size=n_images))
+        worse.append(image_sums(ids, level, union))
+        better.append(image_sums(ids, level + gain + noise, union))
+    return better, worse
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"image": 5}, {"seed": 1}, {"both": 5}, {"image": 5, "seed": 0.5, "both": 3}],
+    ids=["images", "seeds", "interaction", "all"],
+)
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_paired_interval_covers_the_truth_at_least_95_times_in_100(source, n_seeds):
+    """Whatever the methods' difference varies with. 600 studies: +- 2.6 is three deviations."""
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(600):
+        interval = paired_difference(*trained(rng, n_seeds, method=1.5, **source), samples=300)
+        covered += interval.low <= 1.5 <= interval.high
+    assert covered / 600 >= 0.95 - 0.026
+
+
+def test_images_alone_do_not_cover_what_seeds_vary():
+    """What the bootstrap over seeds is for: without it, the interval is far too narrow."""
+    rng = np.random.default_rng(12)
+    covered = 0
+    for _ in range(200):
+        better, worse = trained(rng, 3, method=1.5, image=1, seed=1)
+        drawn = resampled(better, better[0].images, 300) - resampled(worse, worse[0].images, 300)
+        low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
+        covered += low <= 1.5 <= high
+    assert covered / 200 < 0.5
+
+
+def test_with_equal_seeds_or_one_seed_the_interval_is_that_of_images():
+    better, worse = trained(np.random.default_rng(13), 1, image=5)
+    one = paired_difference(better, worse)
+    three = paired_difference(better * 3, worse * 3)
+    assert (three.low, three.high) == (pytest.approx(one.low), pytest.approx(one.high))
+    drawn = resampled(better, better[0].images, 1000) - resampled(worse, worse[0].images, 1000)
+    assert [one.low, one.high] == pytest.approx(np.quantile(drawn[:, 0], [0.025, 0.975]))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.floats(-3, 3))
+def test_deviations_of_seeds_move_with_no_shift_and_grow_with_their_spread(values, shift):
+    values = np.array(values)
+    drawn = seed_deviations(values, 200)
+    np.testing.assert_allclose(seed_deviations(values + shift, 200), drawn, atol=1e-9)
+    np.testing.assert_allclose(seed_deviations(-2 * values, 200), -2 * drawn, atol=1e-9)
+    assert np.all(np.abs(drawn) <= 13 * np.ptp(values) + 1e-9)
+    assert not seed_deviations(values[:1], 200).any()
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5, 10])
+def test_deviations_of_seeds_are_as_wide_as_students_interval(n_seeds):
+    rng = np.random.default_rng(14)
+    ratios = []
+    for _ in range(100):
+        values = rng.normal(size=n_seeds)
+        low, high = np.quantile(seed_deviations(values, 1000), [0.025, 0.975])
+        half = stats.t.ppf(0.975, n_seeds - 1) * values.std(ddof=1) / np.sqrt(n_seeds)
+        ratios.append((high - low) / (2 * half))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.06)
+
+
+def test_seeds_that_cannot_be_paired_are_refused():
+    better, worse = trained(np.random.default_rng(15), 2)
+    with pytest.raises(ValueError, match="2 and 1 seeds"):
+        paired_difference(better, worse[:1])
 
 
 def test_runs_on_other_expressions_are_not_compared():

@@ -1,6 +1,7 @@
 """Plausible run folders made by numpy, in the contract's file formats, for the report's tests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 from semires import files
 from semires.evaluation.metrics import segmentation_metrics
 from semires.runs.key import RunKey, fraction_name
-from semires.runs.record import Provenance, RunRecord
+from semires.runs.record import PROVENANCE as PROVENANCE_FILE
+from semires.runs.record import RECORD, Provenance, RunRecord
 
 BASE = {0.1: 15.0, 1: 37.0, 5: 50.0, 10: 54.0}
 GAIN = {
@@ -59,39 +61,50 @@ def metrics_of(table):
     }
 
 
-def write_run(cell, gain=None, root=Path("."), expression="the red circle"):
+def write_run(key, gain=None, root=Path("."), expression="the red circle"):
     """One run folder, whole."""
-    folder = root / cell.folder
+    folder = root / key.folder
     folder.mkdir(parents=True)
-    level = BASE.get(cell.fraction, 55.0) + (GAIN.get(cell.method, 5.0) if gain is None else gain)
-    seed = (
-        sum(map(ord, cell.label)) * 31 + cell.seed * 7 + int(cell.fraction * 10)
-    )  # fmt: skip
+    level = BASE.get(key.fraction, 55.0) + (GAIN.get(key.method, 5.0) if gain is None else gain)
+    seed = sum(map(ord, key.label)) * 31 + key.seed * 7 + int(key.fraction * 10)
     table = predictions(level, seed)
     files.write_parquet(folder / "predictions.parquet", table)
+    files.write_bytes(folder / "model.safetensors", f"{seed} {level}".encode())
     metrics = metrics_of(table)
-    mutual = cell.method not in ("supervised", "control")
+    mutual = key.method not in ("supervised", "control")
     if mutual:
-        table = corrections(seed, cell.method)
+        table = corrections(seed, key.method)
         files.write_parquet(folder / "corrections.parquet", table)
         metrics["pseudo"] = pseudo_metrics(table)
         np.savez_compressed(folder / "panels.npz", **panels(seed, expression))
     files.write_json(folder / "metrics.json", metrics)
     history(metrics["val"]["oIoU"], mutual, seed).to_csv(folder / "history.csv", index=False)
-    record(cell, metrics).write(folder)
+    record(key, metrics).write(folder)
+    seal(folder)
     PROVENANCE.write(folder)
     return folder
 
 
-def record(cell, metrics):
+def record(key, metrics):
     return RunRecord(
-        key=cell,
+        key=key,
         params={"data": {"image_size": 64}, "mutual": {"steps": 400, "ema": 0.98},
-                "refine": {"strategy": cell.method}},
+                "refine": {"strategy": key.method}},
         metrics=metrics, best_step=400, fingerprints={"split": "ab" * 32},
         numerics={"python": "3.11.2", "torch": "2.15.0", "device": "cpu", "threads": 2},
         n_refs_labelled=130, n_parameters=1234567, truncated_expressions=0, files={},
     )  # fmt: skip
+
+
+def change(folder, **fields):
+    """Write run.json anew with other values of some of its fields."""
+    replace(RunRecord.read(folder), **fields).write(folder)
+
+
+def seal(folder):
+    """Put the digests of a folder's files into its run.json, as they are now."""
+    names = sorted(p.name for p in folder.iterdir() if p.name not in (RECORD, PROVENANCE_FILE))
+    change(folder, files={name: files.sha256_file(folder / name) for name in names})
 
 
 PROVENANCE = Provenance(
@@ -135,6 +148,7 @@ def history(final, mutual, seed):
     return pd.DataFrame({
         "step": steps, "epoch": steps / 100, "train/loss": 1 / steps, "val/oIoU": curve,
         "pseudo/raw_oIoU": curve - 2 if mutual else np.nan,
+        "time/samples_per_s": rng.random(5),
     })  # fmt: skip
 
 

@@ -6,10 +6,11 @@ import pytest
 from helpers import ROOT, fake_runs
 
 from semires.config.validate import read_yaml, validate
+from semires.reporting.report import report
 
 
-@pytest.fixture(scope="session")
-def small_params():
+def make_small_params():
+    """The embedded study, smaller."""
     values = read_yaml(ROOT / "experiments/demo.yaml")
     block = {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
     values["study"]["runs"][0] |= block
@@ -17,11 +18,22 @@ def small_params():
     return validate(values)
 
 
+def report_small():
+    """For a process of its own: the report of the current folder's runs."""
+    report(make_small_params())
+
+
+@pytest.fixture(scope="session")
+def small_params():
+    return make_small_params()
+
+
 @pytest.fixture(scope="session")
 def made_workspace(tmp_path_factory, small_params):
     root = tmp_path_factory.mktemp("workspace")
     fake_runs.write_study(root, small_params, seeds=(0, 1))
     shutil.copytree(ROOT / "experiments/tables", root / "experiments/tables")
+    shutil.copy(ROOT / "experiments/claims.yaml", root / "experiments")
     return root
 
 

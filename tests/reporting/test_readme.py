@@ -1,44 +1,136 @@
-"""README's blocks come from reports/, run records and the stages' notes; the rest stays."""
+"""README's blocks come from reports/, dvc.yaml, run records and the stages' notes."""
 
 import json
+import shutil
+import subprocess
+import sys
 
+import pytest
+from helpers import ROOT
+
+from semires.errors import SemiresError
 from semires.process import STAGE_TIMES
-from semires.reporting.readme import update_readme
-from semires.runs import layout
+from semires.reporting.readme import BLOCKS, mermaid, update_readme
+from semires.reporting.report import build, write_data
 
-TEXT = """top
-<!-- results -->
-old
-<!-- /results -->
-between
-<!-- times -->
-<!-- /times -->
-end
-"""
+TEXT = "top\n" + "".join(f"<!-- {b} -->\nold\n<!-- /{b} -->\nafter {b}\n" for b in BLOCKS)
 
 
-def test_blocks_are_renewed_and_the_rest_stays(own_workspace):
-    layout.REPORTS.mkdir(exist_ok=True)
-    (layout.REPORTS / "main.md").write_text("# Main\n")
-    (layout.REPORTS / "listening.md").write_text("# Listening\n")
+@pytest.fixture
+def readme(own_workspace, small_params):
+    write_data(small_params, build(small_params), own_workspace / "reports")
     STAGE_TIMES.parent.mkdir(exist_ok=True)
     notes = [("burn_in@a-1-0", 9.0), ("burn_in@a-1-0", 10.0), ("burn_in@a-1-1", 20.0)]
     STAGE_TIMES.write_text(
         "".join(json.dumps({"stage": name, "seconds": s}) + "\n" for name, s in notes)
     )
-    readme = own_workspace / "README.md"
-    readme.write_text(TEXT)
+    path = own_workspace / "README.md"
+    path.write_text(TEXT)
+    return path
 
+
+def block(readme, name):
+    return readme.read_text().split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+
+
+def test_results_are_the_main_tables_val_and_the_claims_in_one_line(readme):
     update_readme(["results"], readme)
-    results = readme.read_text()
-    assert "## Main\n\n## Listening" in results
+    results = block(readme, "results")
+    line = next(
+        line.split(",")
+        for line in (readme.parent / "reports/main.csv").read_text().splitlines()
+        if line.startswith("main,refscenes,10,Baseline,baseline,val,")
+    )
+    assert "| RefScenes, val | 1 % | 10 % |" in results
+    (baseline,) = [row for row in results.splitlines() if row.startswith("| Baseline")]
+    assert baseline.endswith(f" {line[7]} ± {line[10]} |")
+    assert "mean ± standard deviation over 2 seeds" in results
+    verdicts = [row.rsplit(",", 1)[1] for row in claims_of(readme)]
+    supported, judged = verdicts.count("supported"), len(verdicts) - verdicts.count("not run")
+    assert judged > 0
+    assert f"**{supported} of {judged} claims of the paper supported" in results
     assert "old" not in results
-    assert results.endswith("<!-- /results -->\nbetween\n<!-- times -->\n<!-- /times -->\nend\n")
+    assert readme.read_text().count("old") == len(BLOCKS) - 1
 
-    update_readme(["results", "times"], readme)
-    both = readme.read_text()
-    assert "| burn_in | 2 | 15.0 | 30 |" in both, "the last time of each stage counts"
-    assert both.startswith("top\n<!-- results -->")
-    assert both.endswith("<!-- /times -->\nend\n")
-    update_readme(["results", "times"], readme)
-    assert readme.read_text() == both
+
+def claims_of(readme):
+    lines = (readme.parent / "reports/claims.csv").read_text().splitlines()[1:]
+    return [line for line in lines if not line.startswith("baseline-above-longer")]
+
+
+def test_claims_are_counted_by_table(readme):
+    update_readme(["claims"], readme)
+    rows = [row.strip("| ").split(" | ") for row in block(readme, "claims").splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        *(f"Table {n}" for n in range(1, 10)), "Figure 6", "Figure 7", "not in the paper",
+    ]  # fmt: skip
+    total = len((readme.parent / "reports/claims.csv").read_text().splitlines()) - 1
+    assert sum(int(n) for row in rows for n in row[1:]) == total
+
+
+def test_without_claims_their_line_is_left_out(readme):
+    (readme.parent / "reports/claims.csv").unlink()
+    update_readme(["results", "claims"], readme)
+    assert "claims" not in block(readme, "results")
+    assert block(readme, "claims") == ""
+    assert "| Baseline |" in block(readme, "results")
+
+
+def test_results_of_make_study_come_first(readme):
+    shutil.copytree("reports", "reports/study")
+    update_readme(["results"], readme)
+    assert "](reports/study/figure1.png)" in block(readme, "results")
+
+
+def test_times_are_the_last_ones_of_each_stage(readme):
+    update_readme(["times"], readme)
+    rows = block(readme, "times").splitlines()
+    assert rows[0] == "| stage | all | burn_in |"
+    assert rows[2:5] == ["| runs | 2 | 2 |", "| seconds a run |  | 15.0 |", "| seconds | 30 | 30 |"]
+    assert rows[-1].endswith(
+        "on cpu with 2 threads, torch 2.15.0, commit 000000000000, 2026-11-23."
+    )
+
+
+def test_a_second_time_changes_nothing_and_the_rest_stays(readme):
+    names = ["results", "claims", "times"]
+    update_readme(names, readme)
+    first = readme.read_text()
+    update_readme(names, readme)
+    assert readme.read_text() == first
+    assert first.startswith("top\n<!-- results -->")
+    assert first.endswith("<!-- /times -->\nafter times\n")
+
+
+def test_faults_are_one_line(readme):
+    with pytest.raises(SemiresError, match="tims: no block"):
+        update_readme(["tims"], readme)
+    readme.write_text("<!-- results -->")
+    with pytest.raises(SemiresError, match="needs <!-- results --> and <!-- /results -->"):
+        update_readme(["results"], readme)
+    STAGE_TIMES.unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "semires.reporting.readme", "times"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("semires: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_graph_has_a_line_per_stage():
+    graph = 'flowchart TD\n\tnode1["b"]\n\tnode2["a"]\n\tnode3["c"]\n\tnode4["alone"]\n'
+    graph += "\tnode2-->node1\n\tnode2-->node3\n\tnode1-->node3\n"
+    assert mermaid(graph).splitlines() == [
+        "```mermaid", "flowchart LR", "  alone", "  a --> b & c", "  b --> c", "```",
+    ]  # fmt: skip
+
+
+def test_the_projects_readme_is_short_and_shows_what_is_committed(tmp_path, monkeypatch):
+    """`make readme` was run after the last change of reports/, claims and dvc.yaml."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "README.md").write_text(text)
+    update_readme(["results", "claims", "pipeline"], tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == text

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semires.reporting import render
-from semires.reporting.tables import Row, Section, Table, Value
+from semires.reporting.selection import Value
+from semires.reporting.tables import FilledRow, FilledTable, TableSection
 
 NASTY = "=cmd|'/c calc'!A0 <script>alert(1)</script> & 5_% $x^2$ {\\input{/etc/passwd}} #~ [é→]"
 
@@ -22,13 +23,13 @@ NASTY = "=cmd|'/c calc'!A0 <script>alert(1)</script> & 5_% $x^2$ {\\input{/etc/p
 def table(label=NASTY, comparable=False, name="t_1"):
     value = Value(43.705, 41.0, 46.125, 0.8, 3, 60, 348)
     rows = [
-        Row(label, "m", "1", (True, False), {"val": value}, {"val": 32.26, "testA": 35.71}),
-        Row("empty", "n", "1", (False, False), footnote=0),
+        FilledRow(label, "m", "1", (True, False), {"val": value}, {"val": 32.26, "testA": 35.71}),
+        FilledRow("empty", "n", "1", (False, False), footnote=0),
     ]
-    sections = [Section(f"D {label}", "d", "1", comparable, rows)]
+    sections = [TableSection(f"D {label}", "d", "1", comparable, rows)]
     notes = [f"a note: {label}", "in percent, 95 % of * and `code_x %`."]
     footnotes = [f"no run: `dvc exp run -S 'a=[1]' --x {label.replace('`', '')}` fills it."]
-    return Table(
+    return FilledTable(
         name, label, "Claim & 5 %", label, ["val", "testA"], ["A_1", "B"], sections, notes,
         footnotes,
     )  # fmt: skip
@@ -57,9 +58,9 @@ def test_csv_text_is_never_a_formula_and_survives_a_round_trip(text):
 
 def test_markdown_rows_have_as_many_cells_as_the_header():
     text = render.to_markdown(table("a | b"))
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    counts = {line.replace("\\|", "").count("|") for line in rows}
-    assert counts == {7}
+    for part, bars in zip(text.split("Mean IoU and P@0.5:"), (7, 8), strict=True):
+        rows = [line for line in part.splitlines() if line.startswith("| ")]
+        assert {line.replace("\\|", "").count("|") for line in rows} == {bars}
     outside_code = re.sub("`[^`]*`", "", render.to_markdown(table()))
     assert "<script>" not in outside_code
     assert "&lt;script&gt;" in outside_code
@@ -95,18 +96,19 @@ def test_signs():
 
 def test_a_papers_data_set_shows_the_difference():
     shown = table("CPI-U", comparable=True)
-    assert render.headers(shown)[-2:] == ["Paper", "Ours − paper"]
+    assert render.headers(shown)[-2:] == ["Paper's oIoU", "Ours − paper's"]
     cells = render.body(shown)[0][1][0]
     assert cells[-1].main == f"+{43.705 - 32.26:.2f} / –"
-    assert render.headers(table())[-1] == "Paper: RefCOCO (not comparable)"
+    assert render.headers(table())[-1] == "Paper's oIoU (RefCOCO)"
 
 
 def test_a_difference_that_excludes_zero_is_marked():
     clear = Value(-2.0, -3.0, -1.0, None, 1, 9, 9)
     vague = Value(0.5, -0.1, 1.1, None, 1, 9, 9)
-    rows = [Row("A − B", "a - b", "1", (), {"val": clear, "testA": vague})]
-    shown = Table("t_differences", "T", "", "", ["val", "testA"], [],
-                  [Section("S", "d", "1", False, rows)], [], [], "difference")  # fmt: skip
+    rows = [FilledRow("A − B", "a - b", "1", (), {"val": clear, "testA": vague})]
+    sections = [TableSection("S", "d", "1", False, rows)]
+    names = ("t_differences", "T", "", "", ["val", "testA"])
+    shown = FilledTable(*names, [], sections, [], [], is_difference=True)
     cells = render.body(shown)[0][1][0]
     assert [c.main for c in cells] == ["A − B", "−2.00 *", "+0.50"]
     assert cells[1].small == "[−3.00, −1.00]"
@@ -130,7 +132,7 @@ def test_tex_text_has_no_live_special_character(text):
 def test_tex_compiles_as_it_stands(tmp_path):
     (tmp_path / "t.tex").write_text(render.to_tex(table()))
     (tmp_path / "u.tex").write_text(render.to_tex(table("CPI-U", comparable=True, name="u")))
-    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    document = r"\documentclass{article}\usepackage{booktabs,longtable}\begin{document}"
     (tmp_path / "all.tex").write_text(document + r"\input{t}\input{u}\end{document}")
     done = subprocess.run(
         ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
@@ -140,10 +142,44 @@ def test_tex_compiles_as_it_stands(tmp_path):
     assert "too large" not in done.stdout
 
 
-def test_a_long_table_is_several_in_tex():
-    rows = [Row(f"r{i}", "m", "1", (True, False)) for i in range(60)]
-    long = replace(table(), sections=[Section("S", "d", "1", False, rows)])
+def test_tex_repeats_its_header_and_breaks_across_pages():
+    rows = [FilledRow(f"r{i}", "m", "1", (True, False)) for i in range(60)]
+    long = replace(table(), sections=[TableSection("S", "d", "1", False, rows)])
     tex = render.to_tex(long)
-    assert tex.count(r"\begin{table}") == tex.count(r"\emph{S}") == 3
-    assert tex.count(r"\label{tab:t-1-2}") == 1
-    assert all(f"\nr{i} & " in tex for i in range(60))
+    assert tex.count(r"\begin{longtable}") == tex.count(r"\emph{S}") == 1
+    assert tex.count("Method & ") == 2  # on the first page and on the others
+    assert all(f"\n\\raggedright r{i} & " in tex for i in range(60))
+
+
+def test_tex_headers_hold_no_comment():
+    """A raw % in a title would hide the rest of its line, with the row's end."""
+    shown = replace(table(), splits=["val", "5 %"])
+    for tex in (render.to_tex(shown), render.to_tex(shown, render.OTHERS)):
+        lines = tex.splitlines()[1:]
+        assert not [line for line in lines if re.search(r"(?<!\\)%", line)]
+        (header,) = {line for line in lines if line.startswith("Method & ")}
+        assert "5 \\%" in header
+        assert header.endswith("\\\\")
+
+
+def test_other_metrics_have_columns_in_every_format():
+    value = {
+        m: {"val": Value(n, n - 1, n + 1, 0.5, 2, 9, 9)} for m, n in (("mIoU", 51), ("P@0.5", 62))
+    }
+    main = {"val": Value(43.0, 42.0, 44.0, 0.5, 2, 9, 9)}
+    shown = replace(
+        table(), sections=[TableSection("S", "d", "1", False, [
+            FilledRow("r", "m", "1", (True, False), main, others=value)])], splits=["val"],
+    )  # fmt: skip
+    (line,) = csv.DictReader(io.StringIO(render.to_csv(shown)))
+    assert [line[c] for c in ("value", "mIoU", "mIoU_low", "P@0.5", "P@0.5_sd")] == [
+        "43.00", "51.00", "50.00", "62.00", "0.50"]  # fmt: skip
+    text = render.to_markdown(shown)
+    assert "val mIoU | val P@0.5 |" in text
+    assert "51.00 ± 0.50" in text
+    tex = render.to_tex(shown, render.OTHERS)
+    assert r"62.00 $\pm$ 0.50" in tex
+    assert "43.00" not in tex
+    page = render.to_html(shown)
+    for number, metric in enumerate(("43.00", "51.00", "62.00")):
+        assert f'<span class="m{number}">{metric} ± 0.50' in page

@@ -26,8 +26,8 @@ def build(params, name, source="sam"):
     return table, builder.differences(table, definitions[name])
 
 
-def oiou(cell, split):
-    rows = pd.read_parquet(cell.folder / "predictions.parquet")
+def oiou(key, split):
+    rows = pd.read_parquet(key.folder / "predictions.parquet")
     rows = rows[rows["split"] == split]
     return 100 * rows["intersection"].sum() / rows["union"].sum()
 
@@ -160,23 +160,20 @@ def test_a_tuned_method_has_its_row_where_it_was_tuned(own_workspace, small_para
 
 
 def test_seeds_trained_otherwise_than_the_studys_are_left_out(own_workspace, capsys):
-    def change(cell, value):
-        path = cell.folder / "run.json"
-        record = json.loads(path.read_text())
-        record["params"]["data"]["image_size"] = value
-        path.write_text(json.dumps(record))
+    def change(key):
+        fake_runs.change(key.folder, params={"data": {"image_size": 32}})
 
     def seeds(*study):
         records = load_records(default_source="sam", seeds=study)
-        cells = [(10, "baseline"), (10, "cpi-u"), (1, "baseline"), (1, "cpi-u")]
-        return [[r.cell.seed for r in records.find("refscenes", f, m)] for f, m in cells]
+        groups = [(10, "baseline"), (10, "cpi-u"), (1, "baseline"), (1, "cpi-u")]
+        return [[r.key.seed for r in records.find("refscenes", f, m)] for f, m in groups]
 
     assert seeds(0) == [[0, 1]] * 4
     assert not capsys.readouterr().out
-    change(RunKey("refscenes", 10, "baseline", 1), 32)
+    change(RunKey("refscenes", 10, "baseline", 1))
     assert seeds(0) == [[0], [0, 1], [0, 1], [0, 1]]
-    assert "1 runs were trained with other parameters" in capsys.readouterr().out
-    change(RunKey("refscenes", 1, "supervised", 0), 32)  # and with it all that started from it
+    assert "1 runs have other parameters or data" in capsys.readouterr().out
+    change(RunKey("refscenes", 1, "supervised", 0))  # and with it all that started from it
     assert seeds(1) == [[1], [0, 1], [1], [1]]
 
 
@@ -213,6 +210,7 @@ def test_a_record_that_contradicts_its_predictions_is_refused(own_workspace, sma
     metrics = json.loads(path.read_text())
     metrics["testB"]["oIoU"] += 0.5
     path.write_text(json.dumps(metrics))
+    fake_runs.seal(path.parent)
     with pytest.raises(CorruptCacheError, match=r"baseline/seed1.*testB"):
         build(small_params, "main")
 
@@ -234,6 +232,7 @@ def test_runs_on_other_expressions_are_not_paired(own_workspace, small_params):
         rows.to_parquet(folder / "predictions.parquet")
         metrics = fake_runs.metrics_of(rows)
         (folder / "metrics.json").write_text(json.dumps(metrics))
+        fake_runs.seal(folder)
     _, pairs = build(small_params, "main")
     assert [row.label for row in pairs.sections[0].rows] == ["SemiRES (CPI-U) − Supervised"]
 
@@ -243,9 +242,7 @@ def test_rows_of_several_fractions_are_paired_too(own_workspace, small_params):
     for seed in (0, 1):
         folder = RunKey("refscenes", 20, "cpi-u", seed).folder
         shutil.copytree(RunKey("refscenes", 1, "cpi-u", seed).folder, folder)
-        record = json.loads((folder / "run.json").read_text())
-        record["cell"]["fraction"] = 20
-        (folder / "run.json").write_text(json.dumps(record))
+        fake_runs.change(folder, key=RunKey("refscenes", 20, "cpi-u", seed))
     (row,) = build(small_params, "table6")[1].sections[0].rows
     assert row.label == "SemiRES (CPI-U), 20 % − SemiRES (CPI-U), 10 %"
     assert row.fraction == "20 - 10"

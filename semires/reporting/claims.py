@@ -1,0 +1,360 @@
+"""The paper's claims (`experiments/claims.yaml`), each judged from the runs on every data set.
+
+A claim is an inequality, left > right, by more than a margin. Its verdict follows from the 95 %
+interval of the difference by paired bootstrap over images and seeds (`evaluation/bootstrap.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from semires.config.schema import Params
+from semires.config.types import Name, Percent, Section
+from semires.config.validate import read_yaml
+from semires.errors import ConfigError
+from semires.evaluation.bootstrap import image_sums, percentiles, seed_deviations, seed_mean
+from semires.reporting import study
+from semires.reporting.definitions import (
+    FigureDefinition,
+    PaperValues,
+    TableDefinition,
+    TableRow,
+    fractions_of,
+    paper_name,
+)
+from semires.reporting.figures import style_of
+from semires.reporting.records import METRICS, Records, Run, gains
+from semires.reporting.selection import Selection
+from semires.runs import layout
+from semires.runs.key import RunKey, fraction_name
+
+CLAIMS = Path("experiments/claims.yaml")
+SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN = "supported", "contradicted", "undecided", "not run"
+VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN)
+
+
+class _Claim(Section):
+    """What every claim has: ``margin`` in percentage points, ``where`` its place in the paper."""
+
+    id: Name
+    claim: str
+    where: str
+    in_paper: bool = True
+    margin: float = 0.0
+    fractions: list[Percent] | None = None
+
+
+class Pair(Section):
+    """Where the paper's two numbers are in paper.json, or the names of two of its curves."""
+
+    left: str
+    right: str
+
+
+class RowsClaim(_Claim):
+    """Row ``left`` of a table is above each of the rows ``right``, on each of ``splits``."""
+
+    kind: Literal["rows"]
+    table: str
+    left: str
+    right: list[str] = Field(min_length=1)
+    metric: Literal["oIoU", "mIoU", "P@0.5"] = "oIoU"
+    splits: list[str] = Field(default_factory=lambda: ["val"], min_length=1)
+    paper: Pair | None = None
+
+
+class CorrectionsClaim(_Claim):
+    """Each method of a figure makes more pseudo-labels better than worse."""
+
+    kind: Literal["corrections"]
+    figure: str
+
+
+class CurvesClaim(_Claim):
+    """Method ``left`` is above ``right`` at every evaluation of mutual learning."""
+
+    kind: Literal["curves"]
+    figure: str
+    left: Name
+    right: Name
+    paper: Pair | None = None
+
+
+Claim = Annotated[RowsClaim | CorrectionsClaim | CurvesClaim, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[list[RowsClaim | CorrectionsClaim | CurvesClaim]] = TypeAdapter(list[Claim])
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One inequality on one data set, fraction and split, with its verdict.
+
+    Numbers are percentage points. ``paper`` and ``ours`` are left - right there and here, ``low``
+    and ``high`` the bounds of the 95 % interval; None where there is no number. ``link`` names the
+    table or figure of the report that shows it; ``reason`` says why there is no verdict.
+    """
+
+    id: str
+    dataset: str
+    fraction: str
+    split: str
+    metric: str
+    left: str
+    right: str
+    claim: RowsClaim | CorrectionsClaim | CurvesClaim
+    link: str
+    paper: float | None = None
+    ours: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    verdict: str = NOT_RUN
+    reason: str = ""
+
+    def judged(self, ours: float, low: float | None, high: float | None, seeds: int) -> Judgement:
+        """With our difference and its interval, from which the verdict follows."""
+        verdict = verdict_of(low, high, self.claim.margin)
+        reason = "one seed gives no interval here" if low is None else ""
+        return replace(
+            self, ours=ours, low=low, high=high, seeds=seeds, verdict=verdict, reason=reason
+        )
+
+
+def verdict_of(low: float | None, high: float | None, margin: float = 0.0) -> str:
+    """The verdict on "left - right > margin" from the difference's interval, None without one."""
+    if low is None or high is None:
+        return UNDECIDED
+    if low > margin:
+        return SUPPORTED
+    return CONTRADICTED if high < margin else UNDECIDED
+
+
+def load_claims(
+    tables: dict[str, TableDefinition],
+    figures: dict[str, FigureDefinition],
+    path: Path = CLAIMS,
+) -> list[RowsClaim | CorrectionsClaim | CurvesClaim]:
+    """Read the claims; none if there is no such file.
+
+    Raises:
+        ConfigError: a claim is not valid, or names a table, row or figure that does not exist.
+    """
+    if not path.is_file():
+        return []
+    try:
+        claims = _ADAPTER.validate_python(read_yaml(path))
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {'; '.join(faults)}") from None
+    ids = [claim.id for claim in claims]
+    for claim in claims:
+        fault = "" if ids.count(claim.id) == 1 else "two claims have this id"
+        if fault := fault or _unknown(claim, tables, figures):
+            raise ConfigError(f"{path}: {claim.id}: {fault}")
+    return claims
+
+
+def _unknown(
+    claim: RowsClaim | CorrectionsClaim | CurvesClaim,
+    tables: dict[str, TableDefinition],
+    figures: dict[str, FigureDefinition],
+) -> str:
+    """What a claim names that does not exist; empty if there is nothing."""
+    known = tables if isinstance(claim, RowsClaim) else figures
+    name = claim.table if isinstance(claim, RowsClaim) else claim.figure
+    file = f"{layout.TABLES}/{name}.yaml"
+    if name not in known:
+        return f"{file} is not there; there are {', '.join(known)}"
+    if isinstance(claim, RowsClaim):
+        there, wanted = [row.label for row in tables[name].rows], [claim.left, *claim.right]
+    elif isinstance(claim, CurvesClaim):
+        there, wanted = figures[name].methods, [claim.left, claim.right]
+    else:
+        return ""
+    for label in wanted:
+        if label not in there:
+            return f"{label!r} is not in {file}; there are {', '.join(map(repr, there))}"
+    return ""
+
+
+class Judge:
+    """Judges claims from records.
+
+    Args:
+        params: the active parameters; their study says which data sets and fractions there are.
+        records: all runs.
+        paper: the paper's values.
+        tables: the tables' definitions.
+        figures: the figures' definitions.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        records: Records,
+        paper: PaperValues,
+        tables: dict[str, TableDefinition],
+        figures: dict[str, FigureDefinition],
+    ) -> None:
+        self.params, self.records, self.paper = params, records, paper
+        self.tables, self.figures = tables, figures
+        self.selection = Selection(params, records)
+
+    def judge(self, claims: list[RowsClaim | CorrectionsClaim | CurvesClaim]) -> list[Judgement]:
+        """One judgement for each claim, data set, fraction, split and right-hand side."""
+        result: list[Judgement] = []
+        for claim in claims:
+            for dataset in study.datasets(self.params):
+                if isinstance(claim, RowsClaim):
+                    result += self._rows(claim, dataset)
+                elif isinstance(claim, CorrectionsClaim):
+                    result += self._corrections(claim, dataset)
+                else:
+                    result += self._curves(claim, dataset)
+        return result
+
+    def _rows(self, claim: RowsClaim, dataset: str) -> Iterator[Judgement]:
+        definition = self.tables[claim.table]
+        rows = {row.label: row for row in definition.rows}
+        left = rows[claim.left]
+        fractions = claim.fractions or fractions_of(self.params, definition)
+        for fraction in fractions[:1] if left.fraction else fractions:
+            for right in (rows[label] for label in claim.right):
+                for split in claim.splits:
+                    yield self._pair(claim, (left, right), dataset, fraction, split)
+
+    def _pair(
+        self,
+        claim: RowsClaim,
+        rows: tuple[TableRow, TableRow],
+        dataset: str,
+        fraction: float,
+        split: str,
+    ) -> Judgement:
+        left, right = rows
+        start = Judgement(
+            claim.id, dataset, fraction_name(left.fraction or fraction), split, claim.metric,
+            left.label, right.label, claim, claim.table,
+            paper=self._paper_rows(claim, rows, dataset, fraction, split),
+        )  # fmt: skip
+        value = self.selection.difference(rows, dataset, fraction, split, claim.metric)
+        if value is not None:
+            return start.judged(value.value, value.low, value.high, value.seeds)
+        empty = [row for row in rows if not self.selection.runs(row, dataset, fraction)]
+        needs = next((row.needs for row in empty if row.needs is not None), None)
+        if needs is not None:
+            return replace(start, reason=f"needs {needs}")
+        if not empty:
+            return replace(start, reason="no seed in common, or other evaluated expressions")
+        return self._to_run(start, [self.selection.key(row, dataset, fraction) for row in empty])
+
+    def _to_run(self, start: Judgement, keys: list[RunKey]) -> Judgement:
+        return replace(start, reason=study.fill_command(keys, self.params))
+
+    def _paper_rows(
+        self,
+        claim: RowsClaim,
+        rows: tuple[TableRow, TableRow],
+        dataset: str,
+        fraction: float,
+        split: str,
+    ) -> float | None:
+        name = paper_name(self.params, dataset)
+        if claim.metric != METRICS[0]:  # the paper states overall IoU alone
+            return None
+        if claim.paper is not None:
+            paths = (claim.paper.left, claim.paper.right)
+            values = [self.paper.values(p, name, fraction_name(fraction)) for p in paths]
+        else:
+            values = [
+                self.paper.row(row, name, fraction_name(row.fraction or fraction)) for row in rows
+            ]
+        left, right = ((value or {}).get(split) for value in values)
+        return None if left is None or right is None else left - right
+
+    def _corrections(self, claim: CorrectionsClaim, dataset: str) -> Iterator[Judgement]:
+        definition = self.figures[claim.figure]
+        counts = self.paper.corrections(paper_name(self.params, dataset))
+        theirs = {method.lower(): values for method, values in counts.items()}
+        for fraction in claim.fractions or fractions_of(self.params, definition):
+            for method in definition.methods:
+                paper, name = None, style_of(method)[3]
+                if method in theirs:
+                    change = theirs[method]["positive"] - theirs[method]["negative"]
+                    paper = 100 * change / sum(theirs[method].values())
+                start = Judgement(
+                    claim.id, dataset, fraction_name(fraction), "unlabelled", "pseudo-labels",
+                    f"{name}: better", f"{name}: worse", claim, claim.figure, paper=paper,
+                )  # fmt: skip
+                runs = self.records.find(dataset, fraction, method)
+                yield self._judged_corrections(start, runs, RunKey(dataset, fraction, method, 0))
+
+    def _judged_corrections(self, start: Judgement, runs: list[Run], key: RunKey) -> Judgement:
+        sums = [
+            image_sums(table["image_id"], gains(table), np.ones(len(table)))
+            for run in runs
+            if (table := run.corrections) is not None and len(table)
+        ]
+        if not sums:
+            return self._to_run(start, [key])
+        interval = seed_mean(sums, self.selection.samples)
+        return start.judged(interval.value, interval.low, interval.high, len(sums))
+
+    def _curves(self, claim: CurvesClaim, dataset: str) -> Iterator[Judgement]:
+        definition = self.figures[claim.figure]
+        for fraction in claim.fractions or fractions_of(self.params, definition):
+            left, right = (style_of(method)[3] for method in (claim.left, claim.right))
+            start = Judgement(
+                claim.id, dataset, fraction_name(fraction), "val", "oIoU, smallest difference",
+                left, right, claim, claim.figure,
+                paper=self._paper_curves(claim, definition, dataset),
+            )  # fmt: skip
+            runs = [self.records.find(dataset, fraction, m) for m in (claim.left, claim.right)]
+            if not all(runs):
+                keys = [RunKey(dataset, fraction, m, 0) for m in (claim.left, claim.right)]
+                yield self._to_run(
+                    start, [k for k, found in zip(keys, runs, strict=True) if not found]
+                )
+                continue
+            by_seed = _curve_differences(*runs)
+            if not by_seed.size:
+                yield replace(start, reason="no seed or evaluation in common")
+                continue
+            ours, seeds = float(by_seed.mean(axis=0).min()), len(by_seed)
+            if seeds < 2:  # evaluations during training are recorded by their mean, not by image
+                yield start.judged(ours, None, None, seeds)
+                continue
+            moved = by_seed.mean(axis=0) + seed_deviations(by_seed, self.selection.samples)
+            interval = percentiles(ours, moved.min(axis=1))
+            yield start.judged(ours, interval.low, interval.high, seeds)
+
+    def _paper_curves(
+        self, claim: CurvesClaim, definition: FigureDefinition, dataset: str
+    ) -> float | None:
+        curves = self.paper.at(definition.paper or "") or {}
+        if claim.paper is None or paper_name(self.params, dataset) not in (None, "RefCOCO"):
+            return None
+        left, right = (curves.get(name) for name in (claim.paper.left, claim.paper.right))
+        if not left or not right:
+            return None
+        return float(min(a - b for a, b in zip(left, right, strict=False)))
+
+
+def _curve_differences(
+    left: list[Run], right: list[Run]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(S, K): val oIoU of left minus right, by seed and evaluation that all runs have."""
+    first, second = (
+        {run.key.seed: run.history.set_index("step")["val/oIoU"].dropna() for run in runs}
+        for runs in (left, right)
+    )
+    seeds = sorted(first.keys() & second.keys())
+    pairs = [first[seed] - second[seed] for seed in seeds]
+    steps = set.intersection(*(set(pair.dropna().index) for pair in pairs)) if pairs else set()
+    values = [pair.loc[sorted(steps)].to_numpy(np.float64) for pair in pairs]
+    return np.array(values).reshape(len(seeds), len(steps))

@@ -1,0 +1,155 @@
+"""Judged claims as CSV, Markdown and HTML, and their counts in one line."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+
+from semires.config.schema import Params
+from semires.reporting.claims import NOT_RUN, VERDICTS, Judgement
+from semires.reporting.definitions import display_name
+from semires.reporting.render import csv_text, html_note, md, md_note, signed
+
+CLAIM_COLUMNS = [
+    *("id", "dataset", "fraction", "split", "metric", "left", "right", "paper", "ours", "low"),
+    *("high", "seeds", "verdict"),
+]
+_TITLES = ["Higher", "Lower", "%", "Paper", "Ours [95 % interval]", "Seeds", "Verdict"]
+
+
+def claims_csv(judgements: Iterable[Judgement]) -> str:
+    """One line per judged inequality; differences in percentage points, two decimals."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CLAIM_COLUMNS)
+    for j in judgements:
+        texts = (j.id, j.dataset, j.fraction, j.split, j.metric, j.left, j.right)
+        numbers = ("" if n is None else f"{n:.2f}" for n in (j.paper, j.ours, j.low, j.high))
+        writer.writerow(
+            [*map(csv_text, texts), *map(_no_minus_zero, numbers), j.seeds or "", j.verdict]
+        )
+    return out.getvalue()
+
+
+def _no_minus_zero(text: str) -> str:
+    return "0.00" if text == "-0.00" else text
+
+
+def count_line(verdicts: Iterable[str]) -> str:
+    """``N of M claims supported (K contradicted, U undecided, X not run)``; M is what was run."""
+    counts = Counter(verdicts)
+    judged = sum(n for verdict, n in counts.items() if verdict != NOT_RUN)
+    rest = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS[1:] if counts[verdict]]
+    line = f"{counts[VERDICTS[0]]} of {judged} claims supported"
+    return f"{line} ({', '.join(rest)})" if rest else line
+
+
+def claims_markdown(params: Params, judgements: list[Judgement]) -> str:
+    """A section for each data set: its counts and a table of claims."""
+    lines = ["# The paper's claims, judged", ""]
+    for dataset, group in _by_dataset(judgements):
+        lines += [f"## {md(display_name(params, dataset))}", "", f"{_counts(group)}.", ""]
+        lines += [_row(_TITLES), _row(["---", "---", "---:", "---:", "---:", "---:", "---"])]
+        for claim, rows in groupby(group, key=lambda j: j.claim):
+            lines.append(
+                _row([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * (len(_TITLES) - 1)])
+            )
+            lines += [_row([md(cell) for cell in _cells(j)[:-1]] + [_verdict(j)]) for j in rows]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {md_note(note)}" for note in notes(judgements))]) + "\n"
+
+
+def claims_html(params: Params, judgements: list[Judgement]) -> str:
+    """The same for the page, with a link from each claim to its table or figure."""
+    parts = []
+    for dataset, group in _by_dataset(judgements):
+        titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in _TITLES)
+        name = html.escape(display_name(params, dataset))
+        parts.append(f"<p><strong>{name}: {html.escape(_counts(group))}.</strong></p>")
+        parts.append('<div class="scroll"><table class="claims">')
+        parts.append(f"<thead><tr>{titles}</tr></thead>")
+        for claim, rows in groupby(group, key=lambda j: j.claim):
+            judged = list(rows)
+            parts.append(
+                f'<tbody><tr class="section"><th scope="colgroup" colspan="{len(_TITLES)}">'
+                f"{html.escape(claim.claim)} "
+                f'<a href="#s-{html.escape(judged[0].link)}">{html.escape(claim.where)}</a>'
+                "</th></tr>"
+            )
+            parts += [_html_row(j) for j in judged]
+            parts.append("</tbody>")
+        parts.append("</table></div>")
+    items = "".join(f"<li>{html_note(note)}</li>" for note in notes(judgements))
+    return "\n".join([*parts, f'<ul class="notes">{items}</ul>'])
+
+
+def notes(judgements: list[Judgement]) -> list[str]:
+    """What the numbers and verdicts mean, and the commands of what was not run."""
+    result = [
+        "Paper, Ours: higher minus lower in percentage points, of overall IoU on val unless the "
+        "row states otherwise. The paper's differences are on RefCOCO where the data set is not "
+        "one of the paper's.",
+        "Interval: paired bootstrap over images and seeds together. Supported: the interval is "
+        "above 0, or above the claim's margin. Contradicted: it is below. Undecided: it contains "
+        "0 or the margin.",
+        "Pseudo-labels: the share that refinement makes better minus the share that it makes "
+        "worse. Smallest difference: of all evaluations during training, over seeds alone, since "
+        "they are not recorded by image.",
+    ]
+    if any(j.seeds == 1 for j in judgements):
+        result.append("Where there is one seed, seeds are not in the interval.")
+    missing: dict[str, list[str]] = {}
+    for j in judgements:
+        if j.verdict == NOT_RUN:
+            missing.setdefault(j.reason, []).append(j.id)
+    for reason, ids in missing.items():
+        result.append(f"Not run, {reason}: {', '.join(dict.fromkeys(ids))}.")
+    return result
+
+
+def _by_dataset(judgements: list[Judgement]) -> list[tuple[str, list[Judgement]]]:
+    datasets = dict.fromkeys(j.dataset for j in judgements)
+    return [(name, [j for j in judgements if j.dataset == name]) for name in datasets]
+
+
+def _counts(group: list[Judgement]) -> str:
+    """Counts of the paper's claims, and of ours apart."""
+    line = count_line(j.verdict for j in group if j.claim.in_paper).replace(
+        "claims supported", "claims of the paper supported"
+    )
+    ours = [j.verdict for j in group if not j.claim.in_paper]
+    return f"{line}; of our own, {count_line(ours)}" if ours else line
+
+
+def _cells(j: Judgement) -> list[str]:
+    right = j.right
+    if j.claim.margin:
+        right += f" + {j.claim.margin:g} points"
+    if (j.split, j.metric) != ("val", "oIoU"):
+        right += f" ({j.metric}, {j.split})"
+    ours = "–" if j.ours is None else signed(j.ours)
+    if j.low is not None and j.high is not None:
+        ours += f" [{signed(j.low)}, {signed(j.high)}]"
+    paper = "–" if j.paper is None else signed(j.paper)
+    return [j.left, right, j.fraction, paper, ours, str(j.seeds or "–"), j.verdict]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict(j: Judgement) -> str:
+    return j.verdict if j.verdict in (NOT_RUN, "undecided") else f"**{j.verdict}**"
+
+
+def _html_row(j: Judgement) -> str:
+    left, right, *cells = _cells(j)
+    numbers = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells[:-1])
+    title = f' title="{html.escape(j.reason.replace("`", ""))}"' if j.reason else ""
+    kind = j.verdict.replace(" ", "-")
+    names = "".join(f'<th scope="row">{html.escape(name)}</th>' for name in (left, right))
+    return f'<tr>{names}{numbers}<td class="verdict {kind}"{title}>{j.verdict}</td></tr>'

@@ -1,0 +1,89 @@
+"""`runs.csv`, one line per run with its digests, and `logs/`, the evaluations of each run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from semires.evaluation.bootstrap import confidence_interval
+from semires.reporting.records import METRICS, Records, Run
+from semires.reporting.render import csv_text
+from semires.runs.key import SUPERVISED, RunKey, fraction_name
+
+KEY_COLUMNS = ("dataset", "fraction", "method", "seed")
+DIGEST_COLUMNS = ("weights_sha256", "predictions_sha256", "samples_sha256")
+WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
+
+
+def runs_csv(records: Records, samples: int = 1000) -> str:
+    """One line per run: key, metrics by split (percent), digests, numerics and versions.
+
+    A metric's column is ``SPLIT/METRIC``. ``SPLIT/oIoU_low`` and ``_high`` are its 95 % interval
+    over images (``samples`` resamples). A digest is empty if run.json does not state it.
+    """
+    lines = [_line(run, samples) for run in sorted(records.all, key=_pipeline_order)]
+    first = [*KEY_COLUMNS, "best_step"]
+    seen = dict.fromkeys(name for line in lines for name in line if "/" in name)
+    metrics = sorted(seen, key=lambda name: name.startswith("pseudo/"))  # those of splits first
+    rest = sorted({name for line in lines for name in line if name.startswith("numerics.")})
+    out = io.StringIO()
+    columns = [*first, *metrics, *DIGEST_COLUMNS, *rest]
+    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _line(run: Run, samples: int) -> dict[str, str]:
+    key, record = run.key, run.record
+    line = {
+        "dataset": csv_text(key.dataset),
+        "fraction": fraction_name(key.fraction),
+        "method": csv_text(key.label),
+        "seed": str(key.seed),
+        "best_step": str(record.best_step),
+        "weights_sha256": record.files.get(WEIGHTS, ""),
+        "predictions_sha256": record.files.get(PREDICTIONS, ""),
+        "samples_sha256": run.samples_sha256,
+    }
+    for split, values in run.metrics.items():
+        line |= {f"{split}/{name}": f"{value:.4f}" for name, value in values.items()}
+        sums = run.sums(split) if METRICS[0] in values else None
+        if sums is not None:
+            interval = confidence_interval([sums], samples)
+            line[f"{split}/{METRICS[0]}_low"] = f"{interval.low:.4f}"
+            line[f"{split}/{METRICS[0]}_high"] = f"{interval.high:.4f}"
+    flat = flatten(record.numerics)
+    return line | {f"numerics.{name}": csv_text(str(value)) for name, value in flat.items()}
+
+
+def _pipeline_order(run: Run) -> tuple[str, float, bool, str, int]:
+    key = run.key
+    return (key.dataset, key.fraction, key.method != SUPERVISED, key.label, key.seed)
+
+
+def log_path(key: RunKey) -> str:
+    """The address of a run's log, relative to the report."""
+    return f"logs/{key.dataset}-{key.name}.csv"
+
+
+def logs(records: Records) -> Iterator[tuple[RunKey, str]]:
+    """Each run's evaluations as CSV, one line per evaluation; measured times are left out."""
+    for run in records.all:
+        table = run.history
+        columns = [name for name in table if not name.startswith("time/")]
+        text = table[columns].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        yield run.key, text
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

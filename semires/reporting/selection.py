@@ -1,0 +1,119 @@
+"""From a row of a table to numbers: its runs, its value, its difference from another row.
+
+Tables and claims both use this module, so that a claim's difference is the one that the table of
+differences shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from semires.config.schema import Params
+from semires.evaluation.bootstrap import (
+    ImageSums,
+    Interval,
+    confidence_interval,
+    paired_difference,
+)
+from semires.reporting import study
+from semires.reporting.definitions import TableRow
+from semires.reporting.records import Records, Run
+from semires.runs.key import RunKey
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number (percent or percentage points), its 95 % interval and what it is from.
+
+    ``sd`` is the standard deviation over seeds, None for one seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    sd: float | None
+    seeds: int
+    images: int
+    expressions: int
+
+
+class Selection:
+    """Finds and compares the runs of table rows.
+
+    Args:
+        params: the active parameters.
+        records: all runs.
+    """
+
+    def __init__(self, params: Params, records: Records) -> None:
+        self.params, self.records = params, records
+        self.samples = params.evaluation.bootstrap_samples
+
+    def key(self, row: TableRow, dataset: str, fraction: float) -> RunKey:
+        """The row's run of the study's first seed; a row's fixed fraction replaces ``fraction``."""
+        key = RunKey(
+            dataset, row.fraction or fraction, row.method, study.seeds(self.params)[0], row.source
+        )
+        return key.relative_to(self.params.proposals.source)
+
+    def runs(self, row: TableRow, dataset: str, fraction: float) -> list[Run]:
+        """The row's runs by seed; empty if there are none or the row cannot be filled."""
+        if row.needs is not None:
+            return []
+        key = self.key(row, dataset, fraction)
+        return self.records.find(dataset, key.fraction, key.label)
+
+    def value(
+        self, row: TableRow, dataset: str, fraction: float, split: str, metric: str
+    ) -> Value | None:
+        """Mean over seeds with its interval over images; None without runs."""
+        sums = list(self._sums(row, dataset, fraction, split, metric).values())
+        if not sums:
+            return None
+        each = [s.percent for s in sums]
+        return _value(confidence_interval(sums, self.samples), each, sums[0])
+
+    def difference(
+        self,
+        rows: tuple[TableRow, TableRow],
+        dataset: str,
+        fraction: float,
+        split: str,
+        metric: str,
+    ) -> Value | None:
+        """First row minus second row on the seeds that both have, over images and seeds.
+
+        None if they share no seed or were evaluated on different expressions.
+        """
+        first, second = (self._sums(row, dataset, fraction, split, metric) for row in rows)
+        seeds = sorted(first.keys() & second.keys())
+        if not seeds:
+            return None
+        pair = [first[s] for s in seeds], [second[s] for s in seeds]
+        try:
+            interval = paired_difference(*pair, self.samples)
+        except ValueError:  # evaluated on different expressions
+            return None
+        each = [a.percent - b.percent for a, b in zip(*pair, strict=True)]
+        return _value(interval, each, pair[0][0])
+
+    def _sums(
+        self, row: TableRow, dataset: str, fraction: float, split: str, metric: str
+    ) -> dict[int, ImageSums]:
+        name = f"{split}_shuffled" if row.shuffled else split
+        found = {
+            run.key.seed: run.sums(name, metric, row.smallest)
+            for run in self.runs(row, dataset, fraction)
+        }
+        return {seed: sums for seed, sums in found.items() if sums is not None}
+
+
+def _value(interval: Interval, each: Sequence[float], sums: ImageSums) -> Value:
+    sd = float(np.std(each, ddof=1)) if len(each) > 1 else None
+    return Value(
+        interval.value, interval.low, interval.high, sd, len(each),
+        len(sums.images), sums.n_expressions,
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""What the report asks of `study` in params.yaml: the only module of the report that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from semires.config.grid import expand
+from semires.config.schema import Params
+from semires.runs.key import SUPERVISED, RunKey, fraction_name
+
+
+def datasets(params: Params) -> list[str]:
+    """The study's data sets, keys of `datasets`."""
+    return params.study.datasets
+
+
+def fractions(params: Params) -> list[float]:
+    """The labelled fractions (percent) of the main table."""
+    return params.study.fractions
+
+
+def methods(params: Params, fraction: float) -> list[str]:
+    """The methods of the main table at a fraction, burn-in (`supervised`) first.
+
+    Methods with tuned thresholds have a row wherever the study trains them.
+    """
+    tuned = [
+        key.method
+        for key in expand(params)
+        if key.fraction == fraction
+        and key.method != SUPERVISED
+        and params.refine[key.method].thresholds == "tuned"
+    ]
+    return list(dict.fromkeys([SUPERVISED, *params.study.methods, *tuned]))
+
+
+def seeds(params: Params) -> list[int]:
+    """The study's seeds."""
+    return params.study.seeds
+
+
+def is_planned(key: RunKey, params: Params) -> bool:
+    """Whether the study has the run with any seed, so that `dvc repro` makes it."""
+    return _without_seed(key) in map(_without_seed, expand(params))
+
+
+def _without_seed(key: RunKey) -> tuple[str, float, str]:
+    return (key.dataset, key.fraction, key.label)
+
+
+def fill_command(keys: Iterable[RunKey], params: Params) -> str:
+    """What to do to make some runs, as text with the commands in backticks."""
+    keys = list(keys)
+    if all(is_planned(key, params) for key in keys):
+        return "`dvc repro`"
+    blocks = ", ".join(f"`- {text}`" for text in fill_blocks(keys, params.study.seeds))
+    return f"add {blocks} to `study.runs` in params.yaml, then `make repro`"
+
+
+def fill_blocks(keys: list[RunKey], seeds: list[int]) -> list[str]:
+    """Blocks of ``study.runs`` whose runs are the given ones, each as YAML on one line."""
+    methods: dict[tuple[str, str | None, float], list[str]] = {}
+    for key in keys:
+        listed = methods.setdefault((key.dataset, key.source, key.fraction), [])
+        if key.method not in listed:
+            listed.append(key.method)
+    fractions: dict[tuple[str, str | None, tuple[str, ...]], list[float]] = {}
+    for (dataset, source, fraction), listed in methods.items():
+        fractions.setdefault((dataset, source, tuple(listed)), []).append(fraction)
+    return [
+        f"{{datasets: [{dataset}], fractions: [{', '.join(map(fraction_name, values))}], "
+        f"methods: [{', '.join(listed)}], seeds: {seeds}"
+        + (f", sources: [{source}]}}" if source else "}")
+        for (dataset, source, listed), values in fractions.items()
+    ]
+
+
+def _cell_of(key: RunKey) -> tuple[str, float, str]:
+    return (key.dataset, key.fraction, key.label)
+
+
+def _unique(values: object) -> list[str]:
+    return list(dict.fromkeys(values))  # type: ignore[call-overload]
