@@ -164,7 +164,7 @@ def _report(arguments: Arguments) -> None:
     from semires.reporting.report import report
 
     report(params)
-    tracking.log_report(params)
+    tracking.sync_in_background()
 
 
 def _summary(arguments: Arguments) -> None:

@@ -20,9 +20,10 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from semires.errors import BusyError, CorruptCacheError, SemiresError
 
@@ -370,6 +371,22 @@ def sha256_tree(path: str | Path) -> str:
 def fingerprint(value: Any) -> str:
     """Hex SHA-256 of a JSON-like value, independent of the order of keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def flatten(values: Any, separator: str = ".") -> dict[str, Any]:
+    """The leaves of a tree of mappings by their joined names; lists are leaves."""
+    if not isinstance(values, Mapping):
+        return {"": values}
+    return {
+        f"{name}{separator}{rest}" if rest else str(name): leaf
+        for name, value in values.items()
+        for rest, leaf in flatten(value, separator).items()
+    }
+
+
+def sqlite_url(path: str | Path) -> str:
+    """SQLAlchemy's URL of an SQLite file; characters with a meaning in URLs are quoted."""
+    return f"sqlite:///{quote(str(Path(path).absolute()))}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semires.config.schema import Params
+from semires.files import flatten
 from semires.reporting.definitions import FigureDefinition, display_name
 from semires.reporting.figures import style_of
 from semires.reporting.page_template import TEMPLATE
@@ -21,8 +22,7 @@ from semires.reporting.pipeline import pipeline_svg
 from semires.reporting.records import Records
 from semires.reporting.render import claimed, place, to_html
 from semires.reporting.tables import Table
-from semires.tracking.journal import flatten
-from semires.tracking.links import run_links
+from semires.tracking import run_links
 
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}

@@ -49,7 +49,7 @@ def burn_in(params: Params, cell: RunKey, profile: bool = False) -> None:
         stream = Stream(labelled, settings.batch_size, last, first, group.rank, group.world)
         return stream_loader(labelled, stream, params.runtime.workers)
 
-    with task.lock(), tracking.track_run(cell, params, task.sections, stage="burn_in") as run:
+    with task.lock(), tracking.track_run(cell, params, task.sections, task.fingerprints) as run:
         loop = Loop(
             task,
             settings,
@@ -70,5 +70,4 @@ def burn_in(params: Params, cell: RunKey, profile: bool = False) -> None:
                 found = loss.detach()
                 loop.record(samples=len(logits), loss=found, loss_sup=found)
                 stepped()
-        metrics = write_run(task, loop, started)
-        run.finish(metrics, cell.folder)
+        write_run(task, loop, started)

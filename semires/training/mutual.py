@@ -93,7 +93,7 @@ def train_mutual(
     refiner, weights = make_refiner(params, method), params.loss.class_weights
     keep = ConfidenceFilter(method.keep, task.group.concat).to(task.group.device)
     alone = task.lock() if on_evaluation is None else contextlib.nullcontext()
-    with alone, tracking.track_run(cell, params, task.sections, stage="mutual") as run:
+    with alone, tracking.track_run(cell, params, task.sections, task.fingerprints) as run:
         modules = {"model": student, "teacher": teacher, "filter": keep}
         loop = _teacher_loop(task, parts, modules, on_evaluation or run.log_metrics)
         for sure, unsure in loop.steps(lambda a, b: _pairs(task, *parts, a, b)):
@@ -122,7 +122,6 @@ def train_mutual(
             shutil.rmtree(task.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
         metrics = _finish(task, loop, refiner, started)
-        run.finish(metrics, cell.folder)
     return metrics
 
 

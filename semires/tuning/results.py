@@ -140,7 +140,7 @@ def publish(result: Result) -> None:
         write_text(tuned_file(result.cell), best_yaml(result, thresholds_only=True))
     else:
         print(f"{tuned_file(result.cell)}: left as it is, study.tune_seeds says seed {seeds[0]}")
-    tracking.log_study(result.cell, without_password(result.params), result.trial_table, folder)
+    tracking.sync_in_background()
     print(text_table(result))
 
 
