@@ -202,7 +202,7 @@ def _report(arguments: Arguments) -> None:
     from semires.reporting.report import report
 
     report(params, Path(arguments.reports))
-    tracking.log_report(params)
+    tracking.sync_in_background()
 
 
 def _summary(arguments: Arguments) -> None:

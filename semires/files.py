@@ -16,11 +16,11 @@ import os
 import re
 import shutil
 import time
-import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from semires.errors import BusyError, CorruptCacheError, SemiresError
 
@@ -208,7 +208,7 @@ def read_parquet(
 
 def sqlite_url(path: str | Path) -> str:
     """The SQLAlchemy URL of an SQLite file; characters with a meaning in URLs are escaped."""
-    return "sqlite:///" + urllib.parse.quote(str(path), safe="/ ")
+    return "sqlite:///" + quote(str(path), safe="/ ")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -235,6 +235,17 @@ def sha256_tree(path: str | Path) -> str:
 def fingerprint(value: Any) -> str:
     """Hex SHA-256 of a JSON-like value, independent of the order of keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def flatten(values: Any, separator: str = ".") -> dict[str, Any]:
+    """The leaves of a tree of mappings by their joined names; lists are leaves."""
+    if not isinstance(values, Mapping):
+        return {"": values}
+    return {
+        f"{name}{separator}{rest}" if rest else str(name): leaf
+        for name, value in values.items()
+        for rest, leaf in flatten(value, separator).items()
+    }
 
 
 @contextlib.contextmanager

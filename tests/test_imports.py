@@ -7,17 +7,8 @@ ROOT = Path(__file__).parent.parent / "semires"
 # Every room and every module of the top level, in order; imports for annotations count as well.
 STORY = [
     *("errors", "files", "process", "refine", "runs", "config", "dist", "data", "models"),
-    *(
-        "proposals",
-        "samples",
-        "evaluation",
-        "tracking",
-        "training",
-        "tuning",
-        "reporting",
-        "doctor",
-    ),
-    *("cli", "__main__"),
+    *("proposals", "samples", "evaluation", "mlflow_store", "tracking", "training", "tuning"),
+    *("reporting", "doctor", "cli", "__main__"),
 ]
 
 

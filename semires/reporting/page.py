@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from semires.config.schema import Params
+from semires.files import flatten
 from semires.reporting import study
 from semires.reporting.claims import Judgement
 from semires.reporting.claims_render import claims_html
@@ -22,10 +23,10 @@ from semires.reporting.figures import style_of
 from semires.reporting.page_template import TEMPLATE
 from semires.reporting.records import METRICS, Records
 from semires.reporting.render import claimed, place, to_html
-from semires.reporting.runs_table import flatten, log_path
+from semires.reporting.runs_table import log_path
 from semires.reporting.tables import FilledTable
 from semires.runs.key import RunKey
-from semires.tracking.links import run_links
+from semires.tracking import run_links
 
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}

@@ -198,9 +198,7 @@ def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
     console.print("Claims, confidence intervals, the paper's values and figures:", end=" ")
     console.print(f"{output}/index.html, {output}/claims.md")
     console.print(f"Runs with their checkpoints: {RUNS}/D/F/M/seedS/")
-    console.print("MLflow store: mlflow.db (look at it with `make ui`)")
-    if waiting := tracking.pending():
-        console.print(f"{waiting} runs wait for the store in .work/tracking: `semires track sync`")
+    console.print(escape(f"MLflow store: {tracking.store_name()} (`make ui` shows mlflow.db)"))
 
 
 def build_main(params: Params, records: Records) -> FilledTable:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from semires.evaluation.bootstrap import confidence_interval
+from semires.files import flatten
 from semires.reporting.records import METRICS, Records, Run
 from semires.reporting.render import csv_text
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
@@ -76,14 +76,3 @@ def logs(records: Records) -> Iterator[tuple[RunKey, str]]:
         columns = [name for name in table if not name.startswith("time/")]
         text = table[columns].to_csv(index=False, float_format="%.6g", lineterminator="\n")
         yield run.key, text
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from semires.errors import ConfigError
 from semires.runs.key import RUNS, RunKey, fraction_name
 
 REPORTS = Path("reports")
@@ -51,3 +52,18 @@ def work(name: str, fingerprint: str) -> Path:
 def root() -> Path:
     """The real workspace: under ``dvc exp run --temp`` the current folder is a copy of it."""
     return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def require_project() -> None:
+    """Refuse a folder that is not the root of a project.
+
+    Raises:
+        ConfigError: it has no ``params.yaml``; the text names the project above it, if any.
+    """
+    here = Path.cwd()
+    if not (here / "params.yaml").is_file():
+        above = next((p for p in here.parents if (p / "params.yaml").is_file()), None)
+        where = f" ({above})" if above else ""
+        raise ConfigError(
+            f"{here}: no params.yaml, so not the root of a project; run it from the root{where}"
+        )

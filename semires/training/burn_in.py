@@ -57,12 +57,11 @@ def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
 
     with (
         context.lock(),
-        tracking.track_run(key, params, context.sections, stage="burn_in") as run,
+        tracking.track_run(key, params, context.sections, context.fingerprints) as run,
     ):
         loop = Loop(context, settings, steps, {"model": model}, "model", run.log_metrics)
         batches = context.loader(labelled, settings.batch_size, loop.remaining_batches)
         path = layout.root() / ".work" / f"trace-{key.name}.json"
         with trace_steps(path if profile and group.is_main_process else None) as stepped:
             loop.run(batches, compute_loss, after_step=stepped)
-        metrics = write_run(context, loop, started)
-        run.finish(metrics, key.folder)
+        write_run(context, loop, started)

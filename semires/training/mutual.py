@@ -176,7 +176,7 @@ def train_mutual(
         confidence_filter.to(context.group.device),
     )  # fmt: skip
     lock = context.lock() if on_evaluation is None else contextlib.nullcontext()
-    with lock, tracking.track_run(key, params, context.sections, stage="mutual") as run:
+    with lock, tracking.track_run(key, params, context.sections, context.fingerprints) as run:
         loop = Loop(
             context,
             params.mutual,
@@ -194,7 +194,6 @@ def train_mutual(
             shutil.rmtree(context.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
         metrics = _finish(context, loop, step.refiner, started)
-        run.finish(metrics, key.folder)
     return metrics
 
 

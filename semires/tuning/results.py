@@ -170,7 +170,7 @@ def publish(result: Result, report: bool = True) -> None:
         write_text(path, best_yaml(result, thresholds_only=True))
     else:
         print(f"{path}: not changed, because study.tune has the search of seed {seeds[0]}")
-    tracking.log_study(result.key, without_password(result.params), result.trial_table, folder)
+    tracking.sync_in_background()
     if report:
         print(text_table(result))
 

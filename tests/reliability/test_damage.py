@@ -38,7 +38,6 @@ from semires.proposals.checkpoint import checkpoint_sha256
 from semires.reporting.records import load_records
 from semires.runs import layout
 from semires.runs.key import RunKey
-from semires.tracking.journal import Journal
 from semires.training.state import load_state, save_state
 
 CELL = RunKey("refscenes", 25, "supervised", 0)
@@ -280,19 +279,6 @@ def test_a_study_s_database_is_usable_or_refused(tmp_path: Path):
             refused += 1
             one_line(error, str(path))
     assert refused > 0.4 * WAYS, "pages without a checksum: values may change, order may not"
-
-
-def test_a_log_loses_what_is_damaged_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    journal = Journal.new("c" * 40)
-    for step in range(20):
-        journal.append({"event": "metrics", "step": step, "values": {"x": step / 3}})
-    for _, bad in damaged(journal.path.read_bytes(), "journal"):
-        journal.path.write_bytes(bad)
-        events, _ = journal.read(0)
-        assert all(isinstance(event, dict) for event in events)
-        journal.progress_path.write_bytes(bad)
-        assert journal.progress()["offset"] == 0
 
 
 def test_counts_of_a_search_are_the_same_or_counted_again(tmp_path: Path):

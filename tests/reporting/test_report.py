@@ -16,7 +16,7 @@ from semires.reporting.records import load_records
 from semires.reporting.report import print_summary, report
 from semires.runs.key import RunKey
 from semires.runs.record import run_folders
-from semires.tracking.links import UI
+from semires.tracking import UI
 
 TABLES = ["main", *(f"table{n}" for n in range(2, 10))]
 HERE = Path(__file__).parent
@@ -123,7 +123,7 @@ def test_page_is_self_contained_and_complete(made):
         elif not source.startswith("data:"):
             assert (made / source).is_file()
     assert len(linked) == len(load_records(made.parent / "runs").all)
-    name = "attributes.run_name%20%3D%20%27cpi-u-10-seed1%27"
+    name = "tags.%60semires.key%60%20%3D%20%27runs%2Frefscenes%2F10%2Fcpi-u%2Fseed1%27"
     assert f"{UI}/#/experiments/1/runs?workflowType=machine_learning&searchFilter={name}" in linked
     assert "prefers-color-scheme" in page
     assert "cpi-u-10-seed1" in page
