@@ -11,7 +11,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ def labelled() -> Any:
 def record() -> Any:
     (run,) = load_records().all
     panels = {} if run.panels is None else {k: v.tolist() for k, v in run.panels.items()}
-    values = {k: v for k, v in run.record.items() if k != "files"}
+    values = {k: v for k, v in asdict(run.record).items() if k != "files"}
     parts = [run.metrics, run.predictions.to_json(), run.history.to_json(), panels, values]
-    return json.dumps([run.cell.__dict__, parts], sort_keys=True)
+    return json.dumps([run.key.__dict__, parts], sort_keys=True)
 
 
 def weights() -> Any:
