@@ -41,8 +41,8 @@ class Study:
         self.folder = folder
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
-        for name in (".dvc/config", ".dvc/plots"):
-            (folder / ".dvc").mkdir(exist_ok=True)
+        for name in (".dvc/config", ".dvc/plots", "experiments/claims.yaml"):
+            (folder / name).parent.mkdir(exist_ok=True)
             copy_any(ROOT / name, folder / name)
         for name in ("experiments/tables", "semires"):
             shutil.copytree(

@@ -64,7 +64,7 @@ def record() -> Any:
     panels = {} if run.panels is None else {k: v.tolist() for k, v in run.panels.items()}
     values = {k: v for k, v in asdict(run.record).items() if k != "files"}
     parts = [run.metrics, run.predictions.to_json(), run.history.to_json(), panels, values]
-    return json.dumps([run.cell.__dict__, parts], sort_keys=True)
+    return json.dumps([run.key.__dict__, parts], sort_keys=True)
 
 
 def weights() -> Any:
