@@ -38,7 +38,7 @@ with_uv() {
   local index=${PIP_INDEX_URL:-$(pip config get global.index-url 2>/dev/null || true)}
   [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}" # the mirror that pip uses
   pip install --quiet --require-hashes -r tools/uv.lock &&
-    "$venv/bin/uv" pip install --python "$venv/bin/python" --require-hashes -r requirements.lock
+    "$venv/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" --require-hashes -r requirements.lock
 }
 
 with_pip() {
