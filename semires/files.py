@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -40,11 +40,7 @@ _RESTORE = "its digest is not the recorded one; run `dvc checkout`, or make it a
 
 @contextlib.contextmanager
 def explain_os_error(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and the like into one line that names ``path``.
-
-    Raises:
-        SemiresError: instead of such an `OSError`; other errors pass.
-    """
+    """Turn a full disk, a read-only folder and the like into a SemiresError naming ``path``."""
     try:
         yield
     except OSError as error:
@@ -69,8 +65,6 @@ def _concerns(error: OSError, path: Path) -> bool:
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it and rename it into place.
-
-    The folder of ``path`` is made if it does not exist.
 
     Raises:
         SemiresError: the disk is full or the folder read-only; ``path`` is unchanged.
@@ -146,9 +140,7 @@ def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file, verify its seal if it has one, and return the value without the seal.
-
-    A byte order mark is accepted.
+    """Parse a JSON file (a byte order mark is accepted); verify and drop its seal, if it has one.
 
     Raises:
         SemiresError: it is missing or cannot be read; the text names the file.
@@ -237,24 +229,9 @@ def fingerprint(value: Any) -> str:
     return sha256_bytes(json.dumps(value, sort_keys=True, default=str).encode())
 
 
-def flatten(values: Any, separator: str = ".") -> dict[str, Any]:
-    """The leaves of a tree of mappings by their joined names; lists are leaves."""
-    if not isinstance(values, Mapping):
-        return {"": values}
-    return {
-        f"{name}{separator}{rest}" if rest else str(name): leaf
-        for name, value in values.items()
-        for rest, leaf in flatten(value, separator).items()
-    }
-
-
 @contextlib.contextmanager
 def lock(path: str | Path, what: str) -> Iterator[None]:
-    """Hold the lock file ``path`` or refuse at once.
-
-    Raises:
-        BusyError: another process holds it; the text says ``what`` is being made.
-    """
+    """Hold the lock file ``path``; raise BusyError if another process holds it."""
     from filelock import FileLock, Timeout
 
     path = Path(path)
@@ -264,9 +241,8 @@ def lock(path: str | Path, what: str) -> Iterator[None]:
         try:
             file_lock.acquire()
         except Timeout:
-            raise BusyError(
-                f"{path}: another process is making {what}; wait for it, or stop it"
-            ) from None
+            message = f"{path}: another process is making {what}; wait for it, or stop it"
+            raise BusyError(message) from None
     try:
         yield
     finally:

@@ -25,13 +25,12 @@ from semires.errors import CorruptCacheError
 from semires.evaluation.panels import panel_pictures
 from semires.files import (
     atomic_path,
-    flatten,
     read_json,
     sqlite_url,
     write_bytes,
 )
 from semires.runs import layout
-from semires.runs.record import RECORD, Provenance, RunRecord
+from semires.runs.record import RECORD, Provenance, RunRecord, flatten
 
 ARTIFACTS = "mlflow-artifacts:/"  # resolved by the UI's server, so a project can be moved
 TIMEOUT_S = 5  # of one request

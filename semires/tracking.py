@@ -29,7 +29,7 @@ from semires.mlflow_store import Record, Rows, Start, Store, StoredRun, store_na
 from semires.process import git_commit
 from semires.runs import layout
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
-from semires.runs.record import RECORD, Provenance, RunRecord, run_folders
+from semires.runs.record import RECORD, Provenance, RunRecord, flatten, run_folders
 
 __all__ = ["run_links", "store_name", "sync", "sync_in_background", "track_run"]
 UI = "http://127.0.0.1:5000"  # `make ui`
@@ -245,7 +245,7 @@ def _training(
     tags |= {f"fingerprint.{name}": value for name, value in fingerprints.items()}
     made = {**made, "git_commit": commit, "mlflow.source.git.commit": commit}
     tags |= {name: value for name, value in made.items() if value}
-    return Start(key.dataset, key.name, tags, files.flatten(params))
+    return Start(key.dataset, key.name, tags, flatten(params))
 
 
 def _tags(folder: Path, inputs: Any, stage: str, key: RunKey) -> dict[str, str]:

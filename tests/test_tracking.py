@@ -23,10 +23,10 @@ from semires import mlflow_store, tracking
 from semires.config.load import load_params
 from semires.config.schema import Params
 from semires.errors import Interrupted, SemiresError
-from semires.files import flatten, sha256_file, sqlite_url
+from semires.files import sha256_file, sqlite_url
 from semires.mlflow_store import Store, StoredRun
 from semires.runs.key import RunKey
-from semires.runs.record import Provenance, RunRecord
+from semires.runs.record import Provenance, RunRecord, flatten
 
 pytestmark = pytest.mark.tracked
 ROOT = Path(__file__).parent.parent

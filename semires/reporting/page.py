@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import quote
 
 from semires.config.schema import Params
-from semires.files import flatten
 from semires.reporting import study
 from semires.reporting.claims import Judgement
 from semires.reporting.claims_render import claims_html
@@ -26,6 +25,7 @@ from semires.reporting.render import claimed, place, to_html
 from semires.reporting.runs_table import log_path
 from semires.reporting.tables import FilledTable
 from semires.runs.key import RunKey
+from semires.runs.record import flatten
 from semires.tracking import run_links
 
 #: Which table a figure follows; others come last.

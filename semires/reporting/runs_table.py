@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterator
 
 from semires.evaluation.bootstrap import confidence_interval
-from semires.files import flatten
 from semires.reporting.records import METRICS, Records, Run
 from semires.reporting.render import csv_text
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
+from semires.runs.record import flatten
 
 KEY_COLUMNS = ("dataset", "fraction", "method", "seed")
 DIGEST_COLUMNS = ("weights_sha256", "predictions_sha256", "samples_sha256")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,3 +163,14 @@ def code_fingerprint() -> str:
 def run_folders(runs: Path = RUNS) -> Iterator[Path]:
     """The folders of all finished runs below ``runs``, ordered by path."""
     return (path.parent for path in sorted(runs.glob(f"*/*/*/seed*/{RECORD}")))
+
+
+def flatten(values: Any, separator: str = ".") -> dict[str, Any]:
+    """The leaves of a tree of mappings by their joined names; lists are leaves."""
+    if not isinstance(values, Mapping):
+        return {"": values}
+    return {
+        f"{name}{separator}{rest}" if rest else str(name): leaf
+        for name, value in values.items()
+        for rest, leaf in flatten(value, separator).items()
+    }
