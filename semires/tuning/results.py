@@ -137,11 +137,12 @@ def publish(result: Result) -> None:
         write_json(temporary / "summary.json", result.summary)
         plots.draw(result, temporary)
     path = tuned_file(result.cell)
-    seeds = [key.seed for key in searches(result.params) if tuned_file(key) == path]
+    planned = searches(result.params)
+    seeds = [key.seed for key in planned if tuned_file(key) == path] or [k.seed for k in planned]
     if not seeds or result.cell.seed in seeds:
         write_text(path, best_yaml(result, thresholds_only=True))
     else:
-        print(f"{path}: not changed, since study.tune has the search of seed {seeds[0]}")
+        print(f"{path}: not changed, since the seed of study.tune is {seeds[0]}")
     tracking.log_study(result.cell, without_password(result.params), result.trial_table, folder)
     print(text_table(result))
 

@@ -174,14 +174,14 @@ def test_one_search_speaks_for_a_method(workspace, capsys):
         teacher.parent.mkdir(parents=True, exist_ok=True)
         teacher.write_bytes(b"teacher %d" % seed)
         params = configured(trials=5)
-        assert params.study.tune_seeds == [0]
+        assert [block.seeds for block in params.study.tune] == [[0]]
         key = fingerprint(sources(params, cell))
         path = layout.work(f"counts-refscenes-1-sam-seed{seed}", key) / "counts.npz"
         save(count(*pseudo_labels(seed)), path, key)
         tune(params, cell)
         assert "seed 0." in tuned.read_text()
         assert Path(f"tune/refscenes/1/iom/seed{seed}/best.yaml").is_file()
-    assert f"{tuned}: left as it is, study.tune_seeds says seed 0" in capsys.readouterr().out
+    assert f"{tuned}: not changed, since the seed of study.tune is 0" in capsys.readouterr().out
 
 
 def test_no_password_leaves_the_parameters():
