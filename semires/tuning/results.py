@@ -165,11 +165,12 @@ def publish(result: Result, report: bool = True) -> None:
             result.plane.to_csv(temporary / "plane.csv", index=False)
         plots.draw(result, temporary)
     path = tuned_file(result.key)
-    seeds = [key.seed for key in searches(result.params) if tuned_file(key) == path]
+    planned = searches(result.params)
+    seeds = [key.seed for key in planned if tuned_file(key) == path] or [k.seed for k in planned]
     if not seeds or result.key.seed in seeds:
         write_text(path, best_yaml(result, thresholds_only=True))
     else:
-        print(f"{path}: not changed, because study.tune has the search of seed {seeds[0]}")
+        print(f"{path}: not changed, because the seed of study.tune is {seeds[0]}")
     tracking.sync_in_background()
     if report:
         print(text_table(result))

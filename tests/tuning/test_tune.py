@@ -215,7 +215,7 @@ def test_one_search_serves_all_seeds_of_a_method(workspace, capsys):
         assert "seed 0." in tuned.read_text()
         assert Path(f"tune/refscenes/1/iom/seed{seed}/best.yaml").is_file()
     assert (
-        f"{tuned}: not changed, because study.tune has the search of seed 0"
+        f"{tuned}: not changed, because the seed of study.tune is 0"
         in capsys.readouterr().out
     )
 
