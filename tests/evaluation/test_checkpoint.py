@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.errors import WeightsError
 from semires.evaluation.checkpoint import evaluate_checkpoint, open_checkpoint
+from semires.files import JSON_SEAL, sha256_file
+from semires.models import build_model
+from semires.models.text import Tokenizer
 from semires.models.weights import read_checkpoint
+from semires.runs.key import RunKey
+from semires.runs.record import RunRecord
+from semires.training.record import save_model
 
 PUBLISHED = ROOT / "tests/golden/lavt_w7.pth"
 TOKENS = 120  # of the golden checkpoint
@@ -92,3 +99,62 @@ def test_the_text_encoder_may_be_given(refcoco: Params):
     )
     whole, _ = evaluate_checkpoint(refcoco, PUBLISHED, "refscenes", "val")
     assert evaluate_checkpoint(given, "x.pth", "refscenes", "val")[0] == whole
+
+
+def save_run(params: Params, folder: Path) -> Path:
+    """A run's folder as far as it is read here: its record and random weights."""
+    torch.manual_seed(len(folder.name))
+    model = build_model(params.model, Tokenizer.from_config(params.model), pretrained=False)
+    folder.mkdir(parents=True)
+    save_model(model, folder / "model.safetensors")
+    files = {"model.safetensors": sha256_file(folder / "model.safetensors")}
+    values = params.model_dump()
+    RunRecord(
+        key=RunKey("refscenes", 1, "supervised", 0),
+        params={"model": values["model"], "data": values["data"]},
+        metrics={}, best_step=1, fingerprints={}, numerics={}, n_refs_labelled=1,
+        n_parameters=1, truncated_expressions=0, files=files,
+    ).write(folder)  # fmt: skip
+    return folder
+
+
+def test_only_the_weights_of_a_run_are_read_under_its_name(refcoco: Params):
+    run = save_run(refcoco, Path("runs/one"))
+    for path in (run, run / "model.safetensors"):
+        assert open_checkpoint(path, refcoco).model
+    shutil.copy(run / "model.safetensors", run / "other.safetensors")
+    for name, says in (
+        ("last.safetensors", "no such file or folder"),
+        ("nowhere/model.safetensors", "no such file or folder"),
+        ("other.safetensors", "no checkpoint: give a run folder"),
+        ("run.json", "no checkpoint: give a run folder"),
+        ("last.pth", "no such file"),
+        ("../two", "no such file or folder"),
+        ("..", "no run folder"),
+    ):
+        with pytest.raises(WeightsError, match=says) as caught:
+            open_checkpoint(run / name, refcoco)
+        assert str(run / name) in str(caught.value)
+
+
+def test_the_weights_must_be_those_of_the_record(refcoco: Params):
+    one, other = save_run(refcoco, Path("runs/one")), save_run(refcoco, Path("runs/other"))
+    for name in ("model.safetensors", "model.safetensors.sha256"):
+        shutil.copy(other / name, one / name)
+    with pytest.raises(WeightsError, match=r"not the weights of this run"):
+        open_checkpoint(one, refcoco)
+    (one / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="no such file"):
+        open_checkpoint(one, refcoco)
+
+
+def test_a_record_of_another_model_is_one_line(refcoco: Params):
+    run = save_run(refcoco, Path("runs/one"))
+    record = run / "run.json"
+    for name in ("unknown", 3, None):
+        value = json.loads(record.read_text())
+        value["params"]["model"]["name"] = name
+        record.write_text(json.dumps({k: v for k, v in value.items() if k != JSON_SEAL}))
+        with pytest.raises(WeightsError, match="no record of a training") as caught:
+            open_checkpoint(run, refcoco)
+        assert str(caught.value).isprintable()

@@ -100,6 +100,61 @@ def test_text_encoder_among_the_models_weights(tmp_path, lavt, inputs):
     assert torch.equal(loaded(*inputs), lavt(*inputs))
 
 
+@pytest.mark.parametrize("wrap", [lambda a: a, vars, lambda a: dict(vars(a), epochs=40)])
+def test_heads_are_read_from_a_namespace_or_a_mapping(tmp_path, lavt, inputs, wrap):
+    for heads, mha in (([1, 2, 1, 4], "1-2-1-4"), ([1, 1, 1, 1], ""), ([1, 1, 1, 1], None)):
+        torch.save(
+            {**to_published(lavt), "args": wrap(argparse.Namespace(mha=mha))}, tmp_path / "x.pth"
+        )
+        loaded = load_official_lavt(tmp_path / "x.pth")
+        given = load_official_lavt(tmp_path / "x.pth", fusion_heads=heads)
+        assert [fusion.attention.heads for fusion in loaded.fusions] == heads
+        assert torch.equal(loaded(*inputs), given(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"mha": "rubbish"}, "`mha` in `args` is 'rubbish'"),
+        ({"mha": [1, 1, 1, 1]}, "`mha` in `args` is [1, 1, 1, 1]"),
+        ({"mha": 4}, "`mha` in `args` is 4"),
+        ({"mha": "1-1-1"}, "`mha`"),
+        ({"mha": "0-1-1-1"}, "`mha`"),
+        ({"mha": "3-1-1-1"}, "fusion_heads: 3 heads do not divide"),
+        (argparse.Namespace(mha=True), "`mha` in `args` is True"),
+        ({"mha": np.str_("1-1-1-1")}, "`mha`"),
+        (["--mha", "1-1-1-1"], "`args` is a list"),
+        ("--mha 1-1-1-1", "`args` is a str"),
+    ],
+)
+def test_training_arguments_that_cannot_be_read(tmp_path, lavt, args, says):
+    torch.save({**to_published(lavt), "args": args}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=re.escape(says)) as caught:
+        load_official_lavt(tmp_path / "x.pth")
+    one_line(caught.value, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "says"),
+    [
+        (lambda c: {"state_dict": c["model"]}, "it has no `model` weights, but state_dict"),
+        (lambda c: c["model"], "it has no `model` weights, but backbone."),
+        (lambda c: [c], "it has no `model` weights"),
+        (lambda c: {"model": c}, "'model' is no tensor but a dict"),
+        (lambda c: {**c, "bert_model": [1]}, "weights are a list, not a mapping"),
+        (
+            lambda c: {"model": {f"net.{k}": v for k, v in c["model"].items()}},
+            "it lacks 'backbone.",
+        ),
+    ],
+)
+def test_other_wrappings_are_named(tmp_path, lavt, wrap, says):
+    torch.save(wrap(to_published(lavt)), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=re.escape(says)) as caught:
+        load_official_lavt(tmp_path / "x.pth")
+    one_line(caught.value, tmp_path / "x.pth")
+
+
 class Evil:
     def __init__(self, marker):
         self.marker = marker

@@ -232,6 +232,63 @@ def test_missing_published_file_says_what_to_download(
         prepare_checkpoint(params_with(model=model, checkpoint="weights"))
 
 
+MOBILE = {
+    "image_encoder.patch_embed.seq.0.c.weight": torch.zeros(4, 3, 3, 3),
+    "mask_decoder.iou_token.weight": torch.zeros(1, 256),
+}
+LORA = {"image_encoder.blocks.0.attn.qkv.linear_a_q.weight": torch.zeros(4, 768)}
+HQ = {"mask_decoder.hf_token.weight": torch.zeros(1, 256)}
+LARGE = {"image_encoder.pos_embed": torch.zeros(1, 64, 64, 1024)}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (MOBILE, ["missing: image_encoder.pos_embed and", "unknown: image_encoder.", "MobileSAM"]),
+        ({"model": MOBILE, "optimizer": {"state": {0: {}}}}, ["its entry `model`", "MobileSAM"]),
+        ({"best": np.float64(0.5), "model": MOBILE}, ["its entry `model`", "MobileSAM"]),
+        ({f"module.{k}": v for k, v in MOBILE.items()}, ["begin with `module.`", "MobileSAM"]),
+        ({f"net.{k}": v for k, v in HQ.items()}, ["begin with `net.`", "unknown: net.", "SAM-HQ"]),
+        (HQ, ["unknown: mask_decoder.hf_token.weight", "SAM-HQ"]),
+        (LORA, ["unknown: image_encoder.blocks.0.attn.qkv.linear_a_q.weight", "LoRA"]),
+        (LARGE, ["wrong shape: image_encoder.pos_embed is (1, 64, 64, 1024)", "sam.model to it"]),
+        ({"vision_encoder.pos_embed": torch.zeros(1)}, ["unknown: vision_encoder", "transformers"]),
+        ({"memory_encoder.x": torch.zeros(1)}, ["unknown: memory_encoder.x", "SAM 2"]),
+        (torch.nn.Linear(2, 2), ["wants to run torch.nn.modules.linear.Linear", "weights_only"]),
+        ([1, 2], ["weights are a list"]),
+        ({"image_encoder.pos_embed": 3}, ["is no tensor but a int"]),
+    ],
+)
+def test_weights_that_are_no_sam_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, says: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "x.pth")
+    settings = {"model": "vit_b", "checkpoint": "x.pth", "sha256": files.sha256_file("x.pth")}
+    with pytest.raises(WeightsError) as caught:
+        prepare_checkpoint(params_with(**settings))
+    text = str(caught.value)
+    assert text.startswith("x.pth: ")
+    assert text.isprintable()
+    for words in says:
+        assert words in text
+    assert not Path("sam").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>", b""]
+)
+def test_files_that_are_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model, name in (("vit_b", "x.pth"), ("tiny", "x.safetensors")):
+        Path(name).write_bytes(content)
+        settings = {"model": model, "checkpoint": name, "sha256": files.sha256_file(name)}
+        with pytest.raises(WeightsError, match=r"LFS pointer|web page|is empty"):
+            prepare_checkpoint(params_with(**settings))
+
+
 class _Hostile:
     def __reduce__(self) -> object:
         return (Path.touch, (Path("ran"),))

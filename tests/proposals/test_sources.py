@@ -1,5 +1,7 @@
 """Every source of proposals for real, and what may come in as an image."""
 
+import json
+import shutil
 import typing
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from skimage.segmentation import felzenszwalb
 
 from semires.config import schema as config
@@ -194,3 +197,51 @@ def test_hub_id_without_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
 def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="transformers' layout"):
         build_source(transformers_source(tmp_path))
+
+
+def damaged_folders(root: Path) -> dict[str, str]:
+    """Folders of a SAM that cannot be used as it is, by name, with words of the message."""
+    sam_folder(root / "whole", high_quality=False)
+    wanted = {
+        "pointer": "Git LFS pointer", "cut": "cannot be read", "empty": "is empty",
+        "other sizes": "wrong shape: vision_encoder.layers.", "missing": "missing: mask_decoder.",
+        "unknown": "unknown: mask_decoder.surplus", "no weights": "holds no model",
+        "bad json": "not a valid JSON", "no processor": "image processor", "bert": "BertConfig",
+    }  # fmt: skip
+    for name in wanted:
+        shutil.copytree(root / "whole", root / name)
+    weights = {name: root / name / "model.safetensors" for name in wanted}
+    state = load_file(root / "whole/model.safetensors")
+    weights["pointer"].write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    weights["cut"].write_bytes(weights["cut"].read_bytes()[:5000])
+    weights["empty"].write_bytes(b"")
+    weights["no weights"].unlink()
+    first = next(n for n in sorted(state) if n.startswith("mask_decoder.") and n.endswith("bias"))
+    meta = {"format": "pt"}
+    save_file({k: v for k, v in state.items() if k != first}, weights["missing"], metadata=meta)
+    surplus = {"mask_decoder.surplus": torch.zeros(2)}
+    save_file(state | surplus, weights["unknown"], metadata=meta)
+    config = json.loads((root / "whole/config.json").read_text())
+    config["vision_config"]["mlp_dim"] += 16
+    (root / "other sizes/config.json").write_text(json.dumps(config))
+    (root / "bert/config.json").write_text('{"model_type": "bert"}')
+    (root / "bad json/config.json").write_text("{")
+    for path in (root / "no processor").glob("p*config.json"):
+        path.unlink()
+    return wanted
+
+
+def test_damaged_folders_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    wanted = damaged_folders(tmp_path)
+    capfd.readouterr()
+    for name, says in wanted.items():
+        with pytest.raises(WeightsError) as caught:
+            build_source(transformers_source(tmp_path / name))
+        text = str(caught.value)
+        assert says in text, name
+        assert str(tmp_path / name) in text
+        assert text.isprintable()
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
