@@ -36,14 +36,14 @@ KIND = "workflowType=machine_learning"  # as the UI has it after the experiment'
 
 
 def copy_store(source: Path, target: Path) -> None:
-    """Copy a database; its runs' files are then served from wherever they lie now."""
+    """Copy a database, which may be in use."""
     with (
-        contextlib.closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old,
+        contextlib.closing(
+            sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)
+        ) as old,
         contextlib.closing(sqlite3.connect(target)) as new,
     ):
         old.backup(new)
-        new.execute("UPDATE runs SET artifact_uri='mlflow-artifacts:/'||run_uuid||'/artifacts'")
-        new.commit()
 
 
 def find_runs(database: Path, names: list[str]) -> tuple[str, list[str]]:

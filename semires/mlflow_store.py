@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from semires.errors import CorruptCacheError
+from semires.errors import CorruptCacheError, SemiresError
 from semires.evaluation.panels import panel_pictures
 from semires.files import (
     atomic_path,
@@ -282,8 +282,18 @@ def store_name() -> str:
     return re.sub(r"\?.*", "?***", re.sub(r"//.*@", "//***@", address())) or "mlflow.db"
 
 
-def reason(error: Exception) -> str:
-    """An error in one line of at most 300 characters, without the credentials of the store."""
+def reason(error: BaseException) -> str:
+    """An error and its first cause in one line, without the credentials of the store."""
+    cause = error
+    while not isinstance(error, SemiresError) and (earlier := cause.__cause__ or cause.__context__):
+        cause = earlier
+    if cause is error:
+        return _without_credentials(error)[:300]
+    first = f"{type(cause).__name__}: {_without_credentials(cause)[:200]}"
+    return f"{_without_credentials(error)[:100]}… ({first})"
+
+
+def _without_credentials(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     secrets = re.findall(r"//(.*)@", address()) + re.findall(r"\?(.+)", address())
     secrets += [secret.partition(":")[2] for secret in secrets]
@@ -291,7 +301,7 @@ def reason(error: Exception) -> str:
     secrets += [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")]
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text[:300]
+    return text
 
 
 @contextlib.contextmanager
