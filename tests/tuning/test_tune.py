@@ -214,10 +214,7 @@ def test_one_search_serves_all_seeds_of_a_method(workspace, capsys):
         tune(params, cell)
         assert "seed 0." in tuned.read_text()
         assert Path(f"tune/refscenes/1/iom/seed{seed}/best.yaml").is_file()
-    assert (
-        f"{tuned}: not changed, because the seed of study.tune is 0"
-        in capsys.readouterr().out
-    )
+    assert f"{tuned}: not changed, because the seed of study.tune is 0" in capsys.readouterr().out
 
 
 def test_all_searches_of_the_study_in_one_process(workspace, capsys):
