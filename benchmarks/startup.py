@@ -17,7 +17,7 @@ from pathlib import Path
 
 import common
 
-from semires.files import read_json
+from semires.runs.record import Provenance, RunRecord, run_folders
 
 sys.path.insert(0, str(common.ROOT / "tests"))
 from helpers.dvc_study import Study
@@ -50,14 +50,15 @@ def main() -> None:
         kind: seconds([sys.executable, "-c", f"import {module}"], repeats) - bare
         for kind, module in MODULES.items()
     }
-    records = [read_json(path) for path in sorted(Path("runs").glob("**/run.json"))]
-    if not records:
+    made = [(RunRecord.read(folder), Provenance.read(folder)) for folder in run_folders()]
+    runs = [(record.key.method, provenance) for record, provenance in made if provenance]
+    if not runs:
         print(f"no records under runs/; a training's imports take {imports['mutual']:.1f} s")
         return
-    importing = sum(imports.get(r["cell"]["method"], imports["mutual"]) for r in records)
-    working = sum(r["duration_s"] for r in records)
+    importing = sum(imports.get(method, imports["mutual"]) for method, _ in runs)
+    working = sum(provenance.duration_s for _, provenance in runs)
     share = 100 * importing / (importing + working)
-    common.within(f"imports' share of {len(records)} trainings", share, 15, "%")
+    common.within(f"imports' share of {len(runs)} trainings", share, 15, "%")
 
 
 if __name__ == "__main__":
