@@ -107,7 +107,7 @@ def notes(judgements: list[Judgement]) -> list[str]:
         if j.verdict == NOT_RUN:
             missing.setdefault(j.reason, []).append(j.id)
     for reason, ids in missing.items():
-        result.append(f"Not run, {reason}: {', '.join(dict.fromkeys(ids))}.")
+        result.append(f"Not run: {', '.join(dict.fromkeys(ids))}; {reason}.")
     return result
 
 

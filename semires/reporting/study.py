@@ -73,11 +73,3 @@ def fill_blocks(keys: list[RunKey], seeds: list[int]) -> list[str]:
         + (f", sources: [{source}]}}" if source else "}")
         for (dataset, source, listed), values in fractions.items()
     ]
-
-
-def _cell_of(key: RunKey) -> tuple[str, float, str]:
-    return (key.dataset, key.fraction, key.label)
-
-
-def _unique(values: object) -> list[str]:
-    return list(dict.fromkeys(values))  # type: ignore[call-overload]

@@ -4,28 +4,12 @@ import shutil
 
 import pytest
 from helpers import ROOT, fake_runs
-
-from semires.config.validate import read_yaml, validate
-from semires.reporting.report import report
-
-
-def make_small_params():
-    """The embedded study, smaller."""
-    values = read_yaml(ROOT / "experiments/demo.yaml")
-    block = {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
-    values["study"]["runs"][0] |= block
-    values["evaluation"]["bootstrap_samples"] = 200
-    return validate(values)
-
-
-def report_small():
-    """For a process of its own: the report of the current folder's runs."""
-    report(make_small_params())
+from helpers.report_study import small_study
 
 
 @pytest.fixture(scope="session")
 def small_params():
-    return make_small_params()
+    return small_study()
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import ROOT, fake_runs
+from helpers.report_study import with_study
 from hypothesis import given
 from hypothesis import strategies as st
 
 from semires.config.load import load_params
-from semires.config.validate import validate
 from semires.errors import ConfigError
 from semires.reporting.claims import Judge, load_claims, verdict_of
 from semires.reporting.claims_render import CLAIM_COLUMNS, claims_csv, claims_markdown, count_line
@@ -62,11 +62,10 @@ def test_every_claim_of_the_paper_is_there():
 
 def test_the_papers_own_differences_are_those_of_its_tables(own_workspace):
     """Every claim holds in the paper, and the differences are the typed ones."""
-    values = load_params(ROOT / "params.yaml").model_dump()
-    values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
-    values["datasets"]["coco+"] = values["datasets"]["refscenes"] | {"dataset": "refcoco+"}
-    values["study"] |= {"datasets": ["refscenes", "coco", "coco+"], "fractions": [0.1, 1.0, 5.0]}
-    judged = [j for j in judge(validate(values)) if j.paper is not None]
+    datasets = ["refscenes", "coco", "coco+"]
+    params = load_params(ROOT / "params.yaml")
+    params = with_study(params, datasets=datasets, fractions=[0.1, 1.0, 5.0])
+    judged = [j for j in judge(params) if j.paper is not None]
     papers = {(j.id, j.dataset, j.fraction, j.left, j.right): j.paper for j in judged}
     assert min(papers.values()) > 0
     assert len(papers) > 60
@@ -103,9 +102,7 @@ def written(params, gains, seeds=(0, 1, 2, 3, 4), spread=0.0):
         for method, gain in gains.items():
             own = rng.normal(0, spread) if spread else 0.0
             fake_runs.write_run(RunKey("refscenes", 1, method, seed), gain=gain + shared + own)
-    values = params.model_dump()
-    values["study"] |= {"fractions": [1.0], "seeds": list(seeds)}
-    return judge(validate(values))
+    return judge(with_study(params, fractions=[1.0], seeds=list(seeds)))
 
 
 def test_a_clear_difference_is_supported_or_contradicted(own_workspace, small_params):
@@ -139,10 +136,12 @@ def test_a_claim_without_runs_names_the_command(workspace, small_params):
     judged = judge(small_params)
     found = one(judged, "iom-above-baseline")
     assert (found.verdict, found.ours, found.seeds) == ("not run", None, 0)
-    assert "'study.ablations=[iom]'" in found.reason
+    block = "{datasets: [refscenes], fractions: [1], methods: [iom], seeds: [0, 1]}"
+    assert found.reason == f"add `- {block}` to `study.runs` in params.yaml, then `make repro`"
     assert "second RES model" in one(judged, "second-model-semires").reason
     text = claims_markdown(small_params, judged)
-    assert "`dvc exp run -S 'study.ablations=[iom]'" in text
+    (line,) = [line for line in text.splitlines() if line.endswith(f"; {found.reason}.")]
+    assert line.startswith("- Not run: iom-above-baseline, cpi-u-best")
 
 
 def rewrite(seed, method, **columns):
@@ -226,13 +225,10 @@ def test_csv_has_exactly_the_promised_columns(workspace, small_params):
 
 
 def test_one_file_judges_several_data_sets(own_workspace, small_params):
-    values = small_params.model_dump()
-    values["datasets"]["coco"] = values["datasets"]["refscenes"] | {"dataset": "refcoco"}
-    values["study"]["datasets"] = ["refscenes", "coco"]
     for method in ("supervised", "baseline"):
         for seed in (0, 1):
             fake_runs.write_run(RunKey("coco", 1, method, seed))
-    params = validate(values)
+    params = with_study(small_params, datasets=["refscenes", "coco"])
     judged = judge(params)
     assert {j.dataset for j in judged if j.verdict != "not run"} == {"refscenes", "coco"}
     text = claims_markdown(params, judged)

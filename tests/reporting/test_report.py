@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers import fake_runs
+from helpers import TESTS, fake_runs
 
 from semires.reporting.records import load_records
 from semires.reporting.report import print_summary, report
@@ -19,7 +19,6 @@ from semires.runs.record import run_folders
 from semires.tracking import UI
 
 TABLES = ["main", *(f"table{n}" for n in range(2, 10))]
-HERE = Path(__file__).parent
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -72,13 +71,9 @@ def test_where_and_when_runs_were_made_does_not_matter(made, own_workspace, smal
         shutil.move(aside, folder)
     environment = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
     Path("matplotlibrc").write_text("font.size: 20\nfont.family: serif\n")
-    program = (
-        "import sys; sys.path[:0] = sys.argv[1:]; from conftest import report_small; report_small()"
-    )
-    subprocess.run(
-        [sys.executable, "-c", program, str(HERE), str(HERE.parent)],
-        env=environment, check=True,
-    )  # fmt: skip
+    program = [sys.executable, "-m", "helpers.report_study"]
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    subprocess.run(program, env=environment, check=True)
     assert contents(own_workspace / "reports") == contents(made)
 
 
