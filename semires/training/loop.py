@@ -187,7 +187,7 @@ class Loop:
             NonFiniteLossError: the loss is NaN or infinite; the text names the references.
         """
         if any(self.group.any(not torch.isfinite(loss))):
-            self._refuse(float(loss), ref_ids)
+            self._refuse(float(loss.detach()), ref_ids)
         self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def _step_optimizer(self) -> None:

@@ -187,7 +187,7 @@ def test_a_loss_that_diverges_names_its_references_and_keeps_the_state(
     drawn = files.read_json(layout.split_file("refscenes", 10))["labelled_images"]
     (ref_id,) = train.loc[train["image_id"].isin(drawn), "ref_id"]
     said = str(caught.value)
-    assert f"at step 2, of a batch of the references {ref_id};" in said
+    assert f"at step 2, for a batch of the references {ref_id};" in said
     (state,) = Path(".work").glob("runs-*/last.pt")
     assert str(state.parent) in said
     burn_in(params, SUPERVISED)
@@ -206,19 +206,19 @@ def test_the_control_needs_no_unlabelled_image(project: Path):
 def test_a_forward_pass_that_breaks_the_model_is_not_saved(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Batch norm's statistics become infinite with the logits: what is on disk stays sound."""
-    original = burn_in_module.Loop.optimise
+    """Batch norm's statistics become infinite with the logits: the saved state stays finite."""
+    original = burn_in_module.Loop.backward
 
-    def optimise(self: Any, loss: torch.Tensor) -> bool:
+    def backward(self: Any, loss: torch.Tensor, ref_ids: list[int]) -> None:
         if self.step == 1:
             self.save()
         if self.step == 2:
             buffers = self.modules["model"].named_buffers()
             next(b for name, b in buffers if name.endswith("running_var")).fill_(math.inf)
             loss = torch.tensor(math.nan)
-        return bool(original(self, loss))
+        original(self, loss, ref_ids)
 
-    monkeypatch.setattr(burn_in_module.Loop, "optimise", optimise)
+    monkeypatch.setattr(burn_in_module.Loop, "backward", backward)
     with pytest.raises(NonFiniteLossError, match=r"the state before it is in \.work"):
         burn_in(small(burn_in={"batch_size": 1}), SUPERVISED)
     (path,) = Path(".work").glob("runs-*/last.pt")
