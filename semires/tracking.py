@@ -41,7 +41,8 @@ class TrackedRun:
     """The log of one training. No method raises an error or waits for the store."""
 
     def __init__(self, start: Start) -> None:
-        self._start, self._opened, self._enabled = start, time.monotonic(), _is_enabled()
+        self._start, self._opened = start, time.monotonic()
+        self._enabled, self._warned = _is_enabled(), False
         self._path = _folder() / f"{start.tags['semires.run']}.json"
         self._rows: Rows = []
         self._running = contextlib.ExitStack()
@@ -57,7 +58,7 @@ class TrackedRun:
         if self._rows:
             self._write(status)
         self._running.close()
-        if self._enabled and self._sender is not None:
+        if self._sender is not None:
             wait_s = min(WAIT_S, 0.01 * (time.monotonic() - self._opened))
             with contextlib.suppress(subprocess.TimeoutExpired):  # the sender continues alone
                 self._sender.wait(wait_s)
@@ -78,19 +79,21 @@ class TrackedRun:
             self._sender = self._sender or _start_sender(self._path)
             self._check_sender()
         except (OSError, SemiresError) as error:
-            self._give_up(str(error))
+            self._enabled = False
+            self._warn(str(error))
 
     def _check_sender(self) -> None:
         if self._sender is not None and self._sender.poll() and self._sender.stdout is not None:
-            self._give_up(self._sender.stdout.read().strip() or "the sender was killed")
+            self._warn(self._sender.stdout.read().strip() or "the sender was killed")
 
-    def _give_up(self, reason: str) -> None:
-        self._enabled = False
-        print(
-            f"tracking: {store_name()}: {reason}; the training continues, `semires track sync` "
-            "adds it to the store later",
-            file=sys.stderr,
-        )
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            print(
+                f"tracking: {store_name()}: {reason}; the training continues, `semires track "
+                "sync` adds it to the store later",
+                file=sys.stderr,
+            )
 
 
 @contextlib.contextmanager

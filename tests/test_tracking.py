@@ -429,10 +429,10 @@ def test_several_processes_create_a_store_in_a_folder_with_a_strange_name(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Path("params.yaml").touch()
     write_record()
-    processes = [semires("track", "sync") for _ in range(3)]
+    processes = [semires("track", "sync") for _ in range(2)]
     said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3, said
-    assert sorted("1 of them new" in out for out, _ in said) == [False, False, True]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sorted("1 of them new" in out for out, _ in said) == [False, True]
     assert all(error == "" for _, error in said)
     assert [path.name for path in tmp_path.iterdir()] == [STRANGE], "nothing beside the project"
     assert {path.name for path in folder.iterdir()} == {
