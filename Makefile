@@ -17,20 +17,25 @@ help:  ## this list
 .venv/.ready: requirements.lock pyproject.toml tools/setup.sh tools/uv.lock
 	@tools/setup.sh "$(PYTHON)"
 
-repro: .venv/.ready  ## the study of params.yaml, then its main table
-	semires grid
-	dvc repro
-	-semires track sync
-	semires summary
-
-# One lane per burn-in: it makes the burn-in, then all runs that start from it. DVC locks lanes apart.
-study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; resumes if interrupted
-	semires use experiments/study.yaml
+# One worker per core, one thread per process: a worker makes a burn-in, then all runs that start from
+# it. DVC locks the workers apart. The results do not depend on the number of workers.
+define dvc_repro
 	dvc repro --glob 'propose@*' 'split@*'
 	dvc stage list --name-only | sed -nE 's/^burn_in@(.*)-([0-9]+)$$/\1 \2/p' \
 	  | xargs -P $(LANES) -n 2 sh -c \
 	    'dvc --wait-for-lock repro -s --glob "burn_in@$$0-$$1" "*@$$0-*-$$1" || exit 255'
 	dvc repro
+endef
+
+repro: .venv/.ready  ## the study of params.yaml, then its main table
+	semires grid
+	$(dvc_repro)
+	-semires track sync
+	semires summary
+
+study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; resumes if interrupted
+	semires use experiments/study.yaml
+	$(dvc_repro)
 	-semires track sync
 	semires summary
 	semires use params.yaml.before
