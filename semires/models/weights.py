@@ -87,8 +87,9 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    with weights_errors(str(path)), open(path, "rb") as file:
+    with weights_errors(str(path), "damaged"), open(path, "rb") as file:
         head = file.read(128)
+        cut_off = head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path)
     if not head:
         raise WeightsError(f"{path}: damaged: it is empty")
     if head.startswith(b"version https://") and b"/spec/v1" in head:
@@ -97,7 +98,7 @@ def check_file(path: Path) -> None:
         )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise WeightsError(f"{path}: a web page, not the file itself: download it again")
-    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+    if cut_off:
         raise WeightsError(f"{path}: damaged: its end is missing; download or copy it again")
 
 

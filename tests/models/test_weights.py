@@ -212,6 +212,15 @@ def test_a_refused_checkpoint_says_the_way_on(tmp_path: Path):
         assert len(str(e.value)) < 600
 
 
+def test_a_wrong_byte_in_the_directory_of_an_archive(tmp_path: Path):
+    """It makes `zipfile.is_zipfile` itself raise."""
+    data = bytearray((Path(__file__).parents[1] / "golden/lavt_w7.pth").read_bytes())
+    data[-35] ^= 1
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(WeightsError, match=r"x\.pth: damaged"):
+        load_official_lavt(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod.", "module._orig_mod."])
 def test_prefixes_of_wrappers_are_removed(tmp_path: Path, prefix: str):
     golden = Path(__file__).parents[1] / "golden/lavt_w7.pth"
