@@ -57,7 +57,7 @@ def test_help_names_every_stage_of_the_pipeline(capsys: pytest.CaptureFixture[st
          "--method: 'cpiu' is not a key of `refine`; did you mean"),
         (["propose", "--dataset", "refscenes", "--source", "sum"], "did you mean 'sam'?"),
         (["use", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["split", "--dataset", "refscenes", "--fraction", "1"], "parquet: no such file"),
+        (["split", "--dataset", "refscenes", "--fraction", "1"], "summary.json: no such file"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line(
