@@ -258,7 +258,8 @@ def _evaluate(arguments: Arguments) -> None:
 
 
 def _predict(arguments: Arguments) -> None:
-    params = _params(arguments)
+    # A run folder holds its own parameters, so prediction works in any folder.
+    params = _params(arguments) if Path(arguments.params).is_file() else None
     from semires.evaluation.predict import predict
 
     predict(

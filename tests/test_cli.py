@@ -112,7 +112,8 @@ def test_a_foreign_python_hands_over_to_the_environment_of_the_project(tmp_path:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     done = foreign_python(tmp_path, "use", "nowhere.yaml")
     assert (done.returncode, done.stderr) == (
-        2, "semires: nowhere.yaml: no such file; copy one of experiments/*.yaml to it\n"
+        2, "semires: nowhere.yaml: no such file; run this in a clone of the repository, "
+        "or give --params FILE\n"
     )  # fmt: skip
 
 

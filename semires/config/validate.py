@@ -20,7 +20,9 @@ def read_yaml(path: str | Path) -> Any:
 
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; copy one of experiments/*.yaml to it")
+        raise ConfigError(
+            f"{path}: no such file; run this in a clone of the repository, or give --params FILE"
+        )
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError, TypeError, LookupError, OSError, RecursionError) as error:

@@ -36,17 +36,22 @@ class Trained:
     data: Data
 
 
-def open_checkpoint(path: str | Path, params: Params) -> Trained:
+def open_checkpoint(path: str | Path, params: Params | None) -> Trained:
     """Open a run folder, its ``model.safetensors``, or a published LAVT / SemiRES ``.pth``.
 
     A published checkpoint does not contain image size and vocabulary: they come from ``params``,
-    and so does the text encoder if the checkpoint has none.
+    and so does the text encoder if the checkpoint has none. A run folder needs no parameters.
 
     Raises:
         WeightsError: the path does not exist, or is none of these.
     """
     path = Path(path)
     if path.suffix in (".pth", ".pt"):
+        if params is None:
+            raise WeightsError(
+                f"{path}: a published checkpoint needs the parameters of its model: give "
+                "--params FILE (experiments/refcoco.yaml of the repository is an example)"
+            )
         tokenizer = Tokenizer.from_config(params.model)
         return Trained(_published(path, params.model, tokenizer), tokenizer, params.data)
     if not path.exists():

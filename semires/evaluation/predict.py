@@ -57,7 +57,7 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uin
 
 
 def predict(
-    params: Params,
+    params: Params | None,
     checkpoint: str | Path,
     image: str | Path,
     expression: str | None = None,

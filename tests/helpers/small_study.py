@@ -18,10 +18,13 @@ def small_params(**changes: Any) -> Params:
     """demo.yaml cut down to seconds; `changes` are ``section={key: value}``."""
     tree = load_params(ROOT / "experiments/demo.yaml").model_dump()
     tree["scenes"].update(train=24, val=4, testA=3, testB=3)
-    tree["model"]["swin"].update(embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
-    tree["model"]["swin"]["pretrained"] = None
-    tree["model"].update(decoder_width=16)
-    tree["model"]["bert"].update(num_layers=1, hidden_size=32, intermediate_size=32)
+    tree["data"].update(image_size=64)
+    tree["model"]["swin"].update(
+        pretrained=None, patch_size=2, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
+        window_size=4, position_grid=32, drop_path_rate=0.0,
+    )  # fmt: skip
+    tree["model"].update(decoder_width=16, fusion_dropout=0.0)
+    tree["model"]["bert"].update(num_layers=1, hidden_size=32, intermediate_size=32, dropout=0.0)
     tree["proposals"].update(source="felzenszwalb")
     for block in (*tree["study"]["runs"], *tree["study"]["tune"]):
         block.update(fractions=[25])
