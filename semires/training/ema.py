@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,7 +32,7 @@ def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
             sources.append(source)
         else:
             target.copy_(source)
-    torch._foreach_lerp_(averaged, sources, 1 - decay)
+    get_ema_multi_avg_fn(decay)(averaged, sources, 0)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
