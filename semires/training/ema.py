@@ -32,7 +32,7 @@ def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
             sources.append(source)
         else:
             target.copy_(source)
-    get_ema_multi_avg_fn(decay)(averaged, sources, 0)
+    get_ema_multi_avg_fn(decay)(averaged, sources, 0)  # type: ignore[no-untyped-call]
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
