@@ -56,12 +56,12 @@ _DERIVED = re.compile(
 
 
 def is_derived(name: str) -> bool:
-    """Whether a published entry is not needed here: indices, masks, poolers, unused norms."""
+    """Whether a published entry is not used here: indices, masks, poolers, unused norms."""
     return _DERIVED.search(name) is not None
 
 
 def rename(name: str, rules: Rules) -> str | None:
-    """A name with the prefix that ``rules`` give for its own, or None if no rule fits."""
+    """Translate the prefix of a name by ``rules``; None if no rule applies."""
     for source, target in rules:
         pattern = (
             re.escape(source).replace(r"\{s\}", r"(?P<s>\d+)").replace(r"\{b\}", r"(?P<b>\d+)")

@@ -88,7 +88,7 @@ def claims_html(params: Params, judgements: list[Judgement]) -> str:
 
 
 def notes(judgements: list[Judgement]) -> list[str]:
-    """What the numbers and verdicts mean, and the commands of what was not run."""
+    """The meaning of numbers and verdicts, and the commands that make missing runs."""
     result = [
         "Paper, Ours: higher minus lower in percentage points, of overall IoU on val unless the "
         "row states otherwise. The paper's differences are on RefCOCO where the data set is not "
@@ -101,7 +101,7 @@ def notes(judgements: list[Judgement]) -> list[str]:
         "they are not recorded by image.",
     ]
     if any(j.seeds == 1 for j in judgements):
-        result.append("Where there is one seed, seeds are not in the interval.")
+        result.append("With one seed, the interval covers images only.")
     missing: dict[str, list[str]] = {}
     for j in judgements:
         if j.verdict == NOT_RUN:
@@ -117,7 +117,7 @@ def _by_dataset(judgements: list[Judgement]) -> list[tuple[str, list[Judgement]]
 
 
 def _counts(group: list[Judgement]) -> str:
-    """Counts of the paper's claims, and of ours apart."""
+    """Counts of the paper's claims and, separately, of ours."""
     line = count_line(j.verdict for j in group if j.claim.in_paper).replace(
         "claims supported", "claims of the paper supported"
     )

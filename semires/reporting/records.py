@@ -46,7 +46,7 @@ class Run:
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
-        """What the seeds of one method share: the parameters that decide numbers, data, split."""
+        """Settings that all seeds of a method share: parameters of the numbers, data, split."""
         params, prints = self.record.params, self.record.fingerprints
         sentences = params.get("evaluation", {}).get("sentences")
         inputs = [prints.get(name) for name in ("data", "split")]
@@ -94,12 +94,12 @@ class Run:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # zipfile, zlib and numpy each have errors of their own
+        except Exception as error:  # zipfile, zlib and numpy raise different exceptions
             raise CorruptCacheError(f"{path}: damaged panels ({error})") from error
 
     @property
     def key(self) -> RunKey:
-        """Which run."""
+        """The key of the run."""
         return self.record.key
 
     @cached_property

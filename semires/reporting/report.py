@@ -36,7 +36,7 @@ KEPT = ("benchmarks.md", "growth.svg", "study")
 
 @dataclass(frozen=True)
 class Results:
-    """What a report is made from: runs, filled tables with their differences, judged claims."""
+    """The inputs of a report: runs, filled tables with their differences, judged claims."""
 
     records: Records
     tables: Tables

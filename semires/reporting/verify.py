@@ -4,11 +4,11 @@ Runs first: **identical** if the digests of weights, predictions and evaluated s
 **equal** if all metrics are, at two decimals, **within** or **outside**. Then the numbers of the
 tables: equal, within or outside. Within: inside the committed 95 % interval over images, widened
 by the 95 % prediction interval for other seeds where several seeds are committed, since another
-machine changes a training about as much as another seed does. Then the claims: a verdict from as
-many seeds must be the committed one.
+machine changes a training about as much as another seed does. Then the claims: with the same
+number of seeds, a verdict must equal the committed one.
 
-The command fails if something is outside or a verdict changed. What only one side has is counted
-and does not fail, so part of the runs can be verified.
+The command fails if something is outside or a verdict changed. Results that only one side has are
+counted and are no failure, so part of the runs can be verified.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def verify(params: Params, output: Path = layout.REPORTS, against: str = "HEAD")
         raise SemiresError(f"{output}: no committed results to compare with in {against}")
     compared: dict[str, list[Compared]] = {"runs": [], "numbers": [], "claims": []}
     for name, text in committed.items():
-        # a file that is not committed is one without lines
+        # a file that is not committed counts as empty
         before, now = ours[name].partition("\n")[0] if text is None else text, ours[name]
         if name == "runs.csv":
             compared["runs"] = compare_runs(before, now, name)
@@ -231,7 +231,7 @@ def _seed_margin(sd: float, committed: int, here: int) -> float:
 
 
 def compare_claims(committed: str, ours: str, name: str) -> list[Compared]:
-    """Compare two files as `claims_csv` writes them; verdicts from as many seeds must be equal.
+    """Compare two files as `claims_csv` writes them; verdicts must be equal for equal seeds.
 
     Raises:
         CorruptCacheError: the committed text is no such file.

@@ -19,7 +19,7 @@ class RunKey:
     """One training: data set, labelled fraction (percent), method (`supervised` = burn-in), seed.
 
     ``source`` is set where the proposals are not the study's default ones; the method's name then
-    carries it (``cpi-u+felzenszwalb``).
+    contains it (``cpi-u+felzenszwalb``).
     """
 
     dataset: str

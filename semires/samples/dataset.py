@@ -154,7 +154,7 @@ class ExpressionDataset(Dataset[B], ABC, Generic[B]):
             raise DataError("expressions of fewer than two references cannot be shuffled")
         order = np.random.default_rng(seed).permutation(len(self.refs))
         lender = np.empty_like(order)
-        lender[order] = np.roll(order, 1)  # a cycle: no reference lends to itself
+        lender[order] = np.roll(order, 1)  # a cycle: no reference keeps its own expressions
         spans = np.diff(self._first)[lender[self.ref_of]]
         source = self._first[lender[self.ref_of]] + self.sentence_of % spans
         other = copy.copy(self)

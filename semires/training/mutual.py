@@ -95,7 +95,7 @@ class MutualStep:
         return loss, {**{name: value.detach() for name, value in losses.items()}, **quality}
 
     def _labelled_loss(self, labelled: LabelledBatch) -> tuple[torch.Tensor, Sums]:
-        """The same of labelled samples only, for the method that trains without the others."""
+        """The supervised loss alone, for a method that uses no unlabelled samples."""
         outputs = self._forward(*labelled.inputs)
         settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
         loss_sup = supervised_loss(outputs.logits, labelled.mask, weights)
@@ -153,7 +153,7 @@ def train_mutual(
     """Mutual learning; returns the content of ``metrics.json``.
 
     Args:
-        params: all parameters, as `resolve` or a trial of the search made them for this method.
+        params: all parameters, set for this method by `resolve` or by a trial of the search.
         key: which run.
         on_evaluation: called with the metrics and the step of each evaluation on val. A trial of
             the threshold search passes it; no run folder is then written.

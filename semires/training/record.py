@@ -1,4 +1,4 @@
-"""Write a finished run's folder: once, and whole or not at all."""
+"""Write the folder of a finished run; it appears complete or not at all."""
 
 from __future__ import annotations
 

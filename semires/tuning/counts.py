@@ -1,4 +1,4 @@
-"""Reduce the pseudo-labels of val to counts per atom, which are all that a threshold search needs.
+"""Reduce the pseudo-labels of val to counts per atom, the only input of a threshold search.
 
 In: the burn-in teacher's hard pseudo-label ``c`` and the ground truth ``g`` of each reference, bool
 (H,W), and its image's Partition at the same size. Out: for every atom its area and how many pixels

@@ -177,7 +177,7 @@ def publish(result: Result, report: bool = True) -> None:
 
 
 def without_password(params: Params) -> Params:
-    """Parameters to show to others: the storage's URL holds no password."""
+    """The parameters without the password in the storage's URL."""
     storage = params.tune.storage and hidden(params.tune.storage)
     return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
 

@@ -1,4 +1,4 @@
-"""The Optuna storage of the searches: opening it, and one line for whatever is wrong with it.
+"""Open the Optuna storage of the searches; every fault of it is reported in one line.
 
 A worker that is killed leaves its trial marked as running. Optuna's heartbeat then fails the trial
 and queues the same parameters again.
@@ -54,7 +54,7 @@ def hidden(url: str) -> str:
 
 @contextlib.contextmanager
 def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a storage raises into one line that names it.
+    """Convert an error of the storage into one line that names it.
 
     Args:
         url: the storage.
@@ -82,7 +82,7 @@ def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def _another_version(url: str, text: str) -> str:
-    """What to do about a storage that another version of Optuna made."""
+    """The message for a storage made by another version of Optuna."""
     way = f"update it with `optuna storage upgrade --storage '{hidden(url)}'` (keep a copy)"
     if "upgrade" not in text:  # the tables are newer than this Optuna
         way = "use that version of Optuna"
@@ -150,7 +150,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_foreign(url: str) -> None:
-    """Refuse a database that another program versions, before Optuna adds its tables to it.
+    """Refuse the database of another program before Optuna adds tables to it.
 
     Raises:
         SemiresError: it holds MLflow's tables, or those of another program that uses Alembic.
