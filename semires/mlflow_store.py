@@ -1,7 +1,9 @@
 """The MLflow store. No other module imports mlflow, and this one imports it when a store is opened.
 
-The store is ``mlflow.db`` with files in ``mlartifacts/`` at the project's root, or whatever
-``MLFLOW_TRACKING_URI`` names. Each run has three tags: ``semires.key`` is its folder, such as
+The store is ``mlflow.db`` with files in ``mlartifacts/`` at the project's root, or the
+store that ``MLFLOW_TRACKING_URI`` names.
+
+Each run has three tags: ``semires.key`` is its folder, such as
 ``runs/D/F/M/seedS``; ``semires.run`` is a digest of its inputs and of this project, under which an
 incomplete run is continued; ``semires.record`` is the SHA-256 of the ``run.json`` it shows.
 """
@@ -273,7 +275,7 @@ def address() -> str:
 
 
 def is_served() -> bool:
-    """Whether the store is behind a server, which also keeps the files."""
+    """Whether the store is behind a server, which then also stores the files."""
     return address().startswith("http")
 
 

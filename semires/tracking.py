@@ -1,6 +1,6 @@
 """Tracking with MLflow. A failing store never affects a training.
 
-A training writes its evaluations to a file in ``.work/tracking`` and starts a process of its own,
+A training writes its evaluations to a file in ``.work/tracking`` and starts a separate process,
 the sender (``python -m semires.tracking``). Senders and ``semires track sync`` bring the store up
 to date with these files and the records of finished runs, so missed values are added later.
 """
@@ -60,7 +60,9 @@ class TrackedRun:
         self._running.close()
         if self._sender is not None:
             wait_s = min(WAIT_S, 0.01 * (time.monotonic() - self._opened))
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the sender continues alone
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # the sender continues without this process
                 self._sender.wait(wait_s)
                 self._check_sender()
 
@@ -127,14 +129,14 @@ def track_run(
 
 
 def sync_in_background() -> None:
-    """Start a sender that adds what the store lacks, such as a new search or report."""
+    """Start a sender that adds missing records to the store, such as a new search or report."""
     if _is_enabled():
         with contextlib.suppress(OSError):
             _start_sender()
 
 
 def sync() -> str:
-    """Bring the store up to date; returns one line that says what was done.
+    """Bring the store up to date; returns a summary in one line.
 
     A second call adds nothing. Runs of killed processes are closed as KILLED.
 
@@ -189,7 +191,7 @@ def _start_sender(*arguments: Path) -> subprocess.Popen[str]:
 
 
 def _folder() -> Path:
-    """Where the files of unfinished trainings are; absolute, for the sender."""
+    """The folder of the files of unfinished trainings; absolute, for the sender."""
     return (layout.root() / ".work" / "tracking").absolute()
 
 

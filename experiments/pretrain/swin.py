@@ -2,8 +2,8 @@
 
 Claim: this Swin replaces the paper's Swin of ImageNet-22k. It learns shape, colour, size, part
 colour and centre of the object in each cell. The targets come from the masks and attributes of
-these scenes, whose seeds differ from those of RefScenes. No picture, mask, expression or split of
-RefScenes is used.
+generated scenes, whose seeds differ from those of RefScenes. No picture, mask, expression or split
+of RefScenes is used.
 Command: python experiments/pretrain/swin.py --steps 3500 --images 14000
 Cost: about 13 minutes on one core. Writes semires/weights/swin_tiny.safetensors and .json. The
 same command gives the same bytes on the same machine with the same library versions.
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=14_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cache", type=Path, help=".pt that keeps the rendered scenes")
+    parser.add_argument("--cache", type=Path, help=".pt file to cache the rendered scenes")
     parser.add_argument(
         "--output", type=Path, default=Path("semires/weights/swin_tiny.safetensors")
     )

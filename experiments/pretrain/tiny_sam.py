@@ -324,10 +324,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=33.0)
     parser.add_argument("--scenes", type=int, default=16_000)
-    parser.add_argument("--images", type=int, default=16, help="images a step")
-    parser.add_argument("--points", type=int, default=4, help="points an image")
+    parser.add_argument("--images", type=int, default=16, help="images per step")
+    parser.add_argument("--points", type=int, default=4, help="points per image")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cache", type=Path, help=".npz that keeps the rendered scenes")
+    parser.add_argument("--cache", type=Path, help=".npz file to cache the rendered scenes")
     parser.add_argument("--output", type=Path, default=Path("semires/weights/tiny_sam.safetensors"))
     options = parser.parse_args()
     if options.cache and options.cache.is_file():

@@ -45,7 +45,7 @@ class ImageSums:
         return 100.0 * float(self.numerators.sum()) / total if total else 0.0
 
     def on(self, images: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Both sums laid out over ``images`` (sorted, a superset); 0 where an image is absent."""
+        """Both sums for ``images`` (sorted, a superset); 0 for images that are absent here."""
         position = np.searchsorted(images, self.images)
         over, under = np.zeros(len(images)), np.zeros(len(images))
         over[position], under[position] = self.numerators, self.denominators
@@ -118,7 +118,7 @@ def paired_difference(
 
     Entry i of both is one seed. Each resample draws images with replacement, the same ones for
     both methods, and seeds with replacement (:func:`seed_deviations`). With one seed, the interval
-    covers images alone.
+    covers images only.
 
     Raises:
         ValueError: the numbers of seeds, the images or the expressions differ.

@@ -26,7 +26,7 @@ OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
 class Prediction:
     """``mask`` bool (H,W) at the picture's own size; ``confidence`` in 0..1.
 
-    Confidence is the mean foreground probability over the mask, 0 where the mask is empty.
+    Confidence is the mean foreground probability over the mask, 0 for an empty mask.
     """
 
     mask: NDArray[np.bool_]
@@ -35,7 +35,7 @@ class Prediction:
 
 @torch.inference_mode()
 def segment(trained: Trained, image: NDArray[np.uint8], expression: str) -> Prediction:
-    """The mask of what ``expression`` names in ``image`` (uint8 RGB (H,W,3))."""
+    """The mask of the object that ``expression`` names in ``image`` (uint8 RGB (H,W,3))."""
     size = trained.data.image_size
     squashed = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     ids, attention = trained.tokenizer.encode([expression], trained.data.max_tokens)

@@ -212,7 +212,7 @@ class LAVT(SegmentationModel):
         """Freeze the parts of BERT that the published code does not train.
 
         The first ``bert_layers_trained`` layers train and later ones do not. Pretrained embeddings
-        are frozen. Random ones train, because frozen random embeddings carry no meaning of words.
+        are frozen. Random ones train, because frozen random embeddings do not represent words.
         """
         if self.bert is not None:
             layers, trained = self.bert.encoder.layer, settings.bert_layers_trained

@@ -1,7 +1,7 @@
 """Names and shapes of the published LAVT's weights, translated to the names of this project.
 
 The published file has Swin's original (Microsoft) names under ``backbone.``, with fusion and gate
-inside each stage, and ``classifier.`` for the decoder. Two shapes differ: the published code keeps
+inside each stage, and ``classifier.`` for the decoder. Two shapes differ: the published code stores
 query, key and value in one ``qkv``, and its 1x1 convolutions over tokens are linear layers here.
 """
 

@@ -61,7 +61,7 @@ def load_official_lavt(
         )
     published = plain_names(check_tensors(content["model"], where))
     text = content.get("bert_model")
-    # `lavt_one` keeps its text encoder among the model's weights.
+    # `lavt_one` stores its text encoder in `model`.
     inside = {n: published.pop(n) for n in list(published) if n.startswith("text_encoder.")}
     if text is None:
         text = {name.removeprefix("text_encoder."): v for name, v in inside.items()} or None

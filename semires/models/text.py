@@ -1,7 +1,7 @@
 """Expressions to BERT's tokens: int64 ids and mask (B,L), padded with zeros to a fixed length.
 
 The vocabulary comes from a BERT file (one token a line), a ``tokenizer.json``, a local folder with
-one of them, or a hub id. Truncation keeps [CLS] and [SEP]; the published code loses [SEP].
+one of them, or a hub id. Truncation keeps [CLS] and [SEP]; the published code drops [SEP].
 """
 
 from __future__ import annotations

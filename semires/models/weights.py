@@ -175,14 +175,14 @@ def _verify_archive(path: Path) -> None:
 
 
 def _refusal(message: str) -> str:
-    """Why torch's safe reader refuses a file, and what to do about it."""
+    """The reason why torch's safe reader refuses a file, and a remedy."""
     found = re.search(r"(?:GLOBAL|global|[Uu]nsupported \w+:?|class) `?([\w.]+\.[\w.]+)", message)
     if found is None:
         return "damaged or no PyTorch checkpoint (its pickle cannot be read)"
     return (
         f"refused: it would run {found[1]}, and only tensors, plain containers, numbers and "
         "argparse.Namespace are read; if you trust the file, load it once with "
-        "weights_only=False and save the weights alone (torch.save of state dicts)"
+        "weights_only=False and save only the weights (torch.save of state dicts)"
     )
 
 

@@ -95,7 +95,7 @@ class Judgement:
     """One inequality on one data set, fraction and split, with its verdict.
 
     Numbers are percentage points. ``paper`` and ``ours`` are left - right there and here, ``low``
-    and ``high`` the bounds of the 95 % interval; None where there is no number. ``link`` names the
+    and ``high`` the bounds of the 95 % interval; None if there is no number. ``link`` names the
     table or figure of the report that shows it; ``reason`` explains a missing verdict.
     """
 
@@ -265,7 +265,7 @@ class Judge:
         split: str,
     ) -> float | None:
         name = paper_name(self.params, dataset)
-        if claim.metric != METRICS[0]:  # the paper states overall IoU alone
+        if claim.metric != METRICS[0]:  # the paper states overall IoU only
             return None
         if claim.paper is not None:
             paths = (claim.paper.left, claim.paper.right)

@@ -24,14 +24,14 @@ Fractions = list[Percent] | Literal["study"]
 
 #: `datasets.D.dataset` of params.yaml -> the name in the paper's tables.
 PAPER_NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref(UMD)"}
-#: Where the paper spells a data set or a split in another way.
+#: Data sets and splits that the paper spells differently.
 _FIGURE_NAMES = {"G-Ref(UMD)": "RefCOCOg"}
 _SPLIT_NAMES = {"val(U)": "val", "test(U)": "test"}
 DISPLAY_NAMES = {**PAPER_NAMES, "refscenes": "RefScenes", "refcocog": "G-Ref (UMD)"}
 
 
 class TableRow(Section):
-    """One row: which runs fill it and where the paper's values of it are.
+    """One row: the runs that fill it and the path of the paper's values.
 
     ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` is the share of
     references, those with the smallest masks, that the row uses; ``shuffled`` uses the evaluation

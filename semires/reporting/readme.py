@@ -37,7 +37,7 @@ def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None
     """Replace the text between the marks of each block.
 
     Raises:
-        SemiresError: the name of a block, its marks or what it is made from is missing.
+        SemiresError: a block does not exist, or its marks or its source are missing.
     """
     text = path.read_text(encoding="utf-8")
     for block in blocks:

@@ -279,7 +279,7 @@ def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
 
 
 def _tex_lines(row: list[Text]) -> list[str]:
-    """A row of numbers and, where it has small print, a row of it."""
+    """A row of numbers and, if it has small print, a second row with it."""
     first, *rest = row
     cells = [tex_escape(c.main) + (f"$^{{{c.mark}}}$" if c.mark else "") for c in rest]
     lines = [" & ".join([rf"\raggedright {tex_escape(first.main)}", *cells]) + r" \\"]
@@ -298,7 +298,7 @@ def _tex_note(text: str) -> str:
 
 
 def _tex_spaced(text: str) -> str:
-    # tex_escape strips the ends, where a space next to a command matters
+    # tex_escape strips spaces at the ends, which matter next to a command
     head, tail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
     return head + tex_escape(text) + tail if text.strip() else text
 
@@ -307,7 +307,7 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
     """A `<table>` with notes and footnotes, for the page, whose style shows one metric.
 
     Args:
-        table: what to show.
+        table: the table to render.
         logs: the address of each run's log, linked from its row.
     """
     titles = headers(table)

@@ -211,7 +211,7 @@ class TableBuilder:
     def _values(
         self, dataset: str, compute: Callable[[str, str], Value | None]
     ) -> dict[str, dict[str, Value]]:
-        """By metric and split, where there is a value."""
+        """The values that exist, by metric and split."""
         found = {
             metric: {split: compute(split, metric) for split in self._splits(dataset)}
             for metric in METRICS

@@ -47,7 +47,7 @@ _SHOWN = ("within", "outside", "changed")
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, number or claim on both sides: its name, its verdict, and what was compared."""
+    """One run, number or claim on both sides: its name, its verdict, and the compared values."""
 
     key: tuple[str, ...]
     verdict: str
@@ -100,7 +100,7 @@ def _require_commit(revision: str) -> None:
         capture_output=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise SemiresError(f"--against {revision}: git knows no such commit")
+        raise SemiresError(f"--against {revision}: no such commit in git")
 
 
 def committed_text(path: Path, revision: str = "HEAD") -> str | None:
@@ -121,7 +121,7 @@ def read_lines(
     """Lines of a CSV file by the columns of ``key``.
 
     Raises:
-        CorruptCacheError: a needed column is missing or the text is no CSV.
+        CorruptCacheError: a required column is missing or the text is not CSV.
     """
     key = tuple(key)
     reader = csv.DictReader(io.StringIO(text))
@@ -153,7 +153,7 @@ def compare_runs(committed: str, ours: str, name: str) -> list[Compared]:
         try:
             verdict, detail = _run_verdict(before[key], now[key], seeds[key[:3]])
         except ValueError as error:
-            raise CorruptCacheError(f"{name}: a metric is no number ({error})") from error
+            raise CorruptCacheError(f"{name}: a metric is not a number ({error})") from error
         result.append(Compared(key, verdict, detail))
     return result
 
@@ -208,7 +208,7 @@ def _verdict(old: Line, new: Line, name: str) -> tuple[str, str]:
         )
         margin = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
     except ValueError as error:
-        raise CorruptCacheError(f"{name}: a cell is no number ({error})") from error
+        raise CorruptCacheError(f"{name}: a cell is not a number ({error})") from error
     low, high = _widened(centre, low, high, margin)
     verdict = "within" if low <= value <= high else "outside"
     if f"{value:.2f}" == f"{centre:.2f}":

@@ -18,7 +18,7 @@ def fraction_name(fraction: float) -> str:
 class RunKey:
     """One training: data set, labelled fraction (percent), method (`supervised` = burn-in), seed.
 
-    ``source`` is set where the proposals are not the study's default ones; the method's name then
+    ``source`` is set if the proposals are not the study's default ones; the method's name then
     contains it (``cpi-u+felzenszwalb``).
     """
 

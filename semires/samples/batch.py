@@ -24,7 +24,7 @@ class Batch:
     """The model's input for B samples of size S x S with L tokens.
 
     Args:
-        image: float32 (B,3,S,S), normalised; the weak view where the samples are augmented.
+        image: float32 (B,3,S,S), normalised; the weak view if the samples are augmented.
         input_ids: int64 (B,L), the tokens of the expressions.
         attention_mask: int64 (B,L), 1 for tokens and 0 for padding.
         indices: B indices of samples in their dataset.

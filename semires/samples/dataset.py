@@ -70,7 +70,7 @@ def decode_mask(counts: str, height: int, width: int, size: int) -> NDArray[np.b
 
 
 class ExpressionDataset(Dataset[B], ABC, Generic[B]):
-    """One sample per expression (``sentences='all'``) or per reference (``'one'``, drawn anew).
+    """One sample per expression (``sentences='all'``) or per reference (``'one'``, random).
 
     Indexed by ``(place, index)``; with ``seed``, ``place`` in the stream seeds every random choice
     of the sample.

@@ -25,7 +25,7 @@ class Stream:
     """Batches ``first_step .. steps - 1`` of the stream, as lists of ``(place, index)``.
 
     Step ``k`` takes ``world * batch`` consecutive places, and rank ``r`` takes the ``r``-th part of
-    them. Several processes together see what one process with the larger batch sees.
+    them. Several processes together use the same samples as one process with the larger batch.
 
     Args:
         dataset: gives the length and the seed of the order.

@@ -129,7 +129,7 @@ class MutualStep:
     def _confident(
         self, teacher_logits: torch.Tensor, outputs: Outputs, targets: RefinedLabels
     ) -> tuple[Outputs, RefinedLabels]:
-        """The samples that confidence filtering selects. No-op where filtering is disabled."""
+        """The samples that confidence filtering selects. No-op if filtering is disabled."""
         if self.confidence_filter.keep >= 1:
             return outputs, targets
         selected = self.confidence_filter(teacher_logits)
@@ -200,7 +200,7 @@ def train_mutual(
 def _finish(
     context: RunContext, loop: Loop, refiner: PseudoLabelRefiner, started: float
 ) -> dict[str, dict[str, float]]:
-    """Measure what refinement corrects, where the method refines, and write the run's folder."""
+    """Measure the corrections if the method refines, and write the run's folder."""
     params, key = context.params, context.key
     if not params.refine[key.method].unlabelled:
         return write_run(context, loop, started)
@@ -247,7 +247,7 @@ def _batches(
 ) -> Iterator[MutualBatch]:
     """Labelled and unlabelled batches, side by side.
 
-    The unlabelled ones are None where the method sets ``unlabelled: false``.
+    The unlabelled ones are None if the method sets ``unlabelled: false``.
     """
     settings = context.params.mutual
     first = context.loader(labelled, settings.labelled_batch, batches)

@@ -1,7 +1,7 @@
 """Refine all pseudo-labels of a search by arithmetic on counts: one call per trial.
 
-A table holds what depends on the pseudo-labels and proposals alone, so that a trial only applies
-its thresholds. Both kinds of table apply the strategy's own definition in
+A table holds everything that depends only on pseudo-labels and proposals, so that a trial only
+applies its thresholds. Both kinds of table apply the strategy's own definition in
 ``semires/refine/strategies.py``, and the result equals refining the pixels, to the last digit.
 """
 
@@ -92,8 +92,8 @@ class Table(Protocol):
 class ScoreTable:
     """Table for a strategy that is defined by scores.
 
-    A unit is a set of pixels that enters the refined label as a whole: an atom, or where the
-    strategy is ``best_alone`` the proposal with the largest IoU. Its score is the largest score of
+    A unit is a set of pixels that enters the refined label as a whole: an atom, or, if the
+    strategy is ``best_alone``, the proposal with the largest IoU. Its score is the largest score of
     the proposals that contain it. It belongs to the refined label if and only if one of its
     scores exceeds its threshold. Reference r has the units ``offsets[r]`` to ``offsets[r + 1]``.
 
@@ -230,7 +230,7 @@ def thresholds_of(strategy: str) -> tuple[str, ...]:
 
 
 def make_table(counts: Counts, strategy: str) -> Table:
-    """Compute what the trials of a strategy need.
+    """Compute the table for the trials of a strategy.
 
     Raises:
         ConfigError: the strategy has no threshold or is unknown.

@@ -112,7 +112,7 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Metrics, intervals and differences per half, the best values, and what was searched."""
+        """Metrics, intervals and differences per half, the best values, and the settings."""
         summary: dict[str, Any] = {"trials": len(self.trials), "values": self.best}
         for half, table in self.tables.items():
             outcomes = self.outcomes(half)
@@ -183,7 +183,7 @@ def without_password(params: Params) -> Params:
 
 
 def best_yaml(result: Result, thresholds_only: bool = False) -> str:
-    """The best values as YAML, with a comment that says where they come from."""
+    """The best values as YAML, with a comment that states their origin."""
     held_out = result.summary["held_out"]
     difference = held_out["best_minus_paper"]
     lines = [

@@ -1,4 +1,4 @@
-"""Optuna's samplers, seeded anew for each trial.
+"""Optuna's samplers with a separate seed for each trial.
 
 A sampler of Optuna that is seeded once repeats its first trials when a search continues in a new
 process, and two processes would draw the same trials. Here the seed depends on the trial's number,

@@ -58,7 +58,7 @@ def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
 
     Args:
         url: the storage.
-        errors: further exceptions that come from the storage alone.
+        errors: further exceptions that only the storage raises.
 
     Raises:
         SemiresError: the storage is locked, damaged, unreachable or its URL is wrong.
@@ -76,7 +76,7 @@ def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
         if "no longer compatible" in text:
             raise SemiresError(_another_version(url, text)) from error
         raise SemiresError(
-            f"tune.storage {hidden(url)}: locked, damaged or unreachable ({text}); free or mend "
+            f"tune.storage {hidden(url)}: locked, damaged or unreachable ({text}); free or repair "
             "it, or give another storage, then run the same command again"
         ) from error
 
@@ -167,6 +167,6 @@ def _refuse_foreign(url: str) -> None:
     if mlflow or ("alembic_version" in tables and "version_info" not in tables):
         owner = "MLflow's database" if mlflow else "another program's database"
         raise SemiresError(
-            f"tune.storage {hidden(url)}: is {owner}; give a database of its own, such as "
+            f"tune.storage {hidden(url)}: is {owner}; use a separate database, such as "
             f"{default_url()}, or null"
         )
