@@ -1,7 +1,9 @@
 """The MLflow store. No other module imports mlflow, and this one imports it when a store is opened.
 
-The store is ``mlflow.db`` with files in ``mlartifacts/`` at the project's root, or whatever
-``MLFLOW_TRACKING_URI`` names. Each run has three tags: ``semires.key`` is its folder, such as
+The store is ``mlflow.db`` with files in ``mlartifacts/`` at the project's root, or the
+store that ``MLFLOW_TRACKING_URI`` names.
+
+Each run has three tags: ``semires.key`` is its folder, such as
 ``runs/D/F/M/seedS``; ``semires.run`` is a digest of its inputs and of this project, under which an
 incomplete run is continued; ``semires.record`` is the SHA-256 of the ``run.json`` it shows.
 """
@@ -40,7 +42,7 @@ Rows = list[tuple[int, dict[str, float], int]]  # step, metrics, milliseconds si
 
 
 class Start(NamedTuple):
-    """What the store shows of a run from its beginning."""
+    """The data of a run that the store has from its start."""
 
     dataset: str
     name: str
@@ -60,7 +62,7 @@ class Record(NamedTuple):
 
 @contextlib.contextmanager
 def open_store() -> Iterator[Store]:
-    """The store, for one process of this project at a time: two would destroy a new database."""
+    """Lock the store for one process of this project: two would damage a new database."""
     from filelock import FileLock
 
     path = layout.root() / ".work" / "tracking" / "store.lock"
@@ -98,11 +100,11 @@ class Store:
         return list(self.client.search_runs(ids, condition, max_results=50_000)) if ids else []
 
     def records(self) -> set[str]:
-        """Digests of the records that the store shows whole."""
+        """Digests of the records that the store has completely."""
         return {str(run.data.tags["semires.record"]) for run in self.runs() if _is_complete(run)}
 
     def incomplete(self, identity: str) -> list[Any]:
-        """MLflow runs with this ``semires.run`` that do not show a whole record."""
+        """MLflow runs with this ``semires.run`` whose record is incomplete."""
         runs = self.runs(f"tags.`semires.run` = '{identity}'")
         return [run for run in runs if not _is_complete(run)]
 
@@ -252,7 +254,7 @@ def _datasets(record: RunRecord) -> list[Any]:
 
 
 def _own_database() -> str:
-    """The URL of ``mlflow.db``, which appears whole: a half-migrated database stays broken."""
+    """The URL of ``mlflow.db``, created atomically: a half-migrated database is unusable."""
     path = layout.root() / "mlflow.db"
     if not path.exists():
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -273,12 +275,12 @@ def address() -> str:
 
 
 def is_served() -> bool:
-    """Whether the store is behind a server, which also keeps the files."""
+    """Whether the store is behind a server, which then also stores the files."""
     return address().startswith("http")
 
 
 def store_name() -> str:
-    """The store's name for people: ``mlflow.db``, or the address without its credentials."""
+    """The store's name in messages: ``mlflow.db``, or the address without its credentials."""
     return re.sub(r"\?.*", "?***", re.sub(r"//.*@", "//***@", address())) or "mlflow.db"
 
 
@@ -317,7 +319,7 @@ def quiet() -> Iterator[None]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a mapping, under names that MLflow takes (``prec_0.5``)."""
+    """The finite numbers of a mapping, under names that MLflow accepts (``prec_0.5``)."""
     return {
         name.replace("P@", "prec_"): float(value)
         for name, value in values.items()

@@ -1,8 +1,8 @@
 """Tracking with MLflow. A failing store never affects a training.
 
-A training writes its evaluations to a file in ``.work/tracking`` and starts a process of its own,
+A training writes its evaluations to a file in ``.work/tracking`` and starts a separate process,
 the sender (``python -m semires.tracking``). Senders and ``semires track sync`` bring the store up
-to date with these files and with the records of finished runs, so whatever it missed comes later.
+to date with these files and the records of finished runs, so missed values are added later.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class TrackedRun:
         self._running.close()
         if self._sender is not None:
             wait_s = min(WAIT_S, 0.01 * (time.monotonic() - self._opened))
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the sender continues alone
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # the sender continues without this process
                 self._sender.wait(wait_s)
                 self._check_sender()
 
@@ -127,14 +129,14 @@ def track_run(
 
 
 def sync_in_background() -> None:
-    """Start a sender that adds what the store lacks, such as a new search or report."""
+    """Start a sender that adds missing records to the store, such as a new search or report."""
     if _is_enabled():
         with contextlib.suppress(OSError):
             _start_sender()
 
 
 def sync() -> str:
-    """Bring the store up to date; returns one line that says what was done.
+    """Bring the store up to date; returns a summary in one line.
 
     A second call adds nothing. Runs of killed processes are closed as KILLED.
 
@@ -184,17 +186,17 @@ def _start_sender(*arguments: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # Ctrl-C is meant for the training
+        start_new_session=True,  # the training handles Ctrl-C
     )
 
 
 def _folder() -> Path:
-    """Where the files of unfinished trainings are; absolute, for the sender."""
+    """The folder of the files of unfinished trainings; absolute, for the sender."""
     return (layout.root() / ".work" / "tracking").absolute()
 
 
 def _is_running(live: Path) -> bool:
-    """Whether a training holds its lock. A shared lock: those who ask do not meet one another."""
+    """Whether a training holds its lock. The check takes a shared lock: checks do not conflict."""
     with open(live.with_suffix(".lock"), "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -265,7 +267,7 @@ def _tags(folder: Path, inputs: Any, stage: str, key: RunKey) -> dict[str, str]:
 
 
 def _identity(folder: Path, inputs: Any) -> str:
-    """A digest of a run's folder, its inputs and this project: others may share the store."""
+    """Digest of a run's folder, its inputs and this project; projects may share a store."""
     project = [socket.gethostname(), str(layout.root().absolute())]
     return files.fingerprint([folder.as_posix(), inputs, project])[:32]
 
@@ -319,8 +321,8 @@ def _modified(path: Path) -> int:
 def run_links(keys: Iterable[RunKey]) -> dict[RunKey, str]:
     """Addresses of runs in MLflow's UI: searches for the tag ``semires.key``.
 
-    The ids of experiments come from the store. While it has none, they are those that the first
-    `semires track sync` gives. A server that does not answer gives no links.
+    The ids of experiments come from the store. While it has none, the links use the ids
+    that the first `semires track sync` will create. A server that does not answer gives no links.
     """
     keys = list(keys)
     datasets = sorted({key.dataset for key in keys})

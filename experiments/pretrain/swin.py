@@ -1,11 +1,12 @@
-"""Pretrains the tiny Swin of the embedded study to name what every cell of a picture shows.
+"""Pretrain the tiny Swin of the embedded study to name the object in every cell of a picture.
 
-Claim: stands in for the paper's ImageNet-22k Swin. It learns shape, colour, size, part colour and
-centre of the object in each cell, from scenes of other seeds than RefScenes'. It sees no picture,
-expression or split of RefScenes.
-Command: python experiments/pretrain/swin.py
-Cost: about 13 minutes of one core. Writes semires/weights/swin_tiny.safetensors and .json. The
-same number of steps gives the same bytes on the same machine and library versions.
+Claim: this Swin replaces the paper's Swin of ImageNet-22k. It learns shape, colour, size, part
+colour and centre of the object in each cell. The targets come from the masks and attributes of
+generated scenes, whose seeds differ from those of RefScenes. No picture, mask, expression or split
+of RefScenes is used.
+Command: python experiments/pretrain/swin.py --steps 3500 --images 14000
+Cost: about 13 minutes on one core. Writes semires/weights/swin_tiny.safetensors and .json. The
+same command gives the same bytes on the same machine with the same library versions.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def make_scene(job: tuple[int, int]) -> Row:
 
 
 def make_scenes(count: int, size_px: int) -> list[Tensor]:
-    """:func:`make_scene`'s four columns as tensors, on all cores."""
+    """The four outputs of :func:`make_scene` as stacked tensors, computed on all cores."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         jobs = [(i, size_px) for i in range(count)]
         made = list(pool.map(make_scene, jobs, chunksize=64))
@@ -90,7 +91,7 @@ def swin_stages(swin: Any, pixels: Tensor) -> list[tuple[Tensor, tuple[int, int]
 
 
 class CellTargets:
-    """What each cell of a grid shows, from object maps (B,S,S), classes and centres."""
+    """The targets of each cell of a grid, from object maps (B,S,S), classes and centres."""
 
     def __init__(self, objects: Tensor, classes: Tensor, centres: Tensor) -> None:
         one_hot = F.one_hot(objects.long(), MAX_OBJECTS + 1).permute(0, 3, 1, 2).float()
@@ -129,9 +130,9 @@ class CellNamer(nn.Module):
 
 
 def cell_loss(outs: list[tuple[Tensor, tuple[int, int]]], targets: CellTargets) -> Tensor:
-    """Cross-entropy of the class shares and absolute error of the offsets, cells of objects most.
+    """Cross-entropy of class shares and absolute error of offsets; cells of objects weigh most.
 
-    Stage 1 sees too little of an object to name it and counts a third.
+    Stage 1 has weight 1/3, because its cells see too little of an object to name it.
     """
     total = torch.zeros(())
     for i, (out, grid) in enumerate(outs):
@@ -156,7 +157,7 @@ def to_input(images: Tensor) -> Tensor:
 
 
 def batch_of(scenes: list[Tensor], chosen: Tensor, mirrored: bool) -> tuple[Tensor, CellTargets]:
-    """Normalised pixels and targets of some scenes, mirrored left to right if asked."""
+    """Normalised pixels and targets of the chosen scenes; ``mirrored`` flips them left to right."""
     images, objects, classes, centres = (column[chosen] for column in scenes)
     if mirrored:
         images, objects = images.flip(2), objects.flip(2)
@@ -166,7 +167,7 @@ def batch_of(scenes: list[Tensor], chosen: Tensor, mirrored: bool) -> tuple[Tens
 
 @torch.no_grad()
 def accuracy(model: nn.Module, scenes: list[Tensor]) -> dict[str, list[float]]:
-    """Percent of the cells mostly covered by an object that are named right, by task and stage."""
+    """Percentage of correct names, by task and stage, over cells mostly covered by an object."""
     model.eval()
     right = torch.zeros(len(WIDTHS), 4)
     count = torch.zeros(4)
@@ -188,7 +189,7 @@ def accuracy(model: nn.Module, scenes: list[Tensor]) -> dict[str, list[float]]:
 
 def train(model: CellNamer, scenes: list[Tensor], held: list[Tensor], steps: int, batch: int,
           lr: float, total: int) -> None:  # fmt: skip
-    """Take the first ``steps`` of ``total`` steps; the learning rate is planned for ``total``."""
+    """Train ``steps`` steps; the learning-rate schedule has ``total`` steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
     draw = torch.Generator().manual_seed(SEED)
     for step in range(steps):
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=14_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cache", type=Path, help=".pt that keeps the rendered scenes")
+    parser.add_argument("--cache", type=Path, help=".pt file to cache the rendered scenes")
     parser.add_argument(
         "--output", type=Path, default=Path("semires/weights/swin_tiny.safetensors")
     )

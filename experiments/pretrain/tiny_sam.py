@@ -1,13 +1,14 @@
-"""Trains the tiny SAM of the embedded study, class-agnostically, on generated scenes.
+"""Train the tiny SAM of the embedded study, class-agnostically, on generated scenes.
 
-Claim: stands in for SAM ViT-H; sees masks of objects and of parts, no names, no expressions, and
-scenes of other seeds than RefScenes'. Prompts are single points: inside an object the masks of
-the object and of its part are to be found, on the background the predicted IoU is to be 0.
-From scratch the decoder would long be blind to its point; two things end that: its
-token-to-image attention starts out looking at the point's own place, and an auxiliary head (not
-kept) teaches the encoder which pixels belong together.
+Claim: this SAM replaces SAM ViT-H. It is trained on masks of objects and of parts, without names
+and expressions, and on scenes with other seeds than those of RefScenes. Prompts are single points.
+Inside an object the targets are the masks of the object and of its part. On the background the
+target is a predicted IoU of 0.
+With random weights the decoder ignores its point for a long time. Two measures prevent this. The
+token-to-image attention is initialised to attend to the position of the point. An auxiliary head,
+which is not saved, trains the encoder to group the pixels of an object.
 Command: python experiments/pretrain/tiny_sam.py --minutes 33
-Cost: 33 minutes of one core. Writes semires/weights/tiny_sam.safetensors and .json.
+Cost: 33 minutes on one core. Writes semires/weights/tiny_sam.safetensors and .json.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def make_scenes(count: int) -> Scenes:
 
 
 def new_sam() -> Sam:
-    """The tiny SAM as training starts: positions everywhere, attention that looks at the point."""
+    """The tiny SAM before training: position codes, and attention to the point's position."""
     sam = build_tiny_sam()
     place = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     place *= PLACE_SCALE
@@ -93,7 +94,7 @@ def new_sam() -> Sam:
 
 
 class AffinityHead(nn.Module):
-    """For training only: features (B,D,48,48) whose distance says "another object" or "part"."""
+    """For training only: features (B,D,48,48) whose distance tells objects and parts apart."""
 
     def __init__(self, dimension: int = 12) -> None:
         super().__init__()
@@ -173,7 +174,7 @@ def turn(arrays: list[NDArray[Any]], rng: np.random.Generator) -> list[NDArray[A
 def draw_point(
     objects: NDArray[np.uint8], parts: NDArray[np.uint8], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Row and column: 15 % background, else a random object's, half of the time a part's, pixel."""
+    """A random pixel (row, column): 15 % background, else in an object, half of these in a part."""
     if rng.random() < 0.15:
         chosen = objects == 0
     else:
@@ -191,14 +192,14 @@ def draw_point(
 def draw_batch(
     scenes: Scenes, indices: NDArray[np.int64], n_points: int, rng: np.random.Generator
 ) -> Batch:
-    """Turned scenes with points and their masks."""
+    """A batch of randomly flipped and rotated scenes, with points and their masks."""
     rows = []
     masks, inside, points = [], [], []
     for index in indices:
         image, objects, parts = turn(
             [scenes.images[index], scenes.objects[index], scenes.parts[index]], rng
         )
-        parts = np.where(parts > 0, parts + 16, objects)  # a thing is its own part
+        parts = np.where(parts > 0, parts + 16, objects)  # a thing has one part: itself
         rows.append((image, objects, parts))
         for _ in range(n_points):
             y, x = draw_point(objects, parts, rng)
@@ -252,7 +253,7 @@ def publish(sam: Sam, path: Path, facts: dict[str, Any]) -> None:
 
 
 def train(scenes: Scenes, options: argparse.Namespace) -> None:
-    """Train for ``options.minutes``; publish the averaged weights now and then and at the end."""
+    """Train for ``options.minutes``; write the averaged weights every 4 minutes and at the end."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
     sam, head = new_sam().train(), AffinityHead()
@@ -323,10 +324,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=33.0)
     parser.add_argument("--scenes", type=int, default=16_000)
-    parser.add_argument("--images", type=int, default=16, help="images a step")
-    parser.add_argument("--points", type=int, default=4, help="points an image")
+    parser.add_argument("--images", type=int, default=16, help="images per step")
+    parser.add_argument("--points", type=int, default=4, help="points per image")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cache", type=Path, help=".npz that keeps the rendered scenes")
+    parser.add_argument("--cache", type=Path, help=".npz file to cache the rendered scenes")
     parser.add_argument("--output", type=Path, default=Path("semires/weights/tiny_sam.safetensors"))
     options = parser.parse_args()
     if options.cache and options.cache.is_file():

@@ -4,7 +4,7 @@ The expressions of an image share its pixels, so images are resampled, not expre
 metric is a ratio of two sums over images (overall IoU: intersections over unions; mean IoU: IoUs
 over expressions), so each resample is a weighted sum: one matrix product for all resamples. Every
 call with the same number of images, resamples and seed uses the same resamples, which makes
-differences paired. Several seeds of a method: their mean.
+differences paired. The value of several seeds is their mean.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ImageSums:
         return 100.0 * float(self.numerators.sum()) / total if total else 0.0
 
     def on(self, images: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Both sums laid out over ``images`` (sorted, a superset); 0 where an image is absent."""
+        """Both sums for ``images`` (sorted, a superset); 0 for images that are absent here."""
         position = np.searchsorted(images, self.images)
         over, under = np.zeros(len(images)), np.zeros(len(images))
         over[position], under[position] = self.numerators, self.denominators
@@ -97,7 +97,7 @@ def resampled(
 def confidence_interval(
     runs: Sequence[ImageSums], samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Mean metric of ``runs`` (seeds of one method), percentile interval over images alone.
+    """Mean metric of ``runs`` (seeds of one method), percentile interval over images only.
 
     Raises:
         ValueError: no run, or runs without an expression.
@@ -118,10 +118,10 @@ def paired_difference(
 
     Entry i of both is one seed. Each resample draws images with replacement, the same ones for
     both methods, and seeds with replacement (:func:`seed_deviations`). With one seed, the interval
-    covers images alone.
+    covers images only.
 
     Raises:
-        ValueError: other numbers of seeds, or evaluated on different images or expressions.
+        ValueError: the numbers of seeds, the images or the expressions differ.
     """
     images = _all_images([*first, *second])
     counts = {(len(run.images), run.n_expressions) for run in (*first, *second)}
@@ -157,8 +157,8 @@ def seed_deviations(
 ) -> Floats:
     """How far the mean over resampled seeds is from the mean over all seeds, per resample.
 
-    A bootstrap of few values is too narrow: of n values it has (n - 1) / n of the variance of their
-    mean, and the tails of a normal distribution. Both are corrected by one factor,
+    A bootstrap over few values gives too narrow intervals. For n values its variance is (n - 1) / n
+    times that of their mean, and its tails are normal. One factor corrects both,
     sqrt(n / (n - 1)) t / z, with Student's t of n - 1 degrees of freedom. For three seeds it is
     2.7; without it, a 95 % interval covers the truth in about 74 % of all cases.
 

@@ -1,4 +1,4 @@
-"""What refinement does to pseudo-labels: better, worse or unchanged (paper Figures 3, 6 and 8).
+"""The effect of refinement on pseudo-labels: better, worse or unchanged (paper Figures 3, 6, 8).
 
 Measured with the burn-in teacher on unlabelled references, one expression per reference, against
 their hidden ground truth. The results are logged and shown; no training uses them.

@@ -47,8 +47,8 @@ def predict_masks(
 ) -> Iterator[tuple[B, torch.Tensor]]:
     """Yield ``(batch, logits)`` over the samples ``indices`` (default: all), in order.
 
-    The batch is on the CPU; the logits are float32 (B,2,S,S) on ``device``, whatever ``precision``
-    (as ``runtime.precision``). Expressions of one image in a batch share the model's
+    The batch is on the CPU; the logits are float32 (B,2,S,S) on ``device`` for every
+    ``precision`` (as ``runtime.precision``). Expressions of one image in a batch share the model's
     text-independent part.
     """
     model.eval()
@@ -77,7 +77,7 @@ def evaluate(
     workers: int = 0,
     precision: str = "fp32",
 ) -> pd.DataFrame:
-    """One row per expression, in order: the columns of ``predictions.parquet`` but ``split``."""
+    """One row per expression, in order: the columns of ``predictions.parquet`` except ``split``."""
     wanted = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     order = np.argsort(dataset.image_ids[wanted], kind="stable")  # group expressions by image
     ordered = wanted[order].tolist()

@@ -20,7 +20,7 @@ PRECISION_THRESHOLDS: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9)
 def iou_per_expression(intersections: ArrayLike, unions: ArrayLike) -> NDArray[np.float64]:
     """IoU of every expression, in 0..1.
 
-    A union of 0 (nothing predicted where nothing is) gives 0, as LAVT's evaluation has it.
+    A union of 0 (both masks are empty) gives 0, as in LAVT's evaluation.
 
     Args:
         intersections: (E,) pixels in both masks.

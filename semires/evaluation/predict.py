@@ -26,7 +26,7 @@ OVERLAY_RGB = (230, 159, 0)  # Okabe-Ito orange
 class Prediction:
     """``mask`` bool (H,W) at the picture's own size; ``confidence`` in 0..1.
 
-    Confidence is the mean foreground probability over the mask, 0 where the mask is empty.
+    Confidence is the mean foreground probability over the mask, 0 for an empty mask.
     """
 
     mask: NDArray[np.bool_]
@@ -35,7 +35,7 @@ class Prediction:
 
 @torch.inference_mode()
 def segment(trained: Trained, image: NDArray[np.uint8], expression: str) -> Prediction:
-    """The mask of what ``expression`` names in ``image`` (uint8 RGB (H,W,3))."""
+    """The mask of the object that ``expression`` names in ``image`` (uint8 RGB (H,W,3))."""
     size = trained.data.image_size
     squashed = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     ids, attention = trained.tokenizer.encode([expression], trained.data.max_tokens)
@@ -67,8 +67,8 @@ def predict(
     """Predict for one picture, or for a folder and a CSV with columns ``image,expression``.
 
     Writes ``OUTPUT`` (overlay) and ``OUTPUT-mask.png`` for one picture; for a table, both for each
-    row into the folder ``OUTPUT``. Prints a line each. An expression that is cut to the model's
-    ``max_tokens`` gets a line on stderr.
+    row into the folder ``OUTPUT``. Prints one line per row. For an expression that is cut to the
+    model's ``max_tokens`` it prints a warning to stderr.
 
     Raises:
         DataError: a picture or the table cannot be read; nothing was written.
@@ -80,7 +80,9 @@ def predict(
         if any("\ud800" <= c <= "\udfff" for c in expression):
             raise DataError("--expression: is not UTF-8 text")
         if not image.name or image.is_dir():
-            raise DataError(f"{image}: is a folder, no picture; --expressions goes with one")
+            raise DataError(
+                f"{image}: is a folder, not a picture; a folder needs --expressions CSV"
+            )
         target = Path(output) if output else image.with_name(f"{image.stem}-semires.png")
         jobs = [(image, expression, target)]
     else:
@@ -123,7 +125,7 @@ def read_expressions(path: Path) -> list[tuple[str, str]]:
     """The pairs of a CSV with columns ``image`` (a name in the folder) and ``expression``.
 
     Raises:
-        DataError: no such table, a line is not whole, or a name leaves the folder.
+        DataError: no such table, a line is incomplete, or a name leaves the folder.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -1,4 +1,4 @@
-"""The networks. `MODELS` maps ``model.name`` to a builder; LAVT is the paper's network.
+"""The networks. `MODELS` maps ``model.name`` to a builder. LAVT is the paper's network.
 
 A new model is a class that derives from `SegmentationModel`, an entry of `MODELS`, and a section
 class in `semires.config.model`.
@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[[Any, Tokenizer, bool], SegmentationModel]] = {"lavt"
 def build_model(
     model: ModelSection, tokenizer: Tokenizer, *, pretrained: bool = True
 ) -> SegmentationModel:
-    """The network that ``model.name`` names.
+    """Build the network named by ``model.name``.
 
     Args:
         model: the `model` section of params.yaml.

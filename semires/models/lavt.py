@@ -1,4 +1,4 @@
-"""LAVT, the segmentation network of the paper's section 4.2: Swin with BERT's words in each stage.
+"""LAVT, the segmentation network of the paper's section 4.2: Swin fused with BERT's words.
 
 After each Swin stage PWAM fuses the words into the tokens. The fused map goes to the decoder, and
 a gated copy is added to the tokens that enter the next stage. Inputs and outputs are those of
@@ -29,12 +29,12 @@ _UNDECAYED = re.compile(r"norm|relative_position_bias|position_embed")
 
 
 def build_lavt(model: Lavt, tokenizer: Tokenizer, pretrained: bool = True) -> LAVT:
-    """A LAVT whose Swin and BERT are loaded where ``model`` names pretrained weights.
+    """Build a LAVT; Swin and BERT are loaded if ``model`` names pretrained weights.
 
     Args:
         model: the `model` section.
         tokenizer: gives the size of the vocabulary.
-        pretrained: False: random weights, for a caller that loads all weights afterwards.
+        pretrained: False gives random weights, for a caller that loads all weights afterwards.
 
     Raises:
         WeightsError: the weights are missing, damaged or of other sizes than ``model`` says.
@@ -212,7 +212,7 @@ class LAVT(SegmentationModel):
         """Freeze the parts of BERT that the published code does not train.
 
         The first ``bert_layers_trained`` layers train and later ones do not. Pretrained embeddings
-        are frozen; random ones train, since frozen they would never represent a word.
+        are frozen. Random ones train, because frozen random embeddings do not represent words.
         """
         if self.bert is not None:
             layers, trained = self.bert.encoder.layer, settings.bert_layers_trained

@@ -1,7 +1,7 @@
 """Names and shapes of the published LAVT's weights, translated to the names of this project.
 
 The published file has Swin's original (Microsoft) names under ``backbone.``, with fusion and gate
-inside each stage, and ``classifier.`` for the decoder. Two shapes differ: the published code keeps
+inside each stage, and ``classifier.`` for the decoder. Two shapes differ: the published code stores
 query, key and value in one ``qkv``, and its 1x1 convolutions over tokens are linear layers here.
 """
 
@@ -56,12 +56,12 @@ _DERIVED = re.compile(
 
 
 def is_derived(name: str) -> bool:
-    """Whether a published entry is not needed here: indices, masks, poolers, unused norms."""
+    """Whether a published entry is not used here: indices, masks, poolers, unused norms."""
     return _DERIVED.search(name) is not None
 
 
 def rename(name: str, rules: Rules) -> str | None:
-    """A name with the prefix that ``rules`` give for its own, or None if no rule fits."""
+    """Translate the prefix of a name by ``rules``; None if no rule applies."""
     for source, target in rules:
         pattern = (
             re.escape(source).replace(r"\{s\}", r"(?P<s>\d+)").replace(r"\{b\}", r"(?P<b>\d+)")

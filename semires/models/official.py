@@ -1,4 +1,4 @@
-"""Published LAVT and SemiRES checkpoints (``.pth``), read without running anything in them.
+"""Published LAVT and SemiRES checkpoints (``.pth``), read without executing anything in them.
 
 In: a file with ``model`` (backbone and classifier) and usually ``bert_model``, with or without the
 prefixes of DDP and `torch.compile`. Out: a :class:`LAVT` whose sizes come from the tensors' shapes
@@ -45,12 +45,12 @@ def load_official_lavt(
     Args:
         path: the ``.pth`` file.
         bert: text encoder for a checkpoint without ``bert_model``; without either,
-            :meth:`LAVT.encode_text` refuses and :meth:`LAVT.segment` works.
+            :meth:`LAVT.encode_text` raises an error; :meth:`LAVT.segment` works.
         fusion_heads: PWAM's heads, which cannot be read from shapes; by default the ``mha`` of
             the checkpoint's ``args`` if it has one, else 1 per stage, as published.
 
     Raises:
-        WeightsError: missing, damaged, unsafe or no LAVT checkpoint; one line naming the file.
+        WeightsError: the file is missing, damaged, unsafe or not a LAVT checkpoint.
     """
     content = read_checkpoint(path)
     where = str(path)
@@ -61,13 +61,13 @@ def load_official_lavt(
         )
     published = plain_names(check_tensors(content["model"], where))
     text = content.get("bert_model")
-    # `lavt_one` keeps its text encoder among the model's weights.
+    # `lavt_one` stores its text encoder in `model`.
     inside = {n: published.pop(n) for n in list(published) if n.startswith("text_encoder.")}
     if text is None:
         text = {name.removeprefix("text_encoder."): v for name, v in inside.items()} or None
     text_state = None if text is None else _text_state(plain_names(check_tensors(text, where)))
     heads = fusion_heads or _fusion_heads(content.get("args"), where)
-    with weights_errors(where, NO_LAVT):  # other sizes and names make nearly any error
+    with weights_errors(where, NO_LAVT):  # wrong sizes or names raise almost any exception
         settings = _settings(_sizes(published, text_state, heads), where)
         state = to_ours(published)
         if text_state is not None:
@@ -118,7 +118,7 @@ def _settings(sizes: dict[str, Any], where: str) -> Lavt:
     """The validated section of these sizes.
 
     Raises:
-        WeightsError: a size makes no LAVT.
+        WeightsError: the sizes are not valid for a LAVT.
     """
     try:
         return Lavt.model_validate(sizes)

@@ -1,8 +1,8 @@
 """Pretrained Swin and BERT weights for the encoders of a model.
 
-Swin comes from a safetensors file of this project, from Swin's published ``.pth``, from a local
-folder or a hub id; BERT from a folder or a hub id. Relative position tables of another window are
-resized (bicubic), as the published LAVT does. No file is unpickled freely (see ``weights.py``).
+Swin is read from a safetensors file of this project, Swin's published ``.pth``, a local folder or a
+hub id. BERT is read from a folder or a hub id. Relative position tables of another window are
+resized (bicubic), as the published LAVT does. Unpickling is restricted (see ``weights.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from semires.models.weights import (
 )
 
 TABLE = "relative_position_bias_table"
-# Settings that leave no trace in the shapes of the weights and change what they compute.
+# Settings that change the computation but not the shapes of the weights.
 UNSEEN = ("num_attention_heads", "num_heads", "hidden_act", "layer_norm_eps")
 
 
@@ -45,7 +45,7 @@ def load_swin(swin: Any, source: str) -> None:
         state = swin_from_microsoft(read_checkpoint(path), str(path))
     else:
         state = _from_folder("swin", swin, source, key)
-    if isinstance(swin.layernorm, nn.Identity):  # LAVT has no use for the final norm
+    if isinstance(swin.layernorm, nn.Identity):  # LAVT does not use the final norm
         state = {k: v for k, v in state.items() if not k.startswith("layernorm.")}
     load_state(swin, fit_tables(state, swin.state_dict()), f"{key}: {source}")
 
@@ -84,7 +84,7 @@ def swin_from_microsoft(content: Any, where: str) -> State:
     The published downsampling concatenates its four pixels in the same order as transformers.
 
     Raises:
-        WeightsError: it holds no Swin.
+        WeightsError: the file contains no Swin.
     """
     inner = content.get("model", content) if isinstance(content, dict) else content
     state = {}

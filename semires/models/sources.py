@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from semires.errors import WeightsError
 
 _PACKAGE = Path(__file__).parents[1]
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second where the first is not there
-VOCABULARY = ("vocab.txt", "tokenizer.json")  # the second where the first is not there
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second if the first is absent
+VOCABULARY = ("vocab.txt", "tokenizer.json")  # the second if the first is absent
 
 
 def shipped(source: str | Path) -> Path:
@@ -68,13 +68,14 @@ def _from_hub(name: str, files: tuple[str, ...], key: str) -> Path:
         except failures as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise WeightsError(
-        f"{key}: {name} is no local folder and cannot be had from the hub ({reason}); download it "
-        f"where there is a network (`hf download {name} --local-dir DIR`) and set {key} to DIR"
+        f"{key}: {name} is not a local folder, and not available on the hub ({reason}); "
+        f"download it on a machine with network access (`hf download {name} --local-dir DIR`) "
+        f"and set {key} to DIR"
     )
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether the hub can be connected to at all; its client would retry for minutes."""
+    """Whether the hub is reachable. Without this check its client would retry for minutes."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return True
     url = urlsplit(endpoint)

@@ -129,7 +129,7 @@ def shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> t
 
     It is -100 between pixels that are neighbours only because of the roll, and 0 elsewhere.
     """
-    if torch.compiler.is_compiling():  # the compiler makes a constant of it
+    if torch.compiler.is_compiling():  # the compiler stores it as a constant
         return _make_shift_mask(rows, columns, side, shift, device)
     return _cached_shift_mask(rows, columns, side, shift, device)
 
@@ -146,7 +146,7 @@ def _make_shift_mask(rows: int, columns: int, side: int, shift: int, device: str
 
 @functools.lru_cache(maxsize=64)
 def _cached_shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
-    with torch.inference_mode(False):  # one made in an evaluation is used in training too
+    with torch.inference_mode(False):  # training reuses masks made in evaluation
         return _make_shift_mask(rows, columns, side, shift, device)
 
 

@@ -1,7 +1,7 @@
 """Expressions to BERT's tokens: int64 ids and mask (B,L), padded with zeros to a fixed length.
 
 The vocabulary comes from a BERT file (one token a line), a ``tokenizer.json``, a local folder with
-one of them, or a hub id. Truncation keeps [CLS] and [SEP]; the published code loses [SEP].
+one of them, or a hub id. Truncation keeps [CLS] and [SEP]; the published code drops [SEP].
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Tokenizer:
         key: the parameter that names it, for messages.
 
     Raises:
-        WeightsError: there is no such file or it is no BERT vocabulary.
+        WeightsError: the file does not exist or is not a BERT vocabulary.
     """
 
     def __init__(self, source: str | Path, key: str = "model.bert.vocabulary") -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loaders fork
         self._tokenizer: Any = _load(source, key)
         self.vocab_size = len(self._tokenizer)
         self.truncated = 0
@@ -61,7 +61,7 @@ class Tokenizer:
 
         [CLS] and [SEP] count as tokens. An empty expression is [CLS] [SEP].
         """
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # many repeat
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # many texts are equal
         ids = torch.zeros(len(rows), max_tokens, dtype=torch.int64)
         mask, cut = torch.zeros_like(ids), torch.zeros(len(rows), dtype=torch.int64)
         for row, tokens in enumerate(self._tokenize(list(rows))):
@@ -99,7 +99,7 @@ def _of_vocabulary(path: Path) -> Any:
     """A tokenizer of a vocabulary file, one token a line.
 
     Raises:
-        WeightsError: the file is not UTF-8 text, or a token is there twice.
+        WeightsError: the file is not UTF-8 text, or a token occurs twice.
     """
     from transformers import BertTokenizer
 
@@ -108,7 +108,7 @@ def _of_vocabulary(path: Path) -> Any:
     tokens = [token.removesuffix("\r") for token in tokens]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
-        raise WeightsError(f"{path}: {NO_VOCABULARY}: a token is there twice")
+        raise WeightsError(f"{path}: {NO_VOCABULARY}: a token occurs twice")
     _check_special(vocabulary, path)
     return BertTokenizer(vocab=vocabulary, do_lower_case=_lower_case(path))
 
@@ -134,7 +134,7 @@ def _of_json(path: Path) -> Any:
 
 
 def _lower_case(vocabulary: Path) -> bool:
-    """Whether the tokenizer that a vocabulary file belongs to lowers case; BERT's default is yes.
+    """Whether the tokenizer of a vocabulary file lowercases text; BERT's default is yes.
 
     Raises:
         WeightsError: tokenizer_config.json beside the vocabulary is damaged.
@@ -165,7 +165,7 @@ def _check(tokenizer: Any, path: Path) -> None:
     """Refuse a tokenizer whose ids have gaps, or that does not add [CLS] and [SEP].
 
     Raises:
-        WeightsError: as said.
+        WeightsError: ids are missing, or a special token is not added.
     """
     vocabulary = tokenizer.get_vocab()
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):

@@ -1,7 +1,8 @@
-"""Reading weights files safely, with one line for whatever is wrong with a file.
+"""Read weight files safely, and report any fault of a file in one line.
 
-Every loader (Swin, BERT, published checkpoints, SAM, models of the hub) uses these functions. What
-`torch`, `safetensors` and `transformers` raise, or silently fill in, becomes a WeightsError.
+Every loader (Swin, BERT, published checkpoints, SAM, models of the hub) uses these functions.
+Errors of `torch`, `safetensors` and `transformers`, and weights that these would fill in silently,
+become a WeightsError.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _COMPUTED = re.compile(r"(position_ids|relative_position_index|attn_mask)$")
 
 
 class Ignored:
-    """Stands for a NumPy value or a path in a checkpoint; its content is not kept."""
+    """Placeholder for a NumPy value or a path in a checkpoint; its content is not kept."""
 
     def __init__(self, *content: object) -> None: ...
 
@@ -45,10 +46,10 @@ class Ignored:
 
 
 def one_line(text: object, limit: int = 200) -> str:
-    """A text of a file or of a library as one printable line of at most ``limit`` characters.
+    """Shorten a text to one printable line of at most ``limit`` characters.
 
-    Of several lines the first counts, and the second one too where the first ends with a colon. A
-    longer text ends after a whole sentence where there is one.
+    Only the first line is used, with the second one if the first ends with a colon. A longer text
+    is cut after a whole sentence if possible.
     """
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text))
     lines = ["".join(c if c.isprintable() else " " for c in line) for line in plain.splitlines()]
@@ -62,7 +63,7 @@ def one_line(text: object, limit: int = 200) -> str:
 
 @contextlib.contextmanager
 def weights_errors(where: str, fault: str = "cannot be read") -> Iterator[None]:
-    """Turn any error of a library into a WeightsError of one line that begins with ``where``.
+    """Convert any error of a library into a WeightsError of one line that begins with ``where``.
 
     Errors of this package pass unchanged. Damaged files make the libraries raise nearly any class.
     """
@@ -80,7 +81,7 @@ def weights_errors(where: str, fault: str = "cannot be read") -> Iterator[None]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is missing or that its first bytes show to be no weights.
+    """Refuse a file that is missing or whose first bytes are not those of a weights file.
 
     Raises:
         WeightsError: missing, empty, a Git LFS pointer, a web page, or an archive that is cut off.
@@ -133,7 +134,7 @@ def read_safetensors(path: str | Path) -> State:
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
-    """Read a ``.pth`` with tensors, plain containers and `argparse.Namespace`, running nothing.
+    """Read a ``.pth`` of tensors, plain containers and `argparse.Namespace`; no code is executed.
 
     NumPy values and paths beside the weights become :class:`Ignored`.
 
@@ -165,7 +166,7 @@ def _verify_archive(path: Path) -> None:
     """Verify the checksums of a zip archive, which torch does not do.
 
     Raises:
-        BadZipFile: one does not hold.
+        BadZipFile: a checksum is wrong.
     """
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -174,14 +175,14 @@ def _verify_archive(path: Path) -> None:
 
 
 def _refusal(message: str) -> str:
-    """Why torch's safe reader refuses a file, and what to do about it."""
+    """The reason why torch's safe reader refuses a file, and a remedy."""
     found = re.search(r"(?:GLOBAL|global|[Uu]nsupported \w+:?|class) `?([\w.]+\.[\w.]+)", message)
     if found is None:
         return "damaged or no PyTorch checkpoint (its pickle cannot be read)"
     return (
-        f"refused: it wants to run {found[1]}, and only tensors, plain containers, numbers and "
+        f"refused: it would run {found[1]}, and only tensors, plain containers, numbers and "
         "argparse.Namespace are read; if you trust the file, load it once with "
-        "weights_only=False and save the weights alone (torch.save of state dicts)"
+        "weights_only=False and save only the weights (torch.save of state dicts)"
     )
 
 
@@ -196,7 +197,7 @@ def plain_names(state: State) -> State:
 
 
 def check_names(state: Any) -> State:
-    """``state`` itself, if it is a mapping of names to tensors.
+    """Return ``state`` if it is a mapping of names to tensors.
 
     Raises:
         TypeError: it is not; the text says what it is.
@@ -206,12 +207,12 @@ def check_names(state: Any) -> State:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             shown, kind = one_line(name, 80), type(value).__name__
-            raise TypeError(f"{shown!r} is no tensor but a {kind}")
+            raise TypeError(f"{shown!r} is a {kind}, not a tensor")
     return state
 
 
 def check_tensors(state: Any, where: str) -> State:
-    """``state`` itself, if it is a mapping of names to usable tensors.
+    """Return ``state`` if it is a mapping of names to usable tensors.
 
     Raises:
         WeightsError: it is not, a tensor has no data, or it holds NaN or infinite numbers.
@@ -230,7 +231,7 @@ def check_tensors(state: Any, where: str) -> State:
 
 
 def misfit(module: nn.Module, state: State) -> str:
-    """What of a state dict does not fit a module: '' if all fits.
+    """Describe what in a state dict does not fit a module; '' if everything fits.
 
     One name of each kind is given: wrong shape (or not a float where one is needed), missing,
     unknown.
@@ -273,7 +274,7 @@ def load_state(module: nn.Module, state: State, where: str) -> None:
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load ``model.safetensors`` of a run into a model of the same sizes.
 
-    Where a SHA-256 stands beside the file (``model.safetensors.sha256``), it is verified.
+    If ``model.safetensors.sha256`` exists beside the file, the SHA-256 is verified.
 
     Raises:
         WeightsError: missing, damaged, or of other sizes; the text names the file.
@@ -297,8 +298,8 @@ def from_transformers(
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        WeightsError: the folder cannot be had or read, is of another architecture, or lacks
-            weights (which transformers would draw at random).
+        WeightsError: the folder is missing or not readable, is of another architecture, or lacks
+            weights (transformers would initialise them at random).
     """
     folder = folder_of(source, WEIGHTS, key)
     where = f"{key}: {folder}"
@@ -351,7 +352,7 @@ def _is_part_of(model: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and tables: what matters of them is raised."""
+    """Suppress transformers' progress bars and tables; relevant faults are raised as errors."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,1 +1,1 @@
-"""Tables, figures and the page, regenerated from run records alone."""
+"""Tables, figures and the page, made from run records only."""

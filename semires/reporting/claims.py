@@ -40,7 +40,7 @@ VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN)
 
 
 class _Claim(Section):
-    """What every claim has: ``margin`` in percentage points, ``where`` its place in the paper."""
+    """Fields of every claim: ``margin`` in percentage points, ``where`` its place in the paper."""
 
     id: Name
     claim: str
@@ -95,8 +95,8 @@ class Judgement:
     """One inequality on one data set, fraction and split, with its verdict.
 
     Numbers are percentage points. ``paper`` and ``ours`` are left - right there and here, ``low``
-    and ``high`` the bounds of the 95 % interval; None where there is no number. ``link`` names the
-    table or figure of the report that shows it; ``reason`` says why there is no verdict.
+    and ``high`` the bounds of the 95 % interval; None if there is no number. ``link`` names the
+    table or figure of the report that shows it; ``reason`` explains a missing verdict.
     """
 
     id: str
@@ -164,7 +164,7 @@ def _unknown(
     tables: dict[str, TableDefinition],
     figures: dict[str, FigureDefinition],
 ) -> str:
-    """What a claim names that does not exist; empty if there is nothing."""
+    """A missing table, row or figure that a claim names; empty if all exist."""
     known = tables if isinstance(claim, RowsClaim) else figures
     name = claim.table if isinstance(claim, RowsClaim) else claim.figure
     file = f"{layout.TABLES}/{name}.yaml"
@@ -265,7 +265,7 @@ class Judge:
         split: str,
     ) -> float | None:
         name = paper_name(self.params, dataset)
-        if claim.metric != METRICS[0]:  # the paper states overall IoU alone
+        if claim.metric != METRICS[0]:  # the paper states overall IoU only
             return None
         if claim.paper is not None:
             paths = (claim.paper.left, claim.paper.right)

@@ -40,7 +40,7 @@ def _no_minus_zero(text: str) -> str:
 
 
 def count_line(verdicts: Iterable[str]) -> str:
-    """``N of M claims supported (K contradicted, U undecided, X not run)``; M is what was run."""
+    """``N of M claims supported (K contradicted, U undecided, X not run)``; M claims were run."""
     counts = Counter(verdicts)
     judged = sum(n for verdict, n in counts.items() if verdict != NOT_RUN)
     rest = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS[1:] if counts[verdict]]
@@ -88,20 +88,20 @@ def claims_html(params: Params, judgements: list[Judgement]) -> str:
 
 
 def notes(judgements: list[Judgement]) -> list[str]:
-    """What the numbers and verdicts mean, and the commands of what was not run."""
+    """The meaning of numbers and verdicts, and the commands that make missing runs."""
     result = [
         "Paper, Ours: higher minus lower in percentage points, of overall IoU on val unless the "
-        "row states otherwise. The paper's differences are on RefCOCO where the data set is not "
+        "row states otherwise. The paper's differences are on RefCOCO if the data set is not "
         "one of the paper's.",
         "Interval: paired bootstrap over images and seeds together. Supported: the interval is "
         "above 0, or above the claim's margin. Contradicted: it is below. Undecided: it contains "
         "0 or the margin.",
         "Pseudo-labels: the share that refinement makes better minus the share that it makes "
-        "worse. Smallest difference: of all evaluations during training, over seeds alone, since "
+        "worse. Smallest difference: of all evaluations during training, over seeds only, since "
         "they are not recorded by image.",
     ]
     if any(j.seeds == 1 for j in judgements):
-        result.append("Where there is one seed, seeds are not in the interval.")
+        result.append("With one seed, the interval covers images only.")
     missing: dict[str, list[str]] = {}
     for j in judgements:
         if j.verdict == NOT_RUN:
@@ -117,7 +117,7 @@ def _by_dataset(judgements: list[Judgement]) -> list[tuple[str, list[Judgement]]
 
 
 def _counts(group: list[Judgement]) -> str:
-    """Counts of the paper's claims, and of ours apart."""
+    """Counts of the paper's claims and, separately, of ours."""
     line = count_line(j.verdict for j in group if j.claim.in_paper).replace(
         "claims supported", "claims of the paper supported"
     )

@@ -24,20 +24,20 @@ Fractions = list[Percent] | Literal["study"]
 
 #: `datasets.D.dataset` of params.yaml -> the name in the paper's tables.
 PAPER_NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref(UMD)"}
-#: Where the paper spells a data set or a split in another way.
+#: Data sets and splits that the paper spells differently.
 _FIGURE_NAMES = {"G-Ref(UMD)": "RefCOCOg"}
 _SPLIT_NAMES = {"val(U)": "val", "test(U)": "test"}
 DISPLAY_NAMES = {**PAPER_NAMES, "refscenes": "RefScenes", "refcocog": "G-Ref (UMD)"}
 
 
 class TableRow(Section):
-    """One row: which runs fill it and where the paper's values of it are.
+    """One row: the runs that fill it and the path of the paper's values.
 
     ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` is the share of
     references, those with the smallest masks, that the row uses; ``shuffled`` uses the evaluation
     with every expression given to another reference. ``paper`` is a path in paper.json, with
     ``{dataset}`` and ``{fraction}`` filled in, or one path per fraction; a path without
-    ``{dataset}`` is RefCOCO's. ``needs`` says what the project lacks to fill the row at all,
+    ``{dataset}`` is RefCOCO's. ``needs`` names a part that the project lacks to fill the row;
     ``note`` is added to the table's notes.
     """
 
@@ -59,7 +59,7 @@ class TableRow(Section):
             try:
                 path.format(dataset="", fraction="")
             except (LookupError, ValueError) as error:
-                raise ValueError(f"{path!r} takes {{dataset}} and {{fraction}} alone") from error
+                raise ValueError(f"{path!r} takes {{dataset}} and {{fraction}} only") from error
         return paper
 
 
@@ -153,7 +153,7 @@ class PaperValues:
         Args:
             row: the table row.
             dataset: the paper's name of our data set; None if ours is not in the paper, which
-                gives RefCOCO's values, to be shown apart.
+                gives RefCOCO's values, shown separately.
             fraction: as params.yaml spells it, in percent.
         """
         path = row.paper.get(fraction) if isinstance(row.paper, dict) else row.paper
@@ -175,7 +175,7 @@ class PaperValues:
         return _descend(self._values, path)
 
     def corrections(self, dataset: str | None) -> dict[str, dict[str, int]]:
-        """Figure 6's counts of one data set by method; RefCOCO's if ours is not the paper's."""
+        """Figure 6's counts of one data set by method; RefCOCO's if the paper does not use it."""
         name = _FIGURE_NAMES.get(dataset or "RefCOCO", dataset or "RefCOCO")
         found = self.at(f"fig6_counts/{name}") or {}
         if not isinstance(found, dict):
@@ -213,7 +213,7 @@ def paper_name(params: Params, dataset: str) -> str | None:
 
 
 def display_name(params: Params, dataset: str) -> str:
-    """A data set's name as a reader knows it."""
+    """The display name of a data set."""
     name = params.datasets[dataset].dataset
     return DISPLAY_NAMES.get(name, dataset)
 

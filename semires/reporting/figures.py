@@ -99,7 +99,7 @@ class FigureMaker:
         return drawn
 
     def curves(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
-        """Val oIoU by step of mutual learning; one panel per fraction, the paper's beside."""
+        """Val oIoU by step of mutual learning; one panel per fraction, and the paper's curves."""
         fractions = [
             fraction
             for fraction in fractions_of(self.params, definition)
@@ -135,7 +135,7 @@ class FigureMaker:
         return {"": figure}
 
     def corrections(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
-        """Shares of pseudo-labels that refinement made better, worse, or left alone."""
+        """Shares of pseudo-labels that refinement made better, worse, or did not change."""
         fraction = self._filled(definition, dataset)[0]
         found = {
             method: _change_counts(runs)
@@ -222,7 +222,7 @@ class FigureMaker:
         return drawn
 
     def overview(self, definition: FigureDefinition) -> Figure | None:
-        """The qualitative figure in short: one best, one worst and two random samples."""
+        """A short qualitative figure: one best, one worst and two random samples."""
         dataset = study.datasets(self.params)[0]
         for fraction in self._filled(definition, dataset):
             for method in definition.methods:
@@ -237,7 +237,7 @@ class FigureMaker:
         return None
 
     def _title(self, run: Run) -> str:
-        """Which run a figure of one run shows."""
+        """The title of a figure that shows one run."""
         dataset, fraction = run.key.dataset, fraction_name(run.key.fraction)
         return (
             f"{style_of(run.key.method)[3]} on {display_name(self.params, dataset)}, "
@@ -291,7 +291,7 @@ def _legend(figure: Figure, handles: dict[str, Any]) -> None:
 
 
 def _curve(axis: Axes, method: str, runs: list[Run], starts: dict[int, float]) -> Any:
-    """Mean over seeds from the burn-in on, and the deviation of what was gained since."""
+    """Mean over seeds, starting at burn-in, and the deviation of the gain since burn-in."""
     import pandas as pd
 
     curves = {run.key.seed: run.history.set_index("step")["val/oIoU"].dropna() for run in runs}

@@ -1,6 +1,6 @@
 """`reports/index.html`: claims, tables, figures, runs and parameters.
 
-One self-contained file: figures are data URIs, there is no script and nothing from a network.
+One self-contained file: figures are data URIs. It has no scripts and loads nothing.
 Text from records is data and escaped.
 """
 

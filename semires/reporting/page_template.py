@@ -62,7 +62,8 @@ section { scroll-margin-top: 3.5rem; } .logs { font-size: 0.75rem; white-space: 
 <h1>SemiRES, regenerated</h1>
 <p>Tables and figures of Yang et al., “SAM as the Guide: Mastering Pseudo-Label Refinement in
 Semi-Supervised Referring Expression Segmentation” (ICML 2024), made by <code>semires
-report</code> from {{ n_runs }} run records on {{ datasets }}. No number here was typed.
+report</code> from {{ n_runs }} run records on {{ datasets }}. All numbers are
+computed from these records.
 “–” marks a number without a run; a note states the command that makes it.</p>
 <nav aria-label="Contents"><ul>
 {% for id, title in contents %}<li><a href="#{{ id }}">{{ title }}</a></li>

@@ -1,7 +1,7 @@
 """Qualitative panels: one row per sample, from a run's `panels.npz` (paper Figures 3, 4 and 8).
 
-Masks are tinted over the greyed image in Okabe-Ito colours; the ground truth's outline is drawn
-over all of them, so that what is too much or missing can be seen without telling colours apart.
+Masks are tinted over the greyed image in Okabe-Ito colours. The ground truth's outline is drawn
+over all of them, so that errors are visible without distinguishing colours.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _overlay(image: Any, mask: Any, colour: str) -> Any:
 
 
 def _atom_colours(image: Any, atoms: Any) -> Any:
-    """Every atom in a colour of its own, the largest one (the background) grey, thin white edges.
+    """Every atom in its own colour, the largest one (the background) grey, thin white edges.
 
     Enlarged first, so that edges do not cover atoms of a few pixels.
     """

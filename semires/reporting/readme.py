@@ -1,7 +1,7 @@
 """README.md's generated blocks: `python -m semires.reporting.readme [results] [pipeline] [times]`.
 
 `results` and `claims` come from the committed report, `pipeline` from dvc.yaml, `times` from the
-stages' notes and the run records of this machine. Without a name all blocks are renewed.
+stages' notes and the run records of this machine. Without a name all blocks are updated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None
     """Replace the text between the marks of each block.
 
     Raises:
-        SemiresError: the name of a block, its marks or what it is made from is missing.
+        SemiresError: a block does not exist, or its marks or its source are missing.
     """
     text = path.read_text(encoding="utf-8")
     for block in blocks:
@@ -110,7 +110,7 @@ def _claims_line(folder: Path) -> str:
 
 
 def _claims() -> str:
-    """How many claims of each table and figure of the paper have which verdict."""
+    """The number of claims per verdict, for each table and figure of the paper."""
     path = _report() / "claims.csv"
     if not path.is_file():
         return ""

@@ -46,7 +46,7 @@ class Run:
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
-        """What the seeds of one method share: the parameters that decide numbers, data, split."""
+        """Settings that all seeds of a method share: parameters of the numbers, data, split."""
         params, prints = self.record.params, self.record.fingerprints
         sentences = params.get("evaluation", {}).get("sentences")
         inputs = [prints.get(name) for name in ("data", "split")]
@@ -81,25 +81,25 @@ class Run:
 
     @cached_property
     def corrections(self) -> pd.DataFrame | None:
-        """corrections.parquet, or None where the run has none (burn-in, control)."""
+        """corrections.parquet, or None if the run has none (burn-in, control)."""
         path = self.record.verified(self.folder, "corrections.parquet")
         return read_parquet(path) if path.is_file() else None
 
     @cached_property
     def panels(self) -> dict[str, NDArray[Any]] | None:
-        """panels.npz as arrays, or None where the run has none."""
+        """panels.npz as arrays, or None if the run has none."""
         path = self.record.verified(self.folder, "panels.npz")
         if not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # zipfile, zlib and numpy each have errors of their own
+        except Exception as error:  # zipfile, zlib and numpy raise different exceptions
             raise CorruptCacheError(f"{path}: damaged panels ({error})") from error
 
     @property
     def key(self) -> RunKey:
-        """Which run."""
+        """The key of the run."""
         return self.record.key
 
     @cached_property
@@ -160,7 +160,7 @@ def _ratio(rows: pd.DataFrame, metric: str) -> tuple[Any, Any]:
 
 
 def gains(corrections: pd.DataFrame) -> NDArray[np.int64]:
-    """(R,) what refinement did to each pseudo-label: 1 better, -1 worse, 0 equal or not matched.
+    """(R,) effect of refinement on each pseudo-label: 1 better, -1 worse, 0 equal or not matched.
 
     By IoU with the hidden ground truth, compared exactly: i1/u1 > i0/u0 is i1*u0 > i0*u1, and an
     empty union counts as IoU 0.

@@ -1,7 +1,7 @@
 """Filled tables as CSV, Markdown, LaTeX and HTML.
 
 One layout for the three readable forms: label, marks, splits, the paper's values, difference.
-All text is data and escaped for its format; numbers are rounded here and nowhere before.
+All text is data and is escaped for its format. Numbers are rounded only here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Text:
 
 
 def signed(value: float) -> str:
-    """Two decimals with a sign; a true minus, and no sign at zero."""
+    """Two decimals with a sign (a Unicode minus); no sign at zero."""
     text = f"{value:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
@@ -55,7 +55,7 @@ def claimed(table: FilledTable) -> str:
 
 
 def place(table: FilledTable) -> str:
-    """A table's place in the paper, or what it is instead."""
+    """A table's place in the paper, or the purpose of a table that the paper lacks."""
     return f"In the paper: {table.where}" if table.in_paper else f"Not in the paper: {table.where}"
 
 
@@ -171,7 +171,7 @@ def _plain(value: float) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Text on one line that no spreadsheet takes for a formula."""
+    """Text on one line that no spreadsheet reads as a formula."""
     text = _one_line(text)
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
@@ -249,8 +249,7 @@ def tex_escape(text: str) -> str:
 def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
     r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it.
 
-    Of the paper's values it has those, but no column of differences from them: a page is too
-    narrow.
+    It has the paper's values but no column of differences from them, because a page is too narrow.
     """
     titles = [title for title in headers(table, metrics) if title != "Ours − paper's"]
     label = table.name.replace("_", "-") + ("" if metrics == MAIN else "-miou")
@@ -280,7 +279,7 @@ def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
 
 
 def _tex_lines(row: list[Text]) -> list[str]:
-    """A row of numbers and, where it has small print, a row of it."""
+    """A row of numbers and, if it has small print, a second row with it."""
     first, *rest = row
     cells = [tex_escape(c.main) + (f"$^{{{c.mark}}}$" if c.mark else "") for c in rest]
     lines = [" & ".join([rf"\raggedright {tex_escape(first.main)}", *cells]) + r" \\"]
@@ -299,7 +298,7 @@ def _tex_note(text: str) -> str:
 
 
 def _tex_spaced(text: str) -> str:
-    # tex_escape strips the ends, where a space next to a command matters
+    # tex_escape strips spaces at the ends, which matter next to a command
     head, tail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
     return head + tex_escape(text) + tail if text.strip() else text
 
@@ -308,7 +307,7 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
     """A `<table>` with notes and footnotes, for the page, whose style shows one metric.
 
     Args:
-        table: what to show.
+        table: the table to render.
         logs: the address of each run's log, linked from its row.
     """
     titles = headers(table)

@@ -1,4 +1,4 @@
-"""`semires report`: everything under `reports/`, from run records alone.
+"""`semires report`: everything under `reports/`, from run records only.
 
 Claims (md, csv), tables (md, csv, tex), figures (png, svg), `index.html`, `runs.csv`, `logs/`,
 `metrics.json` for `dvc metrics`. The folder appears whole or not at all, and the same runs give
@@ -36,7 +36,7 @@ KEPT = ("benchmarks.md", "growth.svg", "study")
 
 @dataclass(frozen=True)
 class Results:
-    """What a report is made from: runs, filled tables with their differences, judged claims."""
+    """The inputs of a report: runs, filled tables with their differences, judged claims."""
 
     records: Records
     tables: Tables
@@ -44,7 +44,7 @@ class Results:
 
 
 def report(params: Params, output: Path = layout.REPORTS) -> None:
-    """Write the report's folder anew.
+    """Write the report's folder, replacing the old one.
 
     Raises:
         SemiresError: a run record, definition or picture source is damaged; its path is named.
@@ -202,6 +202,6 @@ def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
 
 
 def build_main(params: Params, records: Records) -> FilledTable:
-    """The main table alone."""
+    """Only the main table."""
     definitions, _ = load_definitions()
     return TableBuilder(params, records, PaperValues()).build("main", definitions["main"])

@@ -1,4 +1,4 @@
-"""From a row of a table to numbers: its runs, its value, its difference from another row.
+"""The numbers of a table row: its runs, its value, its difference from another row.
 
 Tables and claims both use this module, so that a claim's difference is the one that the table of
 differences shows.
@@ -26,7 +26,7 @@ from semires.runs.key import RunKey
 
 @dataclass(frozen=True)
 class Value:
-    """A number (percent or percentage points), its 95 % interval and what it is from.
+    """A number (percent or percentage points), its 95 % interval and its sources.
 
     ``sd`` is the standard deviation over seeds, None for one seed.
     """

@@ -1,4 +1,4 @@
-"""What the report asks of `study` in params.yaml: the only module of the report that reads it."""
+"""Queries on `study` in params.yaml; no other module of the report reads it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _without_seed(key: RunKey) -> tuple[str, float, str]:
 
 
 def fill_command(keys: Iterable[RunKey], params: Params) -> str:
-    """What to do to make some runs, as text with the commands in backticks."""
+    """Instructions to make the given runs, with commands in backticks."""
     keys = list(keys)
     if all(is_planned(key, params) for key in keys):
         return "`dvc repro`"

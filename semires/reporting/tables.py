@@ -27,9 +27,9 @@ from semires.runs.key import RunKey, fraction_name
 
 @dataclass(frozen=True)
 class FilledRow:
-    """One row: values by metric and split, the paper's values by split, why it is empty if it is.
+    """One row: values by metric and split, the paper's by split, the reason if it is empty.
 
-    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``runs`` are what it is made from.
+    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``runs`` are its sources.
     """
 
     label: str
@@ -63,7 +63,7 @@ class TableSection:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A filled table. ``footnotes`` are for empty rows, ``notes`` say what the numbers are.
+    """A filled table. ``footnotes`` explain empty rows, ``notes`` explain the numbers.
 
     ``is_difference``: the numbers are differences of two methods, in percentage points.
     """
@@ -211,7 +211,7 @@ class TableBuilder:
     def _values(
         self, dataset: str, compute: Callable[[str, str], Value | None]
     ) -> dict[str, dict[str, Value]]:
-        """By metric and split, where there is a value."""
+        """The values that exist, by metric and split."""
         found = {
             metric: {split: compute(split, metric) for split in self._splits(dataset)}
             for metric in METRICS
@@ -260,7 +260,7 @@ def _difference_notes(sections: Iterable[TableSection], samples: int) -> list[st
     if any(v.sd is not None for v in values):
         notes.append("Mean ± standard deviation of the seeds' differences.")
     if any(v.seeds == 1 for v in values):
-        notes.append("A difference of one seed: seeds are not in its interval.")
+        notes.append("With one seed, the interval covers images only.")
     return notes
 
 

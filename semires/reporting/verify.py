@@ -4,11 +4,11 @@ Runs first: **identical** if the digests of weights, predictions and evaluated s
 **equal** if all metrics are, at two decimals, **within** or **outside**. Then the numbers of the
 tables: equal, within or outside. Within: inside the committed 95 % interval over images, widened
 by the 95 % prediction interval for other seeds where several seeds are committed, since another
-machine changes a training about as much as another seed does. Then the claims: a verdict from as
-many seeds must be the committed one.
+machine changes a training about as much as another seed does. Then the claims: with the same
+number of seeds, a verdict must equal the committed one.
 
-The command fails if something is outside or a verdict changed. What only one side has is counted
-and does not fail, so part of the runs can be verified.
+The command fails if something is outside or a verdict changed. Results that only one side has are
+counted and are no failure, so part of the runs can be verified.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SHOWN = ("within", "outside", "changed")
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, number or claim on both sides: its name, its verdict, and what was compared."""
+    """One run, number or claim on both sides: its name, its verdict, and the compared values."""
 
     key: tuple[str, ...]
     verdict: str
@@ -77,7 +77,7 @@ def verify(params: Params, output: Path = layout.REPORTS, against: str = "HEAD")
         raise SemiresError(f"{output}: no committed results to compare with in {against}")
     compared: dict[str, list[Compared]] = {"runs": [], "numbers": [], "claims": []}
     for name, text in committed.items():
-        # a file that is not committed is one without lines
+        # a file that is not committed counts as empty
         before, now = ours[name].partition("\n")[0] if text is None else text, ours[name]
         if name == "runs.csv":
             compared["runs"] = compare_runs(before, now, name)
@@ -100,7 +100,7 @@ def _require_commit(revision: str) -> None:
         capture_output=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise SemiresError(f"--against {revision}: git knows no such commit")
+        raise SemiresError(f"--against {revision}: no such commit in git")
 
 
 def committed_text(path: Path, revision: str = "HEAD") -> str | None:
@@ -121,7 +121,7 @@ def read_lines(
     """Lines of a CSV file by the columns of ``key``.
 
     Raises:
-        CorruptCacheError: a needed column is missing or the text is no CSV.
+        CorruptCacheError: a required column is missing or the text is not CSV.
     """
     key = tuple(key)
     reader = csv.DictReader(io.StringIO(text))
@@ -153,7 +153,7 @@ def compare_runs(committed: str, ours: str, name: str) -> list[Compared]:
         try:
             verdict, detail = _run_verdict(before[key], now[key], seeds[key[:3]])
         except ValueError as error:
-            raise CorruptCacheError(f"{name}: a metric is no number ({error})") from error
+            raise CorruptCacheError(f"{name}: a metric is not a number ({error})") from error
         result.append(Compared(key, verdict, detail))
     return result
 
@@ -208,7 +208,7 @@ def _verdict(old: Line, new: Line, name: str) -> tuple[str, str]:
         )
         margin = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
     except ValueError as error:
-        raise CorruptCacheError(f"{name}: a cell is no number ({error})") from error
+        raise CorruptCacheError(f"{name}: a cell is not a number ({error})") from error
     low, high = _widened(centre, low, high, margin)
     verdict = "within" if low <= value <= high else "outside"
     if f"{value:.2f}" == f"{centre:.2f}":
@@ -231,7 +231,7 @@ def _seed_margin(sd: float, committed: int, here: int) -> float:
 
 
 def compare_claims(committed: str, ours: str, name: str) -> list[Compared]:
-    """Compare two files as `claims_csv` writes them; verdicts from as many seeds must be equal.
+    """Compare two files as `claims_csv` writes them; verdicts must be equal for equal seeds.
 
     Raises:
         CorruptCacheError: the committed text is no such file.

@@ -1,1 +1,1 @@
-"""Runs: which training, where its files are, and its record."""
+"""Runs: the key, the paths and the record of a training."""

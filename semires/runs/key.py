@@ -18,8 +18,8 @@ def fraction_name(fraction: float) -> str:
 class RunKey:
     """One training: data set, labelled fraction (percent), method (`supervised` = burn-in), seed.
 
-    ``source`` is set where the proposals are not the study's default ones; the method's name then
-    carries it (``cpi-u+felzenszwalb``).
+    ``source`` is set if the proposals are not the study's default ones; the method's name then
+    contains it (``cpi-u+felzenszwalb``).
     """
 
     dataset: str

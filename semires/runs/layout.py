@@ -1,7 +1,7 @@
-"""Where everything lies, relative to the project's root: the one list of paths.
+"""All paths of a project, relative to its root.
 
-DVC runs each stage from the root. What DVC owns stands under ``data/``, ``sam/``, ``proposals/``,
-``runs/`` and ``tune/``; what must survive an interrupted stage under the git-ignored ``.work/``.
+DVC runs each stage from the root. Its outputs are in ``data/``, ``sam/``, ``proposals/``, ``runs/``
+and ``tune/``. State that must survive an interrupted stage is in ``.work/``, which git ignores.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tuned_file(key: RunKey) -> Path:
 
 
 def work(name: str, fingerprint: str) -> Path:
-    """Folder for what must survive an interruption, keyed by everything it is made from."""
+    """Folder for state that must survive an interruption; its name depends on all inputs."""
     return root() / ".work" / f"{name}-{fingerprint[:16]}"
 
 

@@ -1,6 +1,6 @@
 """The record of a finished run: the only writer and reader of ``run.json`` and ``provenance.json``.
 
-``run.json`` says what the run is: equal runs have equal bytes. ``provenance.json`` says when, where
+``run.json`` describes the run; equal runs have equal bytes. ``provenance.json`` records when, where
 and how fast it was made. It differs between equal runs, so DVC does not track it.
 """
 
@@ -25,7 +25,7 @@ PROVENANCE = "provenance.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run is.
+    """The description of a run.
 
     Args:
         key: which training.
@@ -33,7 +33,7 @@ class RunRecord:
         metrics: by split, in percent, and ``pseudo``; the content of ``metrics.json``.
         best_step: the optimizer step of the best evaluation, whose weights the folder holds.
         fingerprints: digests of the inputs: params, data, split, weights, proposals, burn_in.
-        numerics: what can change the last bits: device, threads, precision, library versions.
+        numerics: influences on the last bits: device, threads, precision, library versions.
         n_refs_labelled: labelled references.
         n_parameters: parameters of the model.
         truncated_expressions: expressions longer than ``data.max_tokens``.

@@ -1,4 +1,4 @@
-"""Batches of samples: typed, with the hidden ground truth apart from the supervised target.
+"""Typed batches of samples; hidden ground truth is separate from the supervised target.
 
 A labelled and an unlabelled batch have different types. Only :class:`LabelledBatch` has a ``mask``,
 the target of the supervised loss. The ground truth of an unlabelled sample is ``hidden_truth``, a
@@ -21,10 +21,10 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model sees of B samples of size S x S with L tokens.
+    """The model's input for B samples of size S x S with L tokens.
 
     Args:
-        image: float32 (B,3,S,S), normalised; the weak view where the samples are augmented.
+        image: float32 (B,3,S,S), normalised; the weak view if the samples are augmented.
         input_ids: int64 (B,L), the tokens of the expressions.
         attention_mask: int64 (B,L), 1 for tokens and 0 for padding.
         indices: B indices of samples in their dataset.
@@ -96,7 +96,7 @@ class UnlabelledBatch(Batch):
 
 @dataclass(frozen=True)
 class MutualBatch:
-    """What one step of mutual learning takes: labelled and unlabelled samples.
+    """The labelled and unlabelled samples of one step of mutual learning.
 
     ``unlabelled`` is None where the method uses labelled samples only.
     """

@@ -70,7 +70,7 @@ def decode_mask(counts: str, height: int, width: int, size: int) -> NDArray[np.b
 
 
 class ExpressionDataset(Dataset[B], ABC, Generic[B]):
-    """One sample per expression (``sentences='all'``) or per reference (``'one'``, drawn anew).
+    """One sample per expression (``sentences='all'``) or per reference (``'one'``, random).
 
     Indexed by ``(place, index)``; with ``seed``, ``place`` in the stream seeds every random choice
     of the sample.
@@ -154,7 +154,7 @@ class ExpressionDataset(Dataset[B], ABC, Generic[B]):
             raise DataError("expressions of fewer than two references cannot be shuffled")
         order = np.random.default_rng(seed).permutation(len(self.refs))
         lender = np.empty_like(order)
-        lender[order] = np.roll(order, 1)  # a cycle: no reference lends to itself
+        lender[order] = np.roll(order, 1)  # a cycle: no reference keeps its own expressions
         spans = np.diff(self._first)[lender[self.ref_of]]
         source = self._first[lender[self.ref_of]] + self.sentence_of % spans
         other = copy.copy(self)

@@ -1,9 +1,9 @@
 """The order of training samples: an endless, seeded sequence, resumable at any step.
 
-A *stream* is a sequence of sample indices, epoch after epoch, each epoch a permutation. A batch is
-a stretch of the stream. A resumed run needs only its position in the stream, and every random
-choice of a sample derives from that position. The number of loader processes and interruptions
-change nothing.
+A *stream* is a sequence of sample indices, epoch after epoch; each epoch is a permutation. A batch
+is a consecutive part of the stream. A resumed run needs only its position in the stream, and every
+random choice of a sample derives from that position. Results do not depend on the number of loader
+processes or on interruptions.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Stream:
     """Batches ``first_step .. steps - 1`` of the stream, as lists of ``(place, index)``.
 
     Step ``k`` takes ``world * batch`` consecutive places, and rank ``r`` takes the ``r``-th part of
-    them. Several processes together see what one process with the larger batch sees.
+    them. Several processes together use the same samples as one process with the larger batch.
 
     Args:
         dataset: gives the length and the seed of the order.
-        batch: samples of a batch of one process.
+        batch: samples per batch and process.
         steps: end of the range of batches.
         first_step: start of the range of batches.
         rank: of this process.
@@ -49,7 +49,7 @@ class Stream:
         world: int = 1,
     ) -> None:
         if len(dataset) == 0:
-            raise DataError("a part of the train split has no expression to learn from")
+            raise DataError("a part of the train split contains no expressions")
         self.length, self.seed, self.batch = len(dataset), dataset.seed, batch
         self.first_step, self.steps, self.rank, self.world = first_step, steps, rank, world
         self._order = functools.lru_cache(maxsize=2)(self._permutation)

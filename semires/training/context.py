@@ -1,6 +1,6 @@
 """The inputs of a training: data, model, device, and the folder of its unfinished state.
 
-The *fingerprints* of a run cover everything that it is made from: parameters, split, data,
+The *fingerprints* of a run cover all its inputs: parameters, split, data,
 proposals, weights and vocabulary. A saved state is used only by a run with equal fingerprints.
 """
 
@@ -52,7 +52,7 @@ class RunContext:
         params: all parameters, resolved for the run's method.
         key: which run.
         sections: the parameter sections that its result depends on.
-        group: the processes that make the run together.
+        group: the processes that share the training.
         val_images: evaluate val on these images only; None uses all.
     """
 
@@ -77,7 +77,7 @@ class RunContext:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Digests of everything that the run is made from."""
+        """Digests of all inputs of the run."""
         prepared = layout.prepared(self.key.dataset)
         values = self.params.model_dump()
         sections = {name: values[name] for name in self.sections}
@@ -122,7 +122,7 @@ class RunContext:
         """A lock that one group of processes holds while it makes this run.
 
         Raises:
-            BusyError: on entry, another process makes the same run.
+            BusyError: on entry, if another process is making the same run.
         """
         if not self.group.is_main_process:
             return contextlib.nullcontext()

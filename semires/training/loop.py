@@ -272,7 +272,7 @@ class Loop:
         return bool(since_best >= patience)
 
     def _save_if_due_or_stopped(self) -> None:
-        """Save if it is time, or if any process got a signal; in the latter case stop."""
+        """Save when the interval has passed. If any process received a signal, save and stop."""
         code = process.stop_requested()
         late = time.monotonic() - self._saved > self.context.params.runtime.checkpoint_every_s
         stop, due = self.group.any(code is not None, late)
@@ -282,7 +282,7 @@ class Loop:
         if stop:
             raise Interrupted(
                 f"{self.context.key.name}: stopped at step {self.step} of {self.total}, state "
-                "saved; run the same command to go on",
+                "saved; run the same command to continue",
                 code or 143,
             )
 

@@ -95,7 +95,7 @@ class MutualStep:
         return loss, {**{name: value.detach() for name, value in losses.items()}, **quality}
 
     def _labelled_loss(self, labelled: LabelledBatch) -> tuple[torch.Tensor, Sums]:
-        """The same of labelled samples only, for the method that trains without the others."""
+        """The supervised loss alone, for a method that uses no unlabelled samples."""
         outputs = self._forward(*labelled.inputs)
         settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
         loss_sup = supervised_loss(outputs.logits, labelled.mask, weights)
@@ -129,7 +129,7 @@ class MutualStep:
     def _confident(
         self, teacher_logits: torch.Tensor, outputs: Outputs, targets: RefinedLabels
     ) -> tuple[Outputs, RefinedLabels]:
-        """The samples that confidence filtering selects. No-op where filtering is disabled."""
+        """The samples that confidence filtering selects. No-op if filtering is disabled."""
         if self.confidence_filter.keep >= 1:
             return outputs, targets
         selected = self.confidence_filter(teacher_logits)
@@ -153,7 +153,7 @@ def train_mutual(
     """Mutual learning; returns the content of ``metrics.json``.
 
     Args:
-        params: all parameters, as `resolve` or a trial of the search made them for this method.
+        params: all parameters, set for this method by `resolve` or by a trial of the search.
         key: which run.
         on_evaluation: called with the metrics and the step of each evaluation on val. A trial of
             the threshold search passes it; no run folder is then written.
@@ -200,7 +200,7 @@ def train_mutual(
 def _finish(
     context: RunContext, loop: Loop, refiner: PseudoLabelRefiner, started: float
 ) -> dict[str, dict[str, float]]:
-    """Measure what refinement corrects, where the method refines, and write the run's folder."""
+    """Measure the corrections if the method refines, and write the run's folder."""
     params, key = context.params, context.key
     if not params.refine[key.method].unlabelled:
         return write_run(context, loop, started)
@@ -247,7 +247,7 @@ def _batches(
 ) -> Iterator[MutualBatch]:
     """Labelled and unlabelled batches, side by side.
 
-    The unlabelled ones are None where the method sets ``unlabelled: false``.
+    The unlabelled ones are None if the method sets ``unlabelled: false``.
     """
     settings = context.params.mutual
     first = context.loader(labelled, settings.labelled_batch, batches)

@@ -1,4 +1,4 @@
-"""Write a finished run's folder: once, and whole or not at all."""
+"""Write the folder of a finished run; it appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_run(
         context: the inputs of the run.
         loop: the finished training.
         started: when the run started, seconds since the epoch.
-        corrections: what refinement corrects, where the method refines.
+        corrections: the measured corrections, None if the method does not refine.
 
     Returns:
         The content of ``metrics.json``: metrics by split, in percent.

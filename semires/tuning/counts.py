@@ -1,4 +1,4 @@
-"""Reduce the pseudo-labels of val to counts per atom, which are all that a threshold search needs.
+"""Reduce the pseudo-labels of val to counts per atom, the only input of a threshold search.
 
 In: the burn-in teacher's hard pseudo-label ``c`` and the ground truth ``g`` of each reference, bool
 (H,W), and its image's Partition at the same size. Out: for every atom its area and how many pixels
@@ -153,7 +153,7 @@ def load(path: Path, made_from: str) -> Counts:
 
     Args:
         path: the file.
-        made_from: the digest of what the counts are made from.
+        made_from: the digest of the inputs of the counts.
 
     Raises:
         CorruptCacheError: the file is damaged or was made from something else.
@@ -170,7 +170,7 @@ def load(path: Path, made_from: str) -> Counts:
 
 
 def cached(path: Path, made_from: str, make: Callable[[], Counts]) -> Counts:
-    """The counts in ``path``, or new ones where there are none or they are damaged."""
+    """The counts in ``path``, or new ones if the file is absent or damaged."""
     if path.exists():
         try:
             return load(path, made_from)
@@ -248,7 +248,7 @@ def pseudo_labels(params: Params, key: RunKey) -> Iterator[PseudoLabel]:
 def halves(image_ids: Ints, seed: int) -> tuple[Bools, Bools]:
     """Masks (R,) of the references of two random halves of the images, drawn by seed.
 
-    Trials use the first half, which has the odd image. The second half is held out.
+    Trials use the first half, the larger one if the number is odd. The second half is held out.
 
     Raises:
         DataError: there are fewer than two images.

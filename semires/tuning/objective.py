@@ -1,4 +1,4 @@
-"""What a search varies, and the value of one trial."""
+"""The parameters of a search, and the value of one trial."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Axis:
 def space(params: Params, key: RunKey) -> dict[str, Axis]:
     """The parameters that ``tune.objective`` searches for a method, by name.
 
-    ``labels`` searches the thresholds of the method's strategy. ``training`` searches also what
-    does not change the labels: PWA (its ranges keep the weight of Eq. 9 positive), lambda and EMA.
+    ``labels`` searches the thresholds of the method's strategy. ``training`` also searches
+    parameters that do not change the labels: PWA (its ranges keep the weight of Eq. 9 positive),
+    lambda and EMA.
 
     Raises:
         ConfigError: there is no such method, or it has no thresholds.
@@ -125,10 +126,10 @@ def with_values(params: Params, key: RunKey, values: Mapping[str, float]) -> Par
 def training_objective(params: Params, key: RunKey, seen: Table) -> Objective:
     """A trial's value is the best oIoU (percent) of a short mutual learning.
 
-    It is evaluated on the seen images of val, and the pruner sees each evaluation. No file of it
-    stays, unless it is interrupted: then it continues from its saved state when it is run again.
-    The trial raises ``optuna.TrialPruned`` if it is pruned or its loss diverges, and
-    ``Interrupted`` if a signal arrived.
+    The training is evaluated on the seen images of val, and each evaluation is reported to the
+    pruner. A finished trial leaves no files. An interrupted one keeps its state and continues when
+    it is run again. The trial raises ``optuna.TrialPruned`` if it is pruned or its loss diverges,
+    and ``Interrupted`` if a signal arrived.
     """
     import optuna
 

@@ -122,7 +122,7 @@ def _slices(result: Result, path: Path) -> None:
 def importances(result: Result) -> dict[str, float]:
     """Share of the value's variation among good trials that each parameter explains (PED-ANOVA).
 
-    All zeros where it is undefined: with one parameter, or hardly any differing trials.
+    All zeros if it is undefined: with one parameter, or too few different trials.
     """
     import optuna
 

@@ -1,7 +1,7 @@
 """Refine all pseudo-labels of a search by arithmetic on counts: one call per trial.
 
-A table holds what depends on the pseudo-labels and proposals alone, so that a trial only applies
-its thresholds. Both kinds of table apply the strategy's own definition in
+A table holds everything that depends only on pseudo-labels and proposals, so that a trial only
+applies its thresholds. Both kinds of table apply the strategy's own definition in
 ``semires/refine/strategies.py``, and the result equals refining the pixels, to the last digit.
 """
 
@@ -68,7 +68,7 @@ class Outcome:
 
 
 class Table(Protocol):
-    """Pseudo-labels and what is needed to refine them with any thresholds."""
+    """Pseudo-labels and the data to refine them with any thresholds."""
 
     @property
     def labels(self) -> Labels:
@@ -90,11 +90,11 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The table of a strategy that is given by scores.
+    """Table for a strategy that is defined by scores.
 
-    A unit is a set of pixels that enters the refined label as a whole: an atom, or where the
-    strategy is ``best_alone`` the proposal with the largest IoU. Its score is the largest one of
-    the proposals that contain it. So it belongs to the refined label if and only if one of its
+    A unit is a set of pixels that enters the refined label as a whole: an atom, or, if the
+    strategy is ``best_alone``, the proposal with the largest IoU. Its score is the largest score of
+    the proposals that contain it. It belongs to the refined label if and only if one of its
     scores exceeds its threshold. Reference r has the units ``offsets[r]`` to ``offsets[r + 1]``.
 
     Args:
@@ -169,7 +169,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ChoiceTable:
-    """The table of any other strategy, whose rule every trial evaluates again."""
+    """Table for any other strategy: every trial evaluates the strategy's rule again."""
 
     labels: Labels
     strategy: Strategy
@@ -230,7 +230,7 @@ def thresholds_of(strategy: str) -> tuple[str, ...]:
 
 
 def make_table(counts: Counts, strategy: str) -> Table:
-    """Compute what the trials of a strategy need.
+    """Compute the table for the trials of a strategy.
 
     Raises:
         ConfigError: the strategy has no threshold or is unknown.

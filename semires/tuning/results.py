@@ -112,7 +112,7 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Metrics, intervals and differences per half, the best values, and what was searched."""
+        """Metrics, intervals and differences per half, the best values, and the settings."""
         summary: dict[str, Any] = {"trials": len(self.trials), "values": self.best}
         for half, table in self.tables.items():
             outcomes = self.outcomes(half)
@@ -177,13 +177,13 @@ def publish(result: Result, report: bool = True) -> None:
 
 
 def without_password(params: Params) -> Params:
-    """Parameters to show to others: the storage's URL holds no password."""
+    """The parameters without the password in the storage's URL."""
     storage = params.tune.storage and hidden(params.tune.storage)
     return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
 
 
 def best_yaml(result: Result, thresholds_only: bool = False) -> str:
-    """The best values as YAML, with a comment that says where they come from."""
+    """The best values as YAML, with a comment that states their origin."""
     held_out = result.summary["held_out"]
     difference = held_out["best_minus_paper"]
     lines = [

@@ -1,4 +1,4 @@
-"""Optuna's samplers, seeded anew for each trial.
+"""Optuna's samplers with a separate seed for each trial.
 
 A sampler of Optuna that is seeded once repeats its first trials when a search continues in a new
 process, and two processes would draw the same trials. Here the seed depends on the trial's number,
@@ -28,7 +28,7 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
             number (Optuna's own sampler repeats its points in a study that is continued).
             ``grid`` samples nothing, since all of its points are queued.
         seed: of the search.
-        axes: the space. Given as a whole, so that no sampler has to infer it from earlier trials.
+        axes: the whole space, so that no sampler has to infer it from earlier trials.
         parallel: trials are long, and several processes run some at once.
 
     Raises:
@@ -74,7 +74,7 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
     def sample_relative(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
-        """The Sobol sequence's point, or what the trial's sampler draws."""
+        """The point of the Sobol sequence, or a value drawn by the trial's sampler."""
         if self.kind == "qmc":
             return self._sobol(trial.number)
         values: dict[str, Any] = self._sampler.sample_relative(study, trial, search_space)

@@ -1,4 +1,4 @@
-"""The Optuna storage of the searches: opening it, and one line for whatever is wrong with it.
+"""Open the Optuna storage of the searches; every fault of it is reported in one line.
 
 A worker that is killed leaves its trial marked as running. Optuna's heartbeat then fails the trial
 and queues the same parameters again.
@@ -54,11 +54,11 @@ def hidden(url: str) -> str:
 
 @contextlib.contextmanager
 def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a storage raises into one line that names it.
+    """Convert an error of the storage into one line that names it.
 
     Args:
         url: the storage.
-        errors: further exceptions that come from the storage alone.
+        errors: further exceptions that only the storage raises.
 
     Raises:
         SemiresError: the storage is locked, damaged, unreachable or its URL is wrong.
@@ -76,13 +76,13 @@ def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
         if "no longer compatible" in text:
             raise SemiresError(_another_version(url, text)) from error
         raise SemiresError(
-            f"tune.storage {hidden(url)}: locked, damaged or unreachable ({text}); free or mend "
+            f"tune.storage {hidden(url)}: locked, damaged or unreachable ({text}); free or repair "
             "it, or give another storage, then run the same command again"
         ) from error
 
 
 def _another_version(url: str, text: str) -> str:
-    """What to do about a storage that another version of Optuna made."""
+    """The message for a storage made by another version of Optuna."""
     way = f"update it with `optuna storage upgrade --storage '{hidden(url)}'` (keep a copy)"
     if "upgrade" not in text:  # the tables are newer than this Optuna
         way = "use that version of Optuna"
@@ -150,7 +150,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_foreign(url: str) -> None:
-    """Refuse a database that another program versions, before Optuna adds its tables to it.
+    """Refuse the database of another program before Optuna adds tables to it.
 
     Raises:
         SemiresError: it holds MLflow's tables, or those of another program that uses Alembic.
@@ -167,6 +167,6 @@ def _refuse_foreign(url: str) -> None:
     if mlflow or ("alembic_version" in tables and "version_info" not in tables):
         owner = "MLflow's database" if mlflow else "another program's database"
         raise SemiresError(
-            f"tune.storage {hidden(url)}: is {owner}; give a database of its own, such as "
+            f"tune.storage {hidden(url)}: is {owner}; use a separate database, such as "
             f"{default_url()}, or null"
         )

@@ -93,7 +93,7 @@ def tune_all(params: Params, keys: Iterable[RunKey]) -> None:
     """Search several methods in this process, then print one table of all results.
 
     Raises:
-        SemiresError: as :func:`tune`; the searches before it are finished and stay.
+        SemiresError: as :func:`tune`; the earlier searches are complete and are kept.
     """
     print(comparison([tune(params, key, report=False) for key in keys]))
 
@@ -217,9 +217,9 @@ def short(value: Any) -> str:
 
 
 def fits_memory(params: Params, search: Search, study: optuna.Study) -> bool:
-    """Whether trials are faster than the storage and all other processes see this machine's locks.
+    """Whether to run trials in memory: they are fast, and all workers are on this machine.
 
-    An unfinished trial in the study was queued or started by another tool. It is left to Optuna.
+    An unfinished trial was queued or started by another tool; Optuna then runs the trials.
     """
     if params.tune.objective != "labels" or sqlite_path(search.url) is None:
         return False

@@ -38,8 +38,8 @@ def test_tables_of_expressions(tmp_path: Path, text: str, pairs: list[tuple[str,
         ("photo.png", "photo.png", "would replace the picture"),
         ("photo-mask.png", "photo.png", "would replace the picture"),
         ("photo.png", ".", "is a folder"),
-        (".", None, "is a folder, no picture"),
-        ("/", None, "is a folder, no picture"),
+        (".", None, "is a folder, not a picture"),
+        ("/", None, "is a folder, not a picture"),
     ],
 )
 def test_a_picture_is_never_replaced(

@@ -140,7 +140,7 @@ def test_training_arguments_that_cannot_be_read(tmp_path, lavt, args, says):
         (lambda c: {"state_dict": c["model"]}, "it has no `model` weights, but state_dict"),
         (lambda c: c["model"], "it has no `model` weights, but backbone."),
         (lambda c: [c], "it has no `model` weights"),
-        (lambda c: {"model": c}, "'model' is no tensor but a dict"),
+        (lambda c: {"model": c}, "'model' is a dict, not a tensor"),
         (lambda c: {**c, "bert_model": [1]}, "weights are a list, not a mapping"),
         (
             lambda c: {"model": {f"net.{k}": v for k, v in c["model"].items()}},
@@ -166,7 +166,7 @@ class Evil:
 def test_hostile_pickle_runs_nothing(tmp_path):
     marker = tmp_path / "ran"
     torch.save({"model": {}, "args": Evil(marker)}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"evil\.pth: refused: it wants to run \w+\.system"):
+    with pytest.raises(WeightsError, match=r"evil\.pth: refused: it would run \w+\.system"):
         load_official_lavt(tmp_path / "evil.pth")
     assert not marker.exists()
 

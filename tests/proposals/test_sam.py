@@ -254,9 +254,9 @@ LARGE = {"image_encoder.pos_embed": torch.zeros(1, 64, 64, 1024)}
         (LARGE, ["wrong shape: image_encoder.pos_embed is (1, 64, 64, 1024)", "sam.model to it"]),
         ({"vision_encoder.pos_embed": torch.zeros(1)}, ["unknown: vision_encoder", "transformers"]),
         ({"memory_encoder.x": torch.zeros(1)}, ["unknown: memory_encoder.x", "SAM 2"]),
-        (torch.nn.Linear(2, 2), ["wants to run torch.nn.modules.linear.Linear", "weights_only"]),
+        (torch.nn.Linear(2, 2), ["would run torch.nn.modules.linear.Linear", "weights_only"]),
         ([1, 2], ["weights are a list"]),
-        ({"image_encoder.pos_embed": 3}, ["is no tensor but a int"]),
+        ({"image_encoder.pos_embed": 3}, ["is a int, not a tensor"]),
     ],
 )
 def test_weights_that_are_no_sam_say_why(

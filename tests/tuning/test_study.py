@@ -270,7 +270,7 @@ def test_the_database_of_another_program_is_left_alone(tmp_path, tables, owner):
         for name in ("alembic_version", *tables):
             database.execute(f"CREATE TABLE {name} (version_num TEXT)")
     before = path.read_bytes()
-    with pytest.raises(SemiresError, match=f"is {owner} database; give a database of its own"):
+    with pytest.raises(SemiresError, match=f"is {owner} database; use a separate database"):
         open_storage(sqlite(tmp_path))
     assert path.read_bytes() == before
 
