@@ -20,25 +20,26 @@ OTHER_FORMATS |= {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Plain values need no class, so every class that a pickle names is refused."""
+    """An unpickler that rejects every class; plain values need none."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise DataError(f"refused: it names the class {module}.{name}"[:150])
 
 
 def read_plain_pickle(path: str | Path) -> Any:
-    """Lists, dicts, tuples, sets, strings, bytes, numbers, booleans and None of a pickle file.
+    """Load a pickle that contains only containers, strings, bytes, numbers, booleans and None.
 
-    Python 2's pickles are read with latin-1, as numpy and REFER do.
+    Byte strings of Python 2 are decoded as latin-1, as REFER does.
 
     Raises:
-        DataError: missing, damaged, of another format, or naming any class (which is not loaded).
+        DataError: the file is missing, damaged or of another format, or it names a class. No class
+            is loaded.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path}: larger than 1 GiB, which no annotation file is")
+        raise DataError(f"{path}: larger than 1 GiB; annotation files are smaller")
     data = path.read_bytes()
     for start, name in OTHER_FORMATS.items():
         if data.startswith(start):
@@ -47,6 +48,6 @@ def read_plain_pickle(path: str | Path) -> Any:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
     except DataError as error:
         raise DataError(f"{path}: {error}; only containers, strings and numbers are read") from None
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = " ".join([type(error).__name__, *str(error).split()])[:120]
         raise DataError(f"{path}: damaged pickle ({reason})") from None
