@@ -1,9 +1,9 @@
-"""Claim: a partition takes at most 1/4 of JSON run-lengths and 1.3x COCO's compressed strings.
+"""Claim: a partition takes at most 1/4 of the bytes of JSON run-lengths, and 1.3x COCO's strings.
 
     python benchmarks/cache_size.py [--quick]
 
-Images of several kinds: overlapping blobs of different number and size, and the segments that
-Felzenszwalb's method finds at four scales in a photograph.
+The masks are overlapping blobs (several numbers and sizes), and Felzenszwalb segments of a
+photograph at four scales.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OF_JSON, OF_COCO = 1 / 4, 1.3
 
 
 def segments() -> common.Masks:
-    """Felzenszwalb segments of scikit-image's own photograph."""
+    """Return Felzenszwalb segments (N,H,W) of a photograph that is part of scikit-image."""
     from skimage import data, segmentation
 
     image = data.astronaut()[:480]

@@ -1,5 +1,4 @@
-"""What the benchmarks share: proposals of the paper's size, the published way of keeping them,
-two ways timed in turn, and one line of result."""
+"""Helpers of the benchmarks: test masks, the published mask format, timing and result lines."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ Masks = NDArray[np.bool_]
 
 
 def options(claim: str | None) -> argparse.Namespace:
-    """``--quick``: fewer repeats, for a look rather than a figure to report."""
+    """Parse ``--quick``, which runs fewer repeats for a rough result."""
     parser = argparse.ArgumentParser(description=(claim or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="5 repeats instead of 15")
     found = parser.parse_args()
@@ -37,7 +36,7 @@ def options(claim: str | None) -> argparse.Namespace:
 
 
 def blobs(height: int, width: int, number: int, seed: int) -> Masks:
-    """Overlapping wavy blobs (N,H,W), from small to a third of the image, as SAM's masks lie."""
+    """Make overlapping wavy blobs (N,H,W), similar to SAM's masks, up to a third of the image."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     masks = np.empty((number, height, width), dtype=bool)
@@ -53,7 +52,7 @@ def blobs(height: int, width: int, number: int, seed: int) -> Masks:
 
 
 def to_json(masks: Masks) -> str:
-    """Start/length run-lengths down the columns, counted from 1: the published way of keeping."""
+    """Encode masks in the published format: start/length pairs in column order, counted from 1."""
     rows = []
     for mask in masks:
         edges = np.flatnonzero(np.diff(mask.T.ravel().astype(np.int8), prepend=0, append=0)) + 1
@@ -63,7 +62,7 @@ def to_json(masks: Masks) -> str:
 
 
 def from_json(text: str) -> NDArray[np.uint8]:
-    """Masks (N,H,W), decoded run by run."""
+    """Decode the published format run by run to masks (N,H,W)."""
     rows = json.loads(text)
     masks = np.zeros((len(rows), *rows[0]["size"]), dtype=np.uint8)
     for row, mask in zip(rows, masks, strict=True):
@@ -75,25 +74,28 @@ def from_json(text: str) -> NDArray[np.uint8]:
 
 
 class Turns(dict[str, list[float]]):
-    """Seconds of several ways that took turns, so that a busy machine slows all alike."""
+    """Times in seconds of several implementations, measured alternately.
+
+    Alternation spreads the load of other processes evenly over the implementations.
+    """
 
     def seconds(self, way: str) -> float:
-        """The median of one way."""
+        """Return the median time of one implementation in seconds."""
         return statistics.median(self[way])
 
     def ms(self, way: str) -> float:
-        """The median of one way in milliseconds."""
+        """Return the median time of one implementation in milliseconds."""
         return 1e3 * self.seconds(way)
 
     def ratio(self, plain: str = "plain", ours: str = "ours") -> float:
-        """The median of the turns' ratios."""
+        """Return the median of the time ratios ``plain / ours``, one ratio per repeat."""
         return statistics.median(p / o for p, o in zip(self[plain], self[ours], strict=True))
 
 
 def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> Turns:
-    """Time each way ``repeats`` times, in turn, after one turn to warm up."""
+    """Time each implementation ``repeats`` times, alternately, after one warm-up call of each."""
     times = Turns({name: [] for name in ways})
-    for way in ways.values():  # caches warm, libraries loaded
+    for way in ways.values():  # warm up caches and load libraries
         way()
     for _ in range(repeats):
         for name, way in ways.items():
@@ -104,22 +106,22 @@ def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> Turns:
 
 
 def verdict(what: str, ratio: float, target: float, detail: str) -> None:
-    """One line: what, the ratio, its target, and the figures behind it."""
+    """Print one line: the subject, the speed-up, its target and the measured numbers."""
     reached = "reached" if ratio >= target else "MISSED"
     print(f"{what}: {ratio:.2f}x (target {target:g}x, {reached}); {detail}", flush=True)
 
 
 def within(what: str, value: float, bound: float, unit: str, detail: str = "") -> None:
-    """One line for a figure that must stay below a bound."""
+    """Print one line for a number with an upper bound."""
     reached = "reached" if value <= bound else "MISSED"
     print(f"{what}: {value:.2f} {unit} (bound {bound:g} {unit}, {reached}){detail}", flush=True)
 
 
 @contextlib.contextmanager
 def workspace(**changes: dict[str, Any]) -> Iterator[Params]:
-    """A temporary folder as the current one, and demo.yaml's parameters for it, changed by section.
+    """Change to a temporary folder and yield the parameters of demo.yaml, with changes by section.
 
-    Nothing is tracked, and the caller's workspace is not touched.
+    MLflow tracking is off, and the caller's workspace is not changed.
     """
     tree = load_params(ROOT / "experiments/demo.yaml").model_dump()
     tree["sam"]["checkpoint"] = str(ROOT / tree["sam"]["checkpoint"])
@@ -139,7 +141,11 @@ def workspace(**changes: dict[str, Any]) -> Iterator[Params]:
 
 
 def lavt(name: str) -> tuple[Lavt, int]:
-    """The `model` section and the image size of ``tiny`` (demo.yaml's) or ``swin-t`` LAVT."""
+    """Return the `model` section and image size (pixels) of LAVT.
+
+    Args:
+        name: ``tiny`` (the model of demo.yaml) or ``swin-t``.
+    """
     params = load_params(ROOT / "experiments/demo.yaml")
     if name == "tiny":
         return params.model, params.data.image_size
@@ -157,18 +163,18 @@ def lavt(name: str) -> tuple[Lavt, int]:
 
 
 def expressions(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask (count,20) of expressions of 4 to 12 tokens."""
+    """Make token ids and attention masks (count,20) of expressions with 4 to 12 tokens."""
     lengths = torch.randint(4, 13, (count, 1), generator=generator)
     attention = (torch.arange(20) < lengths).long()
     return torch.randint(5, 100, (count, 20), generator=generator) * attention, attention
 
 
 def network_limit(step: Callable[[], Any], repeats: int) -> tuple[float, float, float]:
-    """What arithmetic allows: a step's operations, its seconds, and the machine's rate.
+    """Measure the operations and the time of a step, and the peak rate of the machine.
 
     Returns:
-        GFLOP of all products and convolutions, seconds, and the GFLOP/s that a product of two
-        2048 x 2048 matrices reaches in the same run.
+        GFLOP of all matrix products and convolutions in the step; seconds of the step; GFLOP/s of
+        a product of two 2048 x 2048 matrices.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,11 +1,11 @@
-"""Claim: batched expressions over shared image features evaluate at least 2x as fast as one by one.
+"""Claim: batched expressions with shared image features are evaluated at least 2x as fast.
 
     python benchmarks/evaluation.py [--models tiny,swin-t] [--images N] [--repeats 5]
 
-The plain way encodes the image again for every expression and takes the argmax of its logits. Ours
-is `SegmentationModel.forward_shared`: batches of expressions, and the text-independent part (LAVT:
-the first Swin stage) once per image. One thread, equal masks. The limit: the counted
-operations of our way at the rate of one large product.
+Plain: encode the image again for every expression, one expression at a time. Ours:
+`SegmentationModel.forward_shared` on batches of expressions; the text-independent part (LAVT: the
+first Swin stage) is computed once per image. Both use one thread and give equal masks. The limit is
+the time of the counted operations of ours at the rate of one large matrix product.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def compare(name: str, images: int, expressions: int, repeats: int) -> None:
     with torch.inference_mode():
         masks = plain()
         for found in (batched(), batched(share=True)):
-            # float32 sums in another order: a pixel on the fence may change sides
+            # The order of float32 sums differs, so a pixel with almost equal logits may change.
             assert (found != masks).float().mean() < 1e-4, "other masks"
         times = common.in_turn(
             {"plain": plain, "batched": batched, "ours": lambda: batched(share=True)}, repeats
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="tiny,swin-t")
     parser.add_argument("--images", type=int, help="default: 12 for tiny, 2 for swin-t")
-    parser.add_argument("--expressions", type=int, default=7, help="an image; RefCOCO val has 7.2")
+    parser.add_argument("--expressions", type=int, default=7, help="per image; RefCOCO val: 7.2")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,10 +2,10 @@
 
     python benchmarks/growth.py [--train 40] [--val 20] [--trials 40] [--factors 1,2,4,8]
 
-Each stage of demo.yaml on RefScenes of 1, 2, 4 and 8 times the images, in a process of its own that
-was forked after all imports, so that neither they nor another stage's memory count. The exponent is
-fitted over all sizes; that of the last doubling stands beside it, for a stage's fixed costs flatten
-the fit. The figure goes to reports/growth.svg.
+Each stage of demo.yaml runs on RefScenes with 1, 2, 4 and 8 times the images. Each stage has a new
+process that is forked after all imports, so the imports and the memory of other stages are not
+measured. The exponent is fitted over all sizes. The exponent of the last doubling is also reported,
+because fixed costs lower the fitted exponent. The figure is written to reports/growth.svg.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DATASET, FRACTION = "refscenes", 10.0
 CELL = RunKey(DATASET, FRACTION, "cpi-u", 0)
 Stages = dict[str, Callable[[Params], Any]]
 
-# A stage that stands here with a dash only makes what the next ones need.
+# Stages with a dash prepare the input of later stages and are not measured.
 STAGES: Stages = {
     "- generate": lambda params: generate(params, DATASET),
     "prepare": lambda params: prepare(params, DATASET),
@@ -54,7 +54,10 @@ STAGES: Stages = {
 
 
 def measure(stage: Callable[[Params], Any], params: Params) -> tuple[float, float]:
-    """Seconds and peak MiB (its own or its largest worker's) of a stage in a forked process."""
+    """Run a stage in a forked process; return seconds and peak memory in MiB.
+
+    The peak is the larger of that of the process and that of its largest worker.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -75,14 +78,14 @@ def measure(stage: Callable[[Params], Any], params: Params) -> tuple[float, floa
     try:
         found: tuple[float, float] = receiver.recv()
     except EOFError:
-        raise SystemExit("a stage failed; its message stands above") from None
+        raise SystemExit("a stage failed; see its message above") from None
     finally:
         process.join()
     return found
 
 
 def grow(options: argparse.Namespace, factors: list[int]) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and MiB of every measured stage at every size."""
+    """Return seconds and MiB of every measured stage at every size."""
     found: dict[str, list[tuple[float, float]]] = {
         name: [] for name in STAGES if not name.startswith("-")
     }
@@ -105,12 +108,12 @@ def grow(options: argparse.Namespace, factors: list[int]) -> dict[str, list[tupl
 
 
 def exponent(factors: list[int], values: list[float]) -> float:
-    """The slope of a line through the logarithms."""
+    """Return the slope of a line fitted to the logarithms."""
     return float(np.polyfit(np.log(factors), np.log(values), 1)[0])
 
 
 def draw(factors: list[int], found: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """Time and memory against size, both axes logarithmic, and the line of slope 1."""
+    """Plot time and memory against data size on logarithmic axes, with a line of slope 1."""
     import matplotlib
 
     matplotlib.use("Agg")

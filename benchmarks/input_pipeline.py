@@ -1,11 +1,13 @@
-"""Claim: loading samples keeps the training step busy: it waits less than 5 % of its time.
+"""Claim: training steps wait for samples less than 5 % of the time.
 
     python benchmarks/input_pipeline.py [--images 24] [--steps 60] [--repeats 5]
 
-At the paper's size, 640x480 photos to 480x480 with weak and strong views: the plain way decodes and
-resizes image and mask for every sample, ours keeps what does not change. One thread, equal tensors;
-the limit is what every sample must have anew, its views. Then two short trainings of demo.yaml
-itself, whose provenance says what share of its time a step waits for samples (`data_wait`).
+The first part uses the paper's size: 640x480 photos resized to 480x480, with weak and strong views.
+Plain: decode and resize image and mask for every sample. Ours: cache the resized images. Both use
+one thread and give equal tensors. The limit is the time of the views, which every sample needs.
+
+The second part runs two short trainings of demo.yaml. Their provenance contains the share of the
+step time that was spent waiting for samples (`data_wait`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ BOUND = 5
 
 
 def make_dataset(folder: Path, images: int, params: Params) -> UnlabelledDataset:
-    """One reference with a blob for a mask in each of so many JPEG pictures."""
+    """Make a data set of JPEG images, each with one reference and a blob as its mask."""
     names = [f"{i}.jpg" for i in range(images)]
     for i, name in enumerate(names):
         picture = render(sample_scene(np.random.default_rng(i), WIDTH)).image[:HEIGHT]
@@ -65,7 +67,7 @@ def make_dataset(folder: Path, images: int, params: Params) -> UnlabelledDataset
 
 
 def plain_sample(dataset: UnlabelledDataset, folder: Path, i: int, params: Params) -> Any:
-    """Everything anew, step by step."""
+    """Make one sample without any cache."""
     rng = np.random.default_rng([dataset.seed, i])
     with Image.open(folder / f"{i}.jpg") as file:
         squashed = file.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
@@ -113,7 +115,7 @@ def compare(images: int, repeats: int) -> None:
 
 
 def waits(steps: int) -> dict[str, float]:
-    """Percent of the time that steps of burn-in and of mutual learning wait for samples."""
+    """Return the share of step time that each training waits for samples, percent."""
     from semires.data.prepare import prepare
     from semires.data.refscenes import generate
     from semires.data.splits import make_split

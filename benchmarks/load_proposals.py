@@ -1,9 +1,9 @@
-"""Claim: loading and resizing 100 proposals of 640x480 to 480x480 is at least 80x the plain way.
+"""Claim: loading 100 proposals of 640x480 and resizing them to 480x480 is at least 80x as fast.
 
     python benchmarks/load_proposals.py [--quick]
 
-Plain: JSON run-lengths decoded mask by mask, then nearest interpolation of all masks. Ours:
-Partition.from_bytes and resize. Both from memory, one thread, and with equal masks.
+Plain: decode JSON run-lengths mask by mask, then resize all masks by nearest interpolation. Ours:
+Partition.from_bytes and resize. Both read from memory, use one thread and give equal masks.
 """
 
 from __future__ import annotations

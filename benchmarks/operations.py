@@ -1,11 +1,12 @@
-"""Claim: what the paper's study costs follows from operations that are counted, not measured.
+"""Claim: the cost of the paper's study can be estimated from counted operations.
 
     python benchmarks/operations.py [--params experiments/refcoco.yaml] [--peak 312] [--gpus 1]
 
-torch's FlopCounterMode counts products and convolutions (a multiply-add is two operations) of the
-project's own models on the meta device: no weights, no data, no GPU, 15 seconds and 1 GB. Norms,
-activations, resizing and copies are not in it; `--utilisation`, the part of the GPU's peak that is
-left for products, is an assumption, and the only figure here that nobody counted.
+torch's FlopCounterMode counts the matrix products and convolutions (a multiply-add is two
+operations) of the models of this project on the meta device. This needs no weights, data or GPU,
+and takes 15 seconds and 1 GB. Norms, activations, resizing and copies are not counted.
+`--utilisation`, the share of the GPU's peak that the products reach, is an assumption; all other
+numbers are counted.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ GIB = 2**30
 
 
 def count(work: Callable[[], Any]) -> float:
-    """TFLOP of what ``work`` does."""
+    """Return the TFLOP of a call of ``work``."""
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops()) / 1e12
 
 
 def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for the backward pass, the model's own tensors left out."""
+    """Return the bytes that autograd saves for backward, without parameters and buffers."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # references, so that no address is reused
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
@@ -51,7 +52,7 @@ def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
 
 
 def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]]:
-    """The configured LAVT on the meta device as it trains, and its forward pass over samples."""
+    """Return the configured LAVT on the meta device, ready to train, and its forward pass."""
     with torch.device("meta"):
         model = LAVT.from_config(params.model, VOCABULARY)
         pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
@@ -60,7 +61,7 @@ def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]
     model.freeze(params.optimizer)
     model.set_grad_checkpointing(params.runtime.grad_checkpointing)
 
-    def forward() -> torch.Tensor:  # no mask for BERT, which would look at its values
+    def forward() -> torch.Tensor:  # no mask for BERT: it would read the mask's values
         states = model.bert(input_ids=ids).last_hidden_state
         return model.segment(pixels, states, torch.ones_like(ids))
 
@@ -68,7 +69,7 @@ def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]
 
 
 def count_lavt(params: Params) -> dict[str, float]:
-    """TFLOP of one sample."""
+    """Return the TFLOP of LAVT for one sample."""
     model, forward = lavt(params, 1)
     pixels = torch.empty(1, 3, params.data.image_size, params.data.image_size, device="meta")
     train = count(lambda: torch.autograd.backward(forward().sum()))
@@ -80,7 +81,7 @@ def count_lavt(params: Params) -> dict[str, float]:
 
 
 def count_sam(params: Params) -> dict[str, float]:
-    """TFLOP of one image: SAM's encoder, and upstream's mask decoder over all embedded points."""
+    """Return the TFLOP of SAM for one image: the encoder, and the mask decoder for all points."""
     from segment_anything import sam_model_registry
 
     source: Any = params.proposals.sources["sam"]
@@ -95,10 +96,16 @@ def count_sam(params: Params) -> dict[str, float]:
 
 
 def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, float]:
-    """TFLOP of each stage for RefCOCO; ``image`` is the proposals' part of one image."""
+    """Return the TFLOP of each stage for RefCOCO.
+
+    Args:
+        params: all parameters.
+        sample: the result of :func:`count_lavt`.
+        image: TFLOP of the proposals of one image.
+    """
     expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
     forward, shared, train = sample.values()
-    split = {  # an evaluation: `encode_image` once per image, the rest once per expression
+    split = {  # TFLOP of an evaluation: `encode_image` per image, the rest per expression
         name: PUBLISHED[REFCOCO][name][1] * shared + n * (forward - shared)
         for name, n in expressions.items()
         if name != "train"
@@ -109,7 +116,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
         labelled = round(expressions["train"] * fraction / 100)
         name = f"burn-in at {fraction:g} %, {burn_in} epochs of about {labelled:,} expressions"
         rows[name] = burn_in * labelled * train
-    unlabelled = round(expressions["train"] * 0.99)  # each step brings as many labelled samples
+    unlabelled = round(expressions["train"] * 0.99)  # each step has as many labelled samples
     epoch = unlabelled * (2 * train + forward)
     return rows | {
         f"mutual learning at 1 %, one epoch: 2 x {unlabelled:,} samples": epoch,
@@ -121,7 +128,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
 
 
 def memory(params: Params) -> dict[str, float]:
-    """GiB in a GPU's memory and on disk; values are float32, bf16 about halves what is kept."""
+    """Return GiB of GPU memory and disk in float32; bf16 about halves the saved activations."""
     samples = params.mutual.labelled_batch + params.mutual.unlabelled_batch
     model, forward = lavt(params, samples)
     weights = 4 * sum(p.numel() for p in model.parameters()) / GIB

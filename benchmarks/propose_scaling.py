@@ -1,9 +1,9 @@
-"""Claim: `propose` is 1.8x as fast with 2 processes, and 10,000 images take no more memory.
+"""Claim: `propose` is 1.8x as fast with 2 processes, and its memory does not grow with the images.
 
     python benchmarks/propose_scaling.py [--images 400] [--many 10000] [--source sam] [--repeats 5]
 
-In a temporary folder: images of RefScenes by the params' SAM (or Felzenszwalb). Peak memory of the
-stage and its workers together is sampled.
+The stage runs in a temporary folder on images of RefScenes, with the source of params.yaml that
+`--source` names. The peak memory of the stage and its workers together is sampled.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MEMORY_BOUND = 1.25
 
 
 class PeakMemory(threading.Thread):
-    """Largest resident memory of this process and its children, MiB."""
+    """Sample the peak resident memory of this process and its children, MiB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -66,7 +66,7 @@ def make_images(count: int, side: int) -> None:
 
 
 def run(params, source: str, count: int) -> tuple[float, float, str]:
-    """Seconds, peak MiB and digest of one stage over the first `count` images."""
+    """Run the stage on the first `count` images; return seconds, peak MiB and the output's hash."""
     path = layout.prepared("bench") / "images.parquet"
     everything = files.read_parquet(path)
     write_tables("bench", everything.head(count), everything)

@@ -1,4 +1,4 @@
-"""Runs every benchmark, one after another, and writes what they print to reports/benchmarks.md.
+"""Run all benchmarks one after another and write their output to reports/benchmarks.md.
 
 Command: make bench
 """
@@ -27,7 +27,7 @@ SCRIPTS = [
 
 
 def main() -> int:
-    """Returns 1 if a benchmark failed, its last line in the page."""
+    """Run all benchmarks; return 1 if one failed. The page then has its last line of stderr."""
     today = datetime.datetime.now(datetime.UTC).date()
     place = f"{platform.platform()}, {os.cpu_count()} cores"
     made_with = f"torch {version('torch')}, commit {str(git_commit())[:12]}"

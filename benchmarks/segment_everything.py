@@ -1,7 +1,9 @@
-"""Segment-everything: upstream's `SamAutomaticMaskGenerator.generate` against ours, equal masks.
+"""Claim: our segment-everything is 1.3x (96x96) and 4x (640x427) as fast as the original.
 
-The tiny SAM at its own size and on a 640x427 photo, one thread, the parameters of params.yaml.
     python benchmarks/segment_everything.py [--repeats 5] [--images 3]
+
+Plain: `SamAutomaticMaskGenerator.generate`. Ours: `AutomaticMasks.propose`. Both use the tiny SAM
+with the parameters of params.yaml and one thread, and give equal masks.
 """
 
 import argparse
@@ -23,7 +25,7 @@ TARGETS = {"96x96": 1.3, "640x427": 4.0}
 
 
 def scene(seed: int, height: int, width: int) -> np.ndarray:
-    """A rendered scene, cut to height x width."""
+    """Render a scene and crop it to height x width."""
     side = max(height, width)
     picture = render(sample_scene(np.random.default_rng(seed), side)).image
     return np.ascontiguousarray(picture[:height, :width])
@@ -47,7 +49,7 @@ def equal(records, found) -> bool:
 
 
 def encode(sam, image: np.ndarray) -> None:
-    """The network's part that no prompt touches: the least that any way must do."""
+    """Run the prompt-independent part of SAM, the lower bound of any implementation."""
     predictor = SamPredictor(sam)
     predictor.set_image(image)
 
@@ -64,7 +66,7 @@ def main() -> None:
     if Path(params.sam.checkpoint).is_file():
         sam.load_state_dict(load_file(params.sam.checkpoint))
     else:
-        print("no trained weights: random ones, every mask kept until NMS")
+        print("no trained weights: using random weights, without thresholds before NMS")
         settings.update(pred_iou_thresh=0.0, stability_score_thresh=0.0)
     upstream, ours = SamAutomaticMaskGenerator(sam, **settings), AutomaticMasks(sam, **settings)
     for name, size in {"96x96": (96, 96), "640x427": (427, 640)}.items():
@@ -78,7 +80,7 @@ def main() -> None:
                 kept += len(found)
                 plain.append(plain_s)
                 fast.append(fast_s)
-            if repeat == 0:  # a warm-up too
+            if repeat == 0:  # the first repeat is the warm-up
                 plain, fast, kept = [], [], 0
         ratio = np.median(np.divide(plain, fast))
         encoder = [seconds(encode, sam, scene(seed, *size))[0] for seed in range(5)]

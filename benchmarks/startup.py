@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--repeats 5]
 
-The stage with nothing to do is `dvc repro prepare@refscenes` in a small study of its own. The share
-of imports is worked out over the run records under runs/, each the time its stage took after its
-imports; without any, train first (`make repro`). The limit of all is a bare Python.
+The stage with nothing to do is `dvc repro prepare@refscenes` in a small temporary study. The share
+of imports is computed from the records under runs/, which give the time of each stage after its
+imports. Without records, run `make repro` first. The limit is the start of Python without imports.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODULES = {"supervised": "semires.training.burn_in", "mutual": "semires.training
 
 
 def seconds(command: list[str], repeats: int) -> float:
-    """Median wall time of a command."""
+    """Return the median wall-clock time of a command in seconds."""
 
     def run() -> None:
         subprocess.run(command, check=True, capture_output=True)

@@ -1,12 +1,13 @@
-"""Claim: a mutual-learning step (3 + 3 samples, teacher 3) beats the published structure.
+"""Claim: a mutual-learning step is at least 1.5x as fast as the structure of the published code.
 
     python benchmarks/training_step.py [--models tiny,swin-t] [--threads 2] [--repeats 5]
 
-The plain way: transformers' blocks with eager attention and masks built in every block, PWAM as
-1x1 convolutions with InstanceNorm1d, a loop over masks for CPI-U, PWA in NumPy, a new state dict
-per EMA update, AdamW tensor by tensor, `gc.collect()` after each step. Both start from the same
-weights, take the same batches, and must give the same losses over 5 steps. The limit: the forward
-passes and the backward pass alone, and their counted operations at one large product's rate.
+A step has 3 labelled and 3 unlabelled samples; the teacher sees the 3 unlabelled ones. Plain:
+transformers' blocks with eager attention and masks built in every block, PWAM as 1x1 convolutions
+with InstanceNorm1d, a loop over masks for CPI-U, PWA in NumPy, a new state dict per EMA update,
+AdamW tensor by tensor, and `gc.collect()` after each step. Both start from the same weights, use
+the same batches, and must give the same losses over 5 steps. The limit is the time of the forward
+and backward passes alone, and of their counted operations at the rate of one large matrix product.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TARGET = 1.5
 
 
 class PlainFusion(nn.Module):
-    """PWAM in channel-first 1x1 convolutions, sharing the weights of ours."""
+    """PWAM with channel-first 1x1 convolutions and the weights of our module."""
 
     def __init__(self, ours: Any) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class PlainFusion(nn.Module):
 
 
 class PlainLAVT(LAVT):
-    """The same network, run the published way."""
+    """The same network with the structure of the published code."""
 
     @classmethod
     def of(cls, model: LAVT) -> PlainLAVT:
@@ -80,7 +81,7 @@ class PlainLAVT(LAVT):
 def plain_unsupervised(
     teacher_logits: torch.Tensor, student_logits: torch.Tensor, masks: list[Any]
 ) -> torch.Tensor:
-    """CPI-U by a loop over masks, PWA in NumPy, samples one after another."""
+    """Compute CPI-U by a loop over masks and PWA in NumPy, sample by sample."""
     weights = torch.tensor([0.9, 1.1])
     p = teacher_logits.softmax(1)[:, 1].numpy()
     matched, others = [], []
@@ -152,7 +153,7 @@ def make_batch(size: int, seed: int) -> dict[str, Any]:
 
 
 def compare(name: str, options: argparse.Namespace) -> None:
-    """Equal losses over 5 steps, then the two ways in turn."""
+    """Check that the losses over 5 steps are equal, then time both implementations alternately."""
     settings, size = common.lavt(name)
     torch.manual_seed(0)
     student = LAVT.from_config(settings, 120).train()

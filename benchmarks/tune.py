@@ -1,10 +1,10 @@
-"""Claim: a trial of the threshold search on counts is at least 300x the plain per-mask loop.
+"""Claim: a threshold trial on counts is at least 300x as fast as a loop over masks.
 
     python benchmarks/tune.py [--refs 500] [--repeats 5]
 
-Both evaluate the same thresholds on the same pseudo-labels in one run, and must give the same
-integers. Also shown: the time of counting, and trials per second with Optuna's sqlite storage.
-Proposals are the study's own where `dvc repro` made them, else about 35 ellipses an image.
+Both evaluate the same thresholds on the same pseudo-labels, and must give the same pixel counts.
+The time of counting, and the trials per second with Optuna's SQLite storage, are also reported.
+The proposals are those of the study if `dvc repro` has made them, else about 35 ellipses per image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from semires.tuning.objective import Axis, labels_objective
 from semires.tuning.refined import make_table, summarise, thresholds_of
 
 TARGET = 300
-TOGETHER = 20  # trials timed at once, for one alone is too short to time
+TOGETHER = 20  # trials per measurement, because one trial is too short to time
 SIZE = load_params().data.image_size
 
 
@@ -42,7 +42,7 @@ def ellipses(rng: np.random.Generator, number: int) -> Any:
 
 
 def proposals(refs: int) -> dict[int, Any]:
-    """Partitions of the images of `refs` references, three to an image."""
+    """Return the partitions of the images of `refs` references, three references per image."""
     folder = layout.proposals("refscenes", load_params().proposals.source)
     images = -(-refs // 3)
     if (folder / "manifest.json").exists():
@@ -57,7 +57,7 @@ def proposals(refs: int) -> dict[int, Any]:
 
 
 def pseudo_labels(partitions: dict[int, Any], refs: int) -> Iterator[PseudoLabel]:
-    """Shifted, holed copies of a proposal, which is the truth."""
+    """Yield pseudo-labels. The truth is a proposal; the label is a shifted copy with noise."""
     rng = np.random.default_rng(1)
     ids = list(partitions)
     for ref in range(refs):
@@ -71,7 +71,7 @@ def pseudo_labels(partitions: dict[int, Any], refs: int) -> Iterator[PseudoLabel
 def plain(
     strategy: str, thresholds: dict[str, float], labels: list[PseudoLabel], masks: dict[int, Any]
 ) -> tuple[list[int], list[int]]:
-    """Refine each pseudo-label by a loop over its image's masks, then count pixels."""
+    """Refine each pseudo-label by a loop over the masks of its image, then count pixels."""
     intersections, unions = [], []
     for item in labels:
         c, refined = item.label, None
@@ -94,7 +94,7 @@ def plain(
 
 
 def with_optuna(table: Any, strategy: str, trials: int) -> float:
-    """Trials per second of a search with its SQLite file, sampler and locks."""
+    """Return the trials per second of a search with its SQLite file, sampler and locks."""
     import optuna
 
     from semires.tuning import study as studies
@@ -133,7 +133,7 @@ def main() -> None:
         table = make_table(counts, strategy)
         outcome = table.outcome(thresholds)
         found = outcome.intersection.tolist(), outcome.union.tolist()
-        assert found == plain(strategy, thresholds, labels, masks), f"{strategy}: they differ"
+        assert found == plain(strategy, thresholds, labels, masks), f"{strategy}: counts differ"
 
         def loop(strategy: str = strategy, at: dict[str, float] = thresholds) -> None:
             plain(strategy, at, labels, masks)

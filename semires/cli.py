@@ -1,8 +1,9 @@
-"""The `semires` command: one subcommand per stage of dvc.yaml, and a few to look at results.
+"""The `semires` command: one subcommand per stage of dvc.yaml, and some for results and setup.
 
-No logic is here, and heavy imports happen inside the subcommands, so that `semires --help` is fast.
-A :class:`SemiresError` is one line on stderr and exit code 2; SIGINT and SIGTERM give 130 and 143.
-In a subfolder of a project, commands work on the project, as DVC's do.
+This module contains no logic. The subcommands import heavy libraries only when they run, so that
+`semires --help` is fast. A :class:`SemiresError` prints one line to stderr and gives exit code 2;
+SIGINT and SIGTERM give 130 and 143. In a subfolder of a project, commands work on the project, like
+the commands of DVC.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = _parser().parse_args(argv)
     process.stage_process()
-    for stream in (sys.stdout, sys.stderr):  # expressions may have characters that it cannot show
+    for stream in (sys.stdout, sys.stderr):  # print characters that the terminal cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -45,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SemiresError as error:
         return _say(" ".join(str(error).split()), error.exit_code)
     except process.Stopped as stop:
-        return _say(f"{stop}; the same command continues from what was saved", stop.exit_code)
+        return _say(f"{stop}; run the same command again to resume", stop.exit_code)
     except KeyboardInterrupt:
         return _say("stopped", 130)
     except BrokenPipeError:  # `semires ... | head`
         sys.stderr.close()
         return 141
-    except OSError as error:  # for instance a folder without permission to read
+    except OSError as error:  # for example, no permission to read a folder
         if error.errno is None:
             raise
         return _say(f"{error.filename or 'output'}: {error.strerror}", 2)
@@ -76,10 +77,10 @@ def _params(arguments: Arguments) -> Params:
 
 
 def enter_project(arguments: Arguments) -> None:
-    """Change to the project's folder, and adapt the paths among the arguments.
+    """Change to the project's folder, and adjust the relative paths in the arguments.
 
-    The project is the current folder if it has a dvc.yaml or a params.yaml, else the nearest
-    folder above it that has both. Without any, nothing changes.
+    The project is the current folder if it contains dvc.yaml or params.yaml, else the nearest
+    parent folder that contains both. If there is no such folder, nothing changes.
     """
     here = Path.cwd()
     if any((here / name).is_file() for name in PROJECT_FILES):
@@ -188,7 +189,7 @@ def _tune(arguments: Arguments) -> None:
 
 
 def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
-    """All parameters, and the run that the arguments name."""
+    """Return all parameters, and the run that the arguments name."""
     params, source = _params(arguments), arguments.source
     _known(params, dataset=arguments.dataset, method=arguments.method, source=source)
     if source == params.proposals.source:
@@ -238,8 +239,8 @@ def _track_sync(arguments: Arguments) -> None:
 
     if not any(Path(name).is_file() for name in PROJECT_FILES):
         raise ConfigError(
-            f"{Path.cwd()}: not in a project (no {' and '.join(PROJECT_FILES)} here or in a folder "
-            "above); run it in the project's folder"
+            f"{Path.cwd()}: not in a project (no {' and '.join(PROJECT_FILES)} here or in a parent "
+            "folder); run the command in the project's folder"
         )
     print(tracking.sync())
 
@@ -258,7 +259,7 @@ def _evaluate(arguments: Arguments) -> None:
 
 
 def _predict(arguments: Arguments) -> None:
-    # A run folder holds its own parameters, so prediction works in any folder.
+    # A run folder contains the parameters of the run, so prediction works in any folder.
     params = _params(arguments) if Path(arguments.params).is_file() else None
     from semires.evaluation.predict import predict
 
@@ -284,7 +285,7 @@ def _known(
     method: str | None = None,
     source: str | None = None,
 ) -> None:
-    """Refuse names that params.yaml lacks, before any heavy import."""
+    """Check that params.yaml contains the given names, before any heavy import."""
     from semires.config.messages import require
     from semires.errors import ConfigError
 
@@ -302,24 +303,28 @@ def _known(
 
 
 STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
-    "generate": (_generate, "make RefScenes, the embedded data set", ("dataset",)),
-    "prepare": (_prepare, "annotations in RefCOCO's format to tables", ("dataset",)),
-    "split": (_split, "draw the labelled images of a fraction", ("dataset", "fraction")),
+    "generate": (_generate, "generate RefScenes, the embedded data set", ("dataset",)),
+    "prepare": (_prepare, "convert annotations in RefCOCO's format to tables", ("dataset",)),
+    "split": (_split, "choose the labelled images of a fraction", ("dataset", "fraction")),
     "sam": (_sam, "verify the SAM checkpoint", ()),
     "propose": (_propose, "make the proposals of every image", ("dataset", "source")),
-    "burn-in": (_burn_in, "supervised training", ("dataset", "fraction", "seed", "profile")),
+    "burn-in": (
+        _burn_in,
+        "train on the labelled images",
+        ("dataset", "fraction", "seed", "profile"),
+    ),
     "mutual": (
         _mutual,
-        "mutual learning with one method",
+        "train by mutual learning with one method",
         ("dataset", "fraction", "method", "seed", "source"),
     ),
     "tune": (
         _tune,
-        "search a method's thresholds, or with --all those of every method that the study lists",
+        "search the thresholds of one method; with --all, run all searches of the study",
         ("dataset", "fraction", "method", "seed", "source", "all"),
     ),
-    "report": (_report, "claims, tables, figures and the page in reports/", ("reports",)),
-    "summary": (_summary, "print the main table and the places of all results", ("reports",)),
+    "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
+    "summary": (_summary, "print the main table and the paths of all results", ("reports",)),
     "verify": (
         _verify,
         "compare this machine's runs, tables and claims with the committed ones",
@@ -327,10 +332,14 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     ),
     "use": (_use, "make a parameter file the active params.yaml", ("file",)),
     "grid": (_grid, "write the runs of `study` to experiments/grid.yaml, for dvc.yaml", ()),
-    "evaluate": (_evaluate, "metrics of a checkpoint", ("checkpoint", "dataset", "split")),
+    "evaluate": (
+        _evaluate,
+        "compute the metrics of a checkpoint",
+        ("checkpoint", "dataset", "split"),
+    ),
     "predict": (
         _predict,
-        "the mask of the object that an expression refers to",
+        "segment the object that an expression refers to",
         ("checkpoint", "image", "expression", "expressions", "output"),
     ),
     "doctor": (_doctor, "check the environment and the files that params.yaml names", ()),
@@ -338,25 +347,25 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
 
 OPTIONS: dict[str, dict[str, object]] = {
     "--dataset": {"required": True, "metavar": "D", "help": "a key of `datasets`"},
-    "--fraction": {"required": True, "type": float, "metavar": "F", "help": "labelled, percent"},
+    "--fraction": {"required": True, "type": float, "metavar": "F", "help": "labelled images, %%"},
     "--method": {"required": True, "metavar": "M", "help": "a key of `refine`"},
-    "--seed": {"type": int, "default": 0, "metavar": "S"},
+    "--seed": {"type": int, "default": 0, "metavar": "S", "help": "random seed; default: 0"},
     "--source": {
         "metavar": "X",
         "help": "a key of `proposals.sources`; default: `proposals.source`",
     },
-    "--all": {"action": "store_true", "help": "every search that the study lists"},
-    "--profile": {"action": "store_true", "help": "also write a trace that opens in Perfetto"},
-    "--checkpoint": {"required": True, "help": "run folder, or a published .pth"},
-    "--split": {"default": "val"},
-    "--image": {"required": True, "help": "picture, or a folder for --expressions"},
-    "--expression": {"metavar": "TEXT"},
-    "--expressions": {"metavar": "CSV", "help": "columns image,expression"},
-    "--output": {"help": "PNG, or a folder for --expressions"},
+    "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
+    "--profile": {"action": "store_true", "help": "also write a trace for Perfetto"},
+    "--checkpoint": {"required": True, "help": "a run folder, or a published .pth file"},
+    "--split": {"default": "val", "help": "a split of the data set; default: val"},
+    "--image": {"required": True, "help": "an image file; with --expressions, a folder"},
+    "--expression": {"metavar": "TEXT", "help": "an expression that refers to one object"},
+    "--expressions": {"metavar": "CSV", "help": "a file with the columns image and expression"},
+    "--output": {"help": "a PNG file; with --expressions, a folder"},
     "--reports": {"default": "reports", "metavar": "FOLDER", "help": "the report's folder"},
     "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
     "file": {
-        "help": "one of experiments/*.yaml, or your own",
+        "help": "a parameter file, such as experiments/refcoco.yaml",
         "metavar": "FILE",
     },
 }
@@ -366,9 +375,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="semires",
         description="SemiRES: semi-supervised segmentation with pseudo-labels refined by SAM.",
-        epilog="`dvc repro` calls most of these; see dvc.yaml and params.yaml.",
+        epilog="`dvc repro` runs most of these subcommands; see dvc.yaml and params.yaml.",
     )
-    parser.add_argument("--params", default="params.yaml", metavar="FILE")
+    parser.add_argument("--params", default="params.yaml", metavar="FILE", help="parameter file")
     commands = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
     for name, (run, summary, wanted) in STAGES.items():
         command = commands.add_parser(name, help=summary, description=summary)
@@ -376,11 +385,11 @@ def _parser() -> argparse.ArgumentParser:
         for option in wanted:
             flag = option if option in OPTIONS else f"--{option}"
             settings = dict(OPTIONS[flag])
-            if "all" in wanted:  # the other options are needed only without it
+            if "all" in wanted:  # with --all, no other option is required
                 settings.pop("required", None)
             command.add_argument(flag, **settings)  # type: ignore[arg-type]
-    track = commands.add_parser("track", help="the MLflow store", description="the MLflow store")
+    track = commands.add_parser("track", help="update the MLflow store", description="MLflow store")
     actions = track.add_subparsers(title="actions", metavar="ACTION", required=True)
-    sync = actions.add_parser("sync", help="replay run records into the store, idempotently")
+    sync = actions.add_parser("sync", help="write all run records that the store does not have")
     sync.set_defaults(run=_track_sync)
     return parser

@@ -18,7 +18,7 @@ TOOLS = {"git": "records which code made a run", "dvc": "runs the study"}
 
 
 def doctor(path: str | Path = "params.yaml") -> int:
-    """Print what this machine and this project have and lack; 1 if something is missing."""
+    """Print the versions, the hardware and what is missing; return 1 if anything is missing."""
     import torch
 
     missing, hints = list(_missing_tools()), list[str]()
@@ -42,7 +42,10 @@ def doctor(path: str | Path = "params.yaml") -> int:
 
 
 def _missing_tools() -> Iterator[str]:
-    """Commands that are not on PATH, and a python3, which stages call, of another environment."""
+    """Yield the commands that are not on PATH, and a python3 of another environment.
+
+    The stages of dvc.yaml call git, dvc and python3.
+    """
     activate = f"activate this environment: . {sys.prefix}/bin/activate"
     for name, why in TOOLS.items():
         if shutil.which(name) is None:

@@ -1,10 +1,10 @@
-"""What can go wrong through no fault of the code: one line each, exit code 2, no traceback."""
+"""Expected user and environment errors: one line each, exit code 2, no traceback."""
 
 from __future__ import annotations
 
 
 class SemiresError(Exception):
-    """Bad input or a bad environment. Its text is one line: what, where, how to mend."""
+    """Invalid input or environment. The text is one line: what is wrong, where, how to fix it."""
 
     exit_code = 2
 
@@ -14,27 +14,27 @@ class ConfigError(SemiresError):
 
 
 class DataError(SemiresError):
-    """A data set that is missing, damaged or contradicts itself; the text names the file."""
+    """A data set is missing, damaged or inconsistent; the text names the file."""
 
 
 class WeightsError(SemiresError):
-    """A checkpoint that is missing, damaged, of another shape or unsafe to read."""
+    """A checkpoint is missing, damaged or unsafe to load, or does not fit the model."""
 
 
 class CorruptCacheError(SemiresError):
-    """Bytes of our own making that no longer are what was written (checksum or format)."""
+    """A file that semires wrote is damaged (wrong checksum or format)."""
 
 
 class BusyError(SemiresError):
-    """Another process holds the lock of the same work."""
+    """Another process is doing the same work and holds its lock."""
 
 
 class NonFiniteLossError(SemiresError):
-    """The loss became NaN or infinite; the text names the step and where the state was saved."""
+    """The loss became NaN or infinite; the text gives the step and the path of the saved state."""
 
 
 class Interrupted(SemiresError):
-    """SIGINT or SIGTERM arrived and the state was saved; the exit code is 130 or 143."""
+    """The process stopped on SIGINT or SIGTERM after saving its state; exit code 130 or 143."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

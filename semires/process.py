@@ -1,7 +1,7 @@
-"""What every stage's process does about signals, orphans and threads, and says of itself.
+"""Process setup: signals, parent death, threads, timing.
 
-A stage under DVC ends with its parent, finishes its step and saves on SIGTERM or SIGINT, and runs
-torch as ``runtime`` in params.yaml says.
+On SIGTERM or SIGINT a training finishes its step and saves its state. Under DVC a stage ends when
+its parent dies. ``runtime`` in params.yaml configures torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal arrived where nothing has to be saved. ``exit_code`` is 128 + the signal."""
+    """A signal arrived and there is no state to save. ``exit_code`` is 128 + the signal number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -41,7 +41,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """Of this process: who installed the handlers, which signal came, whether someone polls."""
+    """The process that installed the handlers, the received signal, and whether a loop polls."""
 
     owner: int | None = None
     started = 0.0
@@ -53,15 +53,17 @@ _state = _State()
 
 
 def stage_process() -> None:
-    """Make this process a well-behaved stage: call once, before any work.
+    """Install the signal handlers of a stage. Call it once, before any work.
 
-    Until :func:`stop_requested` is first asked, a signal raises :class:`Stopped`; from then on it
-    is only noted, for the training loop to save between two steps. A second one raises.
+    Before the first call of :func:`stop_requested`, a signal raises :class:`Stopped`. After that
+    call a first signal is only recorded, so that the training loop can save between two steps; a
+    second signal raises.
     """
     _state.owner, _state.received, _state.polled = os.getpid(), None, False
     _state.started = time.monotonic()
-    # OpenMP's threads spin while they wait: for ever, a step takes 30 times as long where cores are
-    # shared; never, 1.6 times as long where they are not. Read when torch is imported.
+    # OpenMP threads spin while they wait. Unbounded spinning makes a step 30x slower on shared
+    # cores; no spinning makes it 1.6x slower on dedicated cores. This value is a compromise. torch
+    # reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     if "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
@@ -70,7 +72,7 @@ def stage_process() -> None:
 
 
 def note_duration() -> None:
-    """Under DVC, append this stage's name, seconds and memory to ``.work/stages.jsonl``."""
+    """Under DVC, append the stage's name, duration and peak memory to ``.work/stages.jsonl``."""
     if "DVC_STAGE" in os.environ:
         line = {
             "stage": os.environ["DVC_STAGE"],
@@ -84,9 +86,9 @@ def note_duration() -> None:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent dies; elsewhere nothing happens.
+    """Send this process a SIGTERM when its parent dies (Linux only).
 
-    A killed `dvc repro` would otherwise leave its stage running, beside the next one.
+    Without it, a stage would continue after `dvc repro` was killed and run beside the next one.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -94,22 +96,22 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of forked workers that end with this process and drop their queue on an error."""
+    """A pool of workers that end with this process; on an error the queued tasks are cancelled."""
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(processes, initializer=die_with_parent) as pool:
         try:
             yield pool
         except BaseException:
-            # Waits for what is being made: at the interpreter's end a pool that is still closing
-            # may write to a pipe that is closed already (Python 3.11), with a traceback.
+            # Wait for the running tasks. A pool that is still closing when the interpreter exits
+            # may write to a closed pipe and print a traceback (Python 3.11).
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _state.owner:
-        _leave(number)  # a forked worker: its parent says what is to be said
+        _leave(number)  # a forked worker exits silently; its parent prints the message
     again = _state.received is not None
     _state.received = number
     if again or not _state.polled:
@@ -121,16 +123,19 @@ def _leave(number: int) -> NoReturn:
 
 
 def stop_requested() -> int | None:
-    """The exit code (130 or 143) if SIGINT or SIGTERM arrived, else None. Loops poll this."""
+    """Return the exit code (130 or 143) if SIGINT or SIGTERM arrived, else None.
+
+    Training loops poll this function between steps.
+    """
     _state.polled = True
     return None if _state.received is None else 128 + _state.received
 
 
 def stop_at_once() -> None:
-    """From now on a signal ends the process again; so does one that was only noted meanwhile.
+    """Let a signal raise :class:`Stopped` again instead of only being recorded.
 
     Raises:
-        Stopped: SIGINT or SIGTERM arrived already.
+        Stopped: SIGINT or SIGTERM was recorded before this call.
     """
     _state.polled = False
     if _state.received is not None:
@@ -138,11 +143,11 @@ def stop_at_once() -> None:
 
 
 def configure_torch(threads: int | None, deterministic: bool) -> None:
-    """Set torch's threads and determinism. Call it before the first tensor on a GPU is made.
+    """Set torch's threads and determinism. Call it before the first GPU tensor is created.
 
     Args:
-        threads: number of threads; None keeps torch's default, one per core.
-        deterministic: use deterministic algorithms only; False allows faster ones.
+        threads: number of threads; None is torch's default, one per core.
+        deterministic: use only deterministic algorithms; False allows faster ones.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
@@ -150,7 +155,7 @@ def configure_torch(threads: int | None, deterministic: bool) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
-    # Filling new tensors costs time and decides nothing.
+    # Filling uninitialised tensors costs time and does not change any result.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     if not deterministic:
@@ -158,7 +163,7 @@ def configure_torch(threads: int | None, deterministic: bool) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision on a device, as ``runtime.precision`` says."""
+    """Return the context of ``runtime.precision``: autocast, or no change for ``fp32``."""
     import torch
 
     if precision == "fp32":
@@ -167,12 +172,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def git_commit() -> str | None:
-    """The commit of the working tree, or None outside git."""
+    """Return the commit of the working tree, or None outside a Git repository."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, MiB."""
+    """Return the peak resident memory of this process so far, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

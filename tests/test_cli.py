@@ -165,7 +165,7 @@ def test_track_sync_makes_nothing_outside_a_project(
     assert main(["track", "sync"]) == (0 if inside else 2)
     assert os.listdir(project / "notes") == before
     if not inside:
-        assert "not in a project (no dvc.yaml and params.yaml here or in a folder above)" in (
+        assert "not in a project (no dvc.yaml and params.yaml here or in a parent folder)" in (
             capsys.readouterr().err
         )
 
@@ -181,7 +181,7 @@ def test_a_stage_refuses_a_grid_that_does_not_fit(
     capsys.readouterr()
     assert main(["report"]) == 2
     error = capsys.readouterr().err
-    assert "experiments/grid.yaml: does not hold the runs" in error
+    assert "experiments/grid.yaml: does not match `study`" in error
     assert "run `semires grid`" in error
     assert error.count("\n") == 1
 

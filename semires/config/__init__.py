@@ -1,8 +1,8 @@
-"""params.yaml: typed, validated and resolved per method.
+"""Load, validate and resolve params.yaml.
 
-``schema`` holds the sections, ``checks`` what must agree between them, ``messages`` the wording of
-faults, ``load`` reads the file, ``resolve`` applies a method's overrides, ``compose`` activates a
-parameter set.
+``schema`` defines the sections, ``checks`` validates across sections, ``messages`` formats the
+errors, ``load`` reads the file, ``resolve`` applies the overrides of a method, ``grid`` lists the
+runs, and ``compose`` activates a parameter file.
 """
 
 from semires.config.load import load_params

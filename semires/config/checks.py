@@ -1,6 +1,6 @@
-"""Cross-field validation of params.yaml, before any work.
+"""Cross-field validation of params.yaml, before any work starts.
 
-Each check raises ValueError; the text starts with the key's path.
+A failed check raises ValueError; the text starts with the path of the key.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _names(params: Params) -> None:
 
 
 def _block(params: Params, block: Block, key: str) -> None:
-    """The names and values of one block of the study."""
+    """Check the names and values of one block of the study."""
     require(block.datasets, params.datasets, f"{key}.datasets", "datasets")
     require(block.methods, [SUPERVISED, *params.refine], f"{key}.methods", "refine")
     sources = params.proposals.sources
@@ -53,7 +53,8 @@ def _block(params: Params, block: Block, key: str) -> None:
                 f"{key}.fractions: {fraction!r} has more than six digits; its folder would be "
                 f"named {fraction_name(fraction)}"
             )
-        # The size of RefScenes is known before it is made; `split` checks other data sets.
+        # The size of RefScenes is known before it is generated. The stage `split` checks other data
+        # sets.
         generated = set(block.datasets) & set(params.study.generated)
         if generated and math.floor(fraction * params.scenes.train / 100) < 1:
             raise ValueError(
@@ -62,7 +63,7 @@ def _block(params: Params, block: Block, key: str) -> None:
             )
         for name in block.methods:
             if fraction == 100 and name != SUPERVISED and params.refine[name].unlabelled:
-                raise ValueError(f"{key}.fractions: 100 leaves {name} no unlabelled image")
+                raise ValueError(f"{key}.fractions: 100 leaves no unlabelled image for {name}")
 
 
 def _no_duplicates(values: list[str] | list[float], key: str) -> None:
@@ -73,7 +74,7 @@ def _no_duplicates(values: list[str] | list[float], key: str) -> None:
 
 
 def _tuning(params: Params) -> None:
-    """Every search has a burn-in and a result file of its own, every tuned method a search."""
+    """Check that each search has a burn-in and a unique result, and each tuned method a search."""
     runs, results = expand(params), set()
     for number, block in enumerate(params.study.tune):
         key = f"study.tune.{number}"
@@ -109,31 +110,31 @@ def _is_tuned(params: Params, method: str) -> bool:
 
 
 def _weights(params: Params) -> None:
-    """The weights that the study needs are named, and rightly."""
+    """Check the weights that the study's sources of proposals need."""
     sam = params.sam
     kinds = {name: params.proposals.sources[name] for name in sources_of(params)}
     if any(source.kind == "segment_anything" for source in kinds.values()):
         tiny = sam.checkpoint.endswith(".safetensors")
         if not sam.checkpoint or tiny != (sam.model == "tiny"):
             raise ValueError(
-                f"sam.checkpoint: {sam.checkpoint!r} is no checkpoint of sam.model {sam.model}, "
-                "which a source of proposals of the study needs"
+                f"sam.checkpoint: {sam.checkpoint!r} is not a checkpoint of sam.model {sam.model}, "
+                "which a proposal source of the study needs"
             )
     for name, source in kinds.items():
         key = f"proposals.sources.{name}"
         if source.kind == "transformers" and not source.model:
-            raise ValueError(f"{key}.model: names no weights")
+            raise ValueError(f"{key}.model: no weights are given")
         if source.kind == "segment_anything":
             factor, side = source.crop_n_points_downscale_factor, source.points_per_side
             if side // factor**source.crop_n_layers < 1:
                 raise ValueError(
-                    f"{key}.crop_n_points_downscale_factor: {factor} leaves the crops of layer "
-                    f"{source.crop_n_layers} none of the {side} points a side"
+                    f"{key}.crop_n_points_downscale_factor: with {factor}, the crops of layer "
+                    f"{source.crop_n_layers} have no points; points_per_side is only {side}"
                 )
 
 
 def _lists(params: Params) -> None:
-    """Explicit lists are found by their fraction, spelled as the folders are named."""
+    """Check the keys of ``labelled_lists``, which must be spelled like the folder names."""
     for name, place in params.datasets.items():
         for key in place.labelled_lists:
             try:
@@ -141,4 +142,6 @@ def _lists(params: Params) -> None:
             except ValueError:
                 spelt = "a percentage"
             if key != spelt:
-                raise ValueError(f"datasets.{name}.labelled_lists: write {spelt} for {key!r}")
+                raise ValueError(
+                    f"datasets.{name}.labelled_lists: write {spelt} instead of {key!r}"
+                )

@@ -1,6 +1,6 @@
 """`semires use FILE` makes a parameter file the active params.yaml.
 
-A file with the key ``extends`` holds only what it changes of another file in the same folder.
+A file with the key ``extends`` contains only its differences from another file in the same folder.
 Mappings are merged; lists and single values are replaced.
 """
 
@@ -26,13 +26,13 @@ EXTENDS = "extends"
 def use(source: str | Path, target: str | Path = "params.yaml") -> str:
     """Validate ``source``, copy it to ``target`` and write the grid of its runs.
 
-    The former ``target`` is copied to ``target.before``.
+    The previous ``target`` is copied to ``target.before``.
 
     Returns:
-        What was done and which files are still missing, one line each.
+        A report of the actions and of the files that are still missing, one line each.
 
     Raises:
-        ConfigError: the file is missing or wrong; nothing was written.
+        ConfigError: the file is missing or invalid; nothing was written.
     """
     source, target = Path(source), Path(target)
     text = composed(source)
@@ -41,21 +41,23 @@ def use(source: str | Path, target: str | Path = "params.yaml") -> str:
     if target.is_file() and target.read_bytes() != text.encode():
         before = target.with_name(target.name + ".before")
         shutil.copyfile(target, before)
-        lines.append(f"the former {target} is {before}")
+        lines.append(f"the previous {target} was copied to {before}")
     write_text(target, text)
     lines.append(write_grid(params, target.parent))
     return "\n".join([*lines, *(f"missing: {line}" for line in missing_files(params))])
 
 
 def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
-    """The text of a parameter file with the file that it ``extends`` merged in, comments included.
+    """Return the text of a parameter file, merged with the file that it ``extends``.
+
+    Comments are preserved.
 
     Args:
         path: the file.
-        extending: the files that led to this one.
+        extending: the chain of files that extend this one.
 
     Raises:
-        ConfigError: it extends a file that is missing, or itself.
+        ConfigError: the file extends a missing file, or itself.
     """
     values = read_yaml(path)
     if not isinstance(values, dict) or EXTENDS not in values:
@@ -67,7 +69,7 @@ def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
         raise ConfigError(f"{path}: extends itself")
     tree = _parse(composed(base, extending), comments=True)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{base}: does not hold a mapping of parameters")
+        raise ConfigError(f"{base}: does not contain a mapping of parameters")
     _merge(tree, changes)
     buffer = io.StringIO()
     _yaml(comments=True).dump(tree, buffer)
@@ -103,7 +105,7 @@ def _merge(tree: Any, changes: dict[str, Any]) -> None:
 
 
 def missing_files(params: Params) -> Iterator[str]:
-    """Files and folders that the parameters name and that do not exist, each with its key."""
+    """Yield a line for each missing file or folder that the parameters name, with its key."""
     sources = params.proposals.sources
     if any(sources[name].kind == "segment_anything" for name in sources_of(params)):
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
@@ -121,19 +123,19 @@ def missing_files(params: Params) -> Iterator[str]:
 
 
 def _absent(key: str, path: str | None, hub: bool = False) -> Iterator[str]:
-    """A line if the path does not exist and, with ``hub``, cannot be a hub id."""
+    """Yield a line if the path does not exist and, with ``hub``, cannot be a hub id."""
     if path is None or Path(path).exists():
         return
     if hub and path.count("/") <= 1 and not path.endswith((".pth", ".safetensors", ".bin", ".txt")):
-        return  # ids of the hub are NAME or OWNER/NAME
+        return  # hub ids have the form NAME or OWNER/NAME
     yield f"{key}: {path} does not exist (docs/paper.md says where it comes from)"
 
 
 def link_raw_data(params: Params) -> None:
-    """Let a queued experiment read the raw data of the workspace.
+    """Link the raw data of the workspace into the copy of a queued experiment.
 
-    DVC runs `dvc exp run --queue` and `--temp` in a copy of the repository that has no ignored
-    files. Each path below a data set that is missing there becomes a link to the workspace's.
+    DVC runs `dvc exp run --queue` and `--temp` in a copy of the repository without ignored files.
+    Each missing input becomes a symbolic link to the workspace.
     """
     workspace = layout.root().resolve()
     if workspace == Path.cwd().resolve():
@@ -145,7 +147,7 @@ def link_raw_data(params: Params) -> None:
 
 
 def _raw_paths(params: Params) -> Iterator[str]:
-    """The files and folders of the user's own that stages read."""
+    """Yield the user's files and folders that stages read."""
     for name in params.study.datasets:
         if name not in params.study.generated:
             place = params.datasets[name]
@@ -156,7 +158,7 @@ def _raw_paths(params: Params) -> Iterator[str]:
 
 
 def untracked_inputs(params: Params) -> Iterator[str]:
-    """Hints on inputs of stages that `dvc exp run --queue` and `--temp` would not find."""
+    """Yield a hint for each input that `dvc exp run --queue` and `--temp` would not find."""
     inputs = [
         f"{params.datasets[name].root}/{params.datasets[name].dataset}"
         for name in params.study.datasets

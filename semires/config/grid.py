@@ -1,8 +1,8 @@
-"""The grid of runs: which trainings the blocks of ``study`` in params.yaml ask for.
+"""The grid of runs: the trainings that the blocks of ``study`` in params.yaml define.
 
 DVC cannot compute a union of products. `semires grid` therefore writes the runs to
 ``experiments/grid.yaml``, and each stage of dvc.yaml iterates over one mapping of that file. The
-file is in Git; a stage refuses to run when it no longer fits params.yaml.
+file is committed to Git. A stage stops with an error if it does not match params.yaml.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _HEAD = """\
 
 
 def expand(params: Params, blocks: Iterable[Block] | None = None) -> list[RunKey]:
-    """All runs of the study (or of ``blocks``), each once, burn-ins before what starts from them.
+    """Return all runs of the study (or of ``blocks``) without duplicates, burn-ins first.
 
-    A run whose source of proposals is ``proposals.source`` has ``source=None``. So has a run whose
-    method matches no proposals: it is the same run with every source.
+    In each block, the burn-ins come before the runs that start from them. ``source`` is None for
+    runs that use ``proposals.source``, and for methods that do not match proposals, because they
+    give the same run with every source.
     """
     runs: dict[RunKey, None] = {}
     for block in params.study.runs if blocks is None else blocks:
@@ -42,7 +43,7 @@ def expand(params: Params, blocks: Iterable[Block] | None = None) -> list[RunKey
 
 
 def searches(params: Params, blocks: Iterable[Block] | None = None) -> list[RunKey]:
-    """The threshold searches of ``study.tune`` (or of ``blocks``), each once."""
+    """Return the threshold searches of ``study.tune`` (or of ``blocks``) without duplicates."""
     blocks = params.study.tune if blocks is None else blocks
     return list(dict.fromkeys(key for block in blocks for key in _methods(params, block)))
 
@@ -58,18 +59,18 @@ def _methods(params: Params, block: Block) -> Iterator[RunKey]:
 
 
 def burn_in_of(key: RunKey) -> RunKey:
-    """The burn-in that a run starts from."""
+    """Return the burn-in that a run starts from."""
     return dataclasses.replace(key, method=SUPERVISED, source=None)
 
 
 def sources_of(params: Params) -> list[str]:
-    """The sources of proposals that the study uses, the default one first."""
+    """Return the proposal sources that the study uses, the default source first."""
     keys = [*expand(params), *searches(params)]
     return list(dict.fromkeys([params.proposals.source, *(k.source for k in keys if k.source)]))
 
 
 def stages(params: Params) -> dict[str, dict[str, Item]]:
-    """What each stage of dvc.yaml iterates over: by stage, the fields of each item by its name."""
+    """Return for each stage of dvc.yaml its items: a mapping from item name to item fields."""
     runs, searched = expand(params), searches(params)
     mutual = [key for key in runs if key.method != SUPERVISED]
     proposals = {(key.dataset, key.source or params.proposals.source) for key in mutual + searched}
@@ -106,7 +107,7 @@ def _item(params: Params, key: RunKey) -> Item:
 
 
 def _named(items: Iterable[Item]) -> dict[str, Item]:
-    """Items by the name of their stage, such as ``refscenes-1-cpi-u-0``."""
+    """Map the name of each item, such as ``refscenes-1-cpi-u-0``, to the item."""
     named: dict[str, Item] = {}
     for item in items:
         parts = (item.get(part) for part in ("dataset", "fraction", "label", "seed"))
@@ -118,10 +119,10 @@ def _named(items: Iterable[Item]) -> dict[str, Item]:
 
 
 def _thresholds(params: Params, key: RunKey) -> str:
-    """The file that a method takes its thresholds from.
+    """Return the file of a method's tuned thresholds, or the split file without tuning.
 
-    DVC needs a path for every item. Methods with thresholds of their own name the split, on which
-    their stage depends anyway.
+    DVC needs a path for every item. The split file changes nothing, because the stage depends on it
+    in any case.
     """
     if params.refine[key.method].thresholds == "tuned":
         return layout.tuned_file(key).as_posix()
@@ -129,7 +130,7 @@ def _thresholds(params: Params, key: RunKey) -> str:
 
 
 def grid_text(params: Params) -> str:
-    """The content of ``experiments/grid.yaml``: one line per stage item."""
+    """Return the content of ``experiments/grid.yaml``: one line per stage item."""
     lines = [_HEAD, f"runs: {len(expand(params))}\n", "grid:\n"]
     for stage, items in stages(params).items():
         lines.append(f"  {stage}:{'' if items else ' {}'}\n")
@@ -138,7 +139,7 @@ def grid_text(params: Params) -> str:
 
 
 def write_grid(params: Params, project: Path = Path()) -> str:
-    """Write ``experiments/grid.yaml`` of a project; returns one line that says what it holds."""
+    """Write ``experiments/grid.yaml`` of a project; return a one-line summary."""
     path, text = project / layout.GRID, grid_text(params)
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
@@ -148,10 +149,11 @@ def write_grid(params: Params, project: Path = Path()) -> str:
 
 
 def check_grid(params: Params) -> None:
-    """Refuse to work on a grid that does not fit the parameters.
+    """Check that the grid matches the parameters.
 
     Raises:
-        ConfigError: ``experiments/grid.yaml`` is missing, or `study` was edited since.
+        ConfigError: ``experiments/grid.yaml`` is missing, or `study` has changed since it was
+            written.
     """
     try:
         current = layout.GRID.read_text(encoding="utf-8") == grid_text(params)
@@ -159,6 +161,6 @@ def check_grid(params: Params) -> None:
         current = False
     if not current:
         raise ConfigError(
-            f"{layout.GRID}: does not hold the runs of `study` in params.yaml; run `semires grid`, "
-            "then `dvc repro` again"
+            f"{layout.GRID}: does not match `study` in params.yaml; run `semires grid`, then "
+            "`dvc repro` again"
         )

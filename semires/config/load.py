@@ -1,4 +1,4 @@
-"""Loading params.yaml: parse and validate, including the overrides of every method."""
+"""Load params.yaml: parse and validate it, including the overrides of every method."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and validate a parameter file.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or a key is unknown or wrong; one line that
-            names every fault.
+        ConfigError: the file is missing or not YAML, or a key is unknown or invalid; one line lists
+            all errors.
     """
     return validate_file(read_yaml(path), str(path))
 
 
 def validate_file(values: Any, where: str) -> Params:
-    """Validate a file's content and the overrides of each method."""
+    """Validate the content of a file, including the overrides of each method."""
     from semires.config.resolve import check_overrides
 
     params = validate(values, where)

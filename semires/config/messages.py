@@ -1,6 +1,6 @@
-"""Pydantic's errors in params.yaml as one line each: the key's path and what is wrong.
+"""Convert pydantic's errors in params.yaml to one line each: the key's path and the error.
 
-The path is spelled as in the file, without pydantic's own steps such as the tag of a union.
+The path is spelled as in the file, without the additional steps of pydantic such as union tags.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:
-    """One line for one of ``ValidationError.errors()`` of the model ``root``."""
+    """Return one line for one item of ``ValidationError.errors()`` of the model ``root``."""
     parts, annotation = follow(root, error["loc"])
     key = ".".join(parts)
     if error["type"] == "extra_forbidden":
@@ -32,7 +32,7 @@ def explain(error: Any, root: type[BaseModel]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value. Python refuses to print very long numbers; they give their size."""
+    """Return the beginning of a value, or the size of a number that is too long to print."""
     try:
         return repr(value)[:80]
     except ValueError:
@@ -40,7 +40,7 @@ def _shown(value: Any) -> str:
 
 
 def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], Any]:
-    """The path as the file spells it, and the type at its last key (or of its parent)."""
+    """Return the path as spelled in the file, and the type of its last key (or of the parent)."""
     annotation: Any = root
     parts: list[str] = []
     for part in location:
@@ -48,11 +48,11 @@ def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
         if part in tags_of(annotation):
             annotation = next(m for m in members(annotation) if part in tags_of(m))
             continue
-        if part == "[key]":  # a dictionary's key, not its value
+        if part == "[key]":  # the error is in a dictionary's key, not in its value
             continue
         parts.append(str(part))
         if is_model(annotation):
-            variants = [annotation, *annotation.__subclasses__()]  # `model` is one of several
+            variants = [annotation, *annotation.__subclasses__()]  # `model` has several classes
             found = (v.model_fields[str(part)] for v in variants if part in v.model_fields)
             field = next(found, None)
             if field is None:
@@ -64,7 +64,7 @@ def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
 
 
 def unwrap(annotation: Any) -> Any:
-    """A type without `Annotated` and `| None`."""
+    """Return a type without `Annotated` and `| None`."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
@@ -75,19 +75,19 @@ def unwrap(annotation: Any) -> Any:
 
 
 def is_model(annotation: Any) -> bool:
-    """Whether a type is one of the parameter sections."""
+    """Return whether a type is a parameter section."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def members(annotation: Any) -> list[Any]:
-    """The sections of a union of sections."""
+    """Return the sections of a union of sections; [] for another type."""
     if get_origin(annotation) in (Union, UnionType):
         return [a for a in map(unwrap, get_args(annotation)) if is_model(a)]
     return []
 
 
 def tags_of(annotation: Any) -> list[str]:
-    """The values of `kind` that distinguish the members of a union; of a member, its own."""
+    """Return the values of `kind` of a section, or of all members of a union."""
     if members(annotation):
         return [tag for member in members(annotation) for tag in tags_of(member)]
     field = annotation.model_fields.get("kind") if is_model(annotation) else None
@@ -95,16 +95,16 @@ def tags_of(annotation: Any) -> list[str]:
 
 
 def fields_of(annotation: Any) -> list[str]:
-    """Names that a section takes, or any section that is derived from it."""
+    """Return the field names of a section and of the sections derived from it."""
     variants = [annotation, *annotation.__subclasses__()] if is_model(annotation) else []
     return list(dict.fromkeys(name for variant in variants for name in variant.model_fields))
 
 
 def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) -> None:
-    """Refuse names that are not in ``known``.
+    """Check that all names are in ``known``.
 
     Raises:
-        ValueError: the text gives the key, the name and the nearest known name.
+        ValueError: a name is unknown; the text gives the key, the name and the nearest known name.
     """
     known = list(known)
     for name in names:
@@ -113,7 +113,7 @@ def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) ->
 
 
 def nearest(name: Any, known: Iterable[Any]) -> str:
-    """The end of a message: the most similar known name, or all of them."""
+    """Return the end of a message: the most similar known name, or else all known names."""
     names = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:

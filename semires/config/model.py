@@ -1,6 +1,6 @@
 """The `model` section of params.yaml: one section class per model, selected by ``model.name``.
 
-To add a model's parameters, derive a class from `ModelSection` and enter it in `MODEL_SECTIONS`.
+To add the parameters of a model, derive a class from `ModelSection` and add it to `MODEL_SECTIONS`.
 """
 
 from __future__ import annotations
@@ -24,41 +24,44 @@ FourSmall = Annotated[list[Small], Field(min_length=4, max_length=4)]
 
 
 class ModelSection(Section):
-    """Base of a model's section: what the rest of the program needs from any model's parameters.
+    """Base class of the sections of all models, with the methods that other modules call.
 
-    A derived class adds its own fields; ``name`` is a `Literal` of its key in `MODEL_SECTIONS`.
+    A derived class adds fields. Its ``name`` is a `Literal` of its key in `MODEL_SECTIONS`.
     """
 
     name: str
 
     def vocabulary_source(self) -> tuple[str, str]:
-        """Where the BERT vocabulary comes from.
+        """Return the source of the BERT vocabulary.
 
         Returns:
             The key of the parameter (for messages) and its value: a file, a folder or a hub id.
 
         Raises:
-            ValueError: the parameters name no vocabulary.
+            ValueError: the parameters do not name a vocabulary.
         """
         raise NotImplementedError
 
     def files(self) -> dict[str, str]:
-        """Everything that the model reads, by parameter key: files, folders and hub ids.
+        """Return the files, folders and hub ids that the model reads, by parameter key.
 
         Runs depend on their content, and `semires doctor` checks that they exist.
         """
         return {}
 
     def check(self, image_size: int) -> None:
-        """Cross-field checks that need ``data.image_size`` (pixels); none by default.
+        """Validate parameters across fields; the default checks nothing.
+
+        Args:
+            image_size: ``data.image_size``, pixels.
 
         Raises:
-            ValueError: a parameter contradicts another one; the text begins with its key.
+            ValueError: two parameters contradict each other; the text begins with a key.
         """
 
 
 class Swin(Section):
-    """Swin's sizes, and its pretrained weights (a file, a folder or a hub id)."""
+    """The sizes of Swin and its pretrained weights (a file, a folder or a hub id)."""
 
     pretrained: str | None
     patch_size: Small
@@ -78,7 +81,7 @@ class Swin(Section):
 
 
 class Bert(Section):
-    """BERT's sizes, vocabulary, and pretrained weights (a folder or a hub id)."""
+    """The sizes of BERT, its vocabulary and its pretrained weights (a folder or a hub id)."""
 
     pretrained: str | None
     vocabulary: str | None
@@ -98,12 +101,12 @@ class Bert(Section):
 
 
 def _dividing(heads: list[int], embed_dim: int | None) -> list[int]:
-    """Attention heads of Swin's four stages, each of which divides the stage's channels.
+    """Check that the attention heads of each Swin stage divide the stage's channels.
 
-    ``embed_dim`` is None where it was itself invalid; then nothing is checked.
+    ``embed_dim`` is None if it was invalid; then nothing is checked.
 
     Raises:
-        ValueError: a stage's heads do not divide its channels.
+        ValueError: the number of heads does not divide the number of channels.
     """
     for stage, count in enumerate(heads):
         if embed_dim is not None and embed_dim * 2**stage % count:
@@ -115,7 +118,7 @@ def _dividing(heads: list[int], embed_dim: int | None) -> list[int]:
 
 
 class Lavt(ModelSection):
-    """LAVT on Swin and BERT."""
+    """The parameters of LAVT with Swin and BERT."""
 
     name: Literal["lavt"]
     swin: Swin
@@ -131,7 +134,7 @@ class Lavt(ModelSection):
         return _dividing(heads, swin.embed_dim if swin is not None else None)
 
     def vocabulary_source(self) -> tuple[str, str]:
-        """``bert.vocabulary`` if given, else the vocabulary of ``bert.pretrained``."""
+        """Return ``bert.vocabulary`` if given, else ``bert.pretrained``."""
         for key in ("vocabulary", "pretrained"):
             source: str | None = getattr(self.bert, key)
             if source:
@@ -139,7 +142,7 @@ class Lavt(ModelSection):
         raise ValueError("model.bert: give `vocabulary` or `pretrained`, both are null")
 
     def files(self) -> dict[str, str]:
-        """Pretrained Swin, pretrained BERT and the vocabulary, where they are given."""
+        """Return the pretrained Swin, the pretrained BERT and the vocabulary, if given."""
         named = {
             "model.swin.pretrained": self.swin.pretrained,
             "model.bert.pretrained": self.bert.pretrained,
@@ -148,7 +151,7 @@ class Lavt(ModelSection):
         return {key: source for key, source in named.items() if source is not None}
 
     def check(self, image_size: int) -> None:
-        """A vocabulary is named, and the image is large enough for Swin's four stages."""
+        """Check that a vocabulary is given and the image is large enough for Swin's four stages."""
         self.vocabulary_source()
         patch = self.swin.patch_size
         if image_size < 8 * patch:
@@ -165,17 +168,18 @@ def parse_model(values: Any) -> ModelSection:
     """Validate a `model` section with the class that its ``name`` selects.
 
     Args:
-        values: a mapping, or a section that was validated before.
+        values: a mapping, or a validated section.
 
     Raises:
-        ValidationError: no such model, or a wrong parameter (a ValueError of pydantic's).
+        ValidationError: the model is unknown, or a parameter is invalid. This class of pydantic is
+            a ValueError.
     """
     if isinstance(values, ModelSection):
         return values
     if not isinstance(values, dict):
         return ModelSection.model_validate(values)
     name = values.get("name")
-    if not isinstance(name, str):  # says what is missing or of a wrong type
+    if not isinstance(name, str):  # pydantic reports that `name` is missing or not a string
         only_name = {k: v for k, v in values.items() if k == "name"}
         return ModelSection.model_validate(only_name)
     if name not in MODEL_SECTIONS:
@@ -186,5 +190,6 @@ def parse_model(values: Any) -> ModelSection:
     return MODEL_SECTIONS[name].model_validate(values)
 
 
-# As a field's type: any registered section, validated and written with all its own fields.
+# The type of a field for any registered section. All fields of the derived class are validated and
+# serialised.
 Model = Annotated[SerializeAsAny[ModelSection], BeforeValidator(parse_model)]

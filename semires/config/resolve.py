@@ -1,7 +1,7 @@
 """Resolve the parameters of one method: its overrides, its tuned thresholds, its colour.
 
-The stages `mutual` and `tune` run with the parameters that :func:`resolve` returns, so that run
-records, fingerprints and MLflow show what was really used.
+The stages `mutual` and `tune` run with the parameters that :func:`resolve` returns. Run records,
+fingerprints and MLflow therefore show the values that were used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from semires.errors import ConfigError
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 
-COLOURS = {  # of methods in figures and in MLflow: the colour-blind safe palette of Okabe and Ito
+COLOURS = {  # of methods in figures and MLflow; the colour-blind safe palette of Okabe and Ito
     "supervised": "#000000",
     "control": "#999999",
     "baseline": "#E69F00",
@@ -28,17 +28,16 @@ COLOURS = {  # of methods in figures and in MLflow: the colour-blind safe palett
 
 
 def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
-    """The parameters of one run, with the changes of ``refine[key.method]`` applied.
+    """Return the parameters of one run, with the overrides of ``refine[key.method]`` applied.
 
     Args:
         params: all parameters.
         key: the run; its method is a key of ``refine``.
         tuned: read the thresholds of a method with ``thresholds: tuned`` from
-            ``experiments/tuned``. A search itself sets this to False.
+            ``experiments/tuned``. A threshold search sets this to False.
 
     Raises:
-        ConfigError: an override or a tuned threshold is no valid parameter, or the thresholds have
-            not been searched.
+        ConfigError: an override or a tuned threshold is invalid, or the search has not been run.
     """
     method = params.refine[key.method]
     tree = params.model_dump()
@@ -50,10 +49,10 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
 
 
 def check_overrides(params: Params) -> None:
-    """Refuse wrong overrides before any work.
+    """Check the overrides of all methods before any work starts.
 
     Raises:
-        ConfigError: as :func:`resolve`.
+        ConfigError: an override is invalid.
     """
     for name, method in params.refine.items():
         if method.overrides:
@@ -64,14 +63,14 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set the dotted ``key`` of ``mutual``, ``augment`` or ``loss`` in a tree of parameters.
 
     Raises:
-        ConfigError: there is no such key.
+        ConfigError: the key does not exist.
     """
     *folders, name = key.split(".")
     node: Any = tree
     for folder in folders:
         node = node.get(folder) if isinstance(node, dict) else None
     if not folders or folders[0] not in ("mutual", "augment", "loss") or not isinstance(node, dict):
-        raise ConfigError(f"{where}: {key!r} is no dotted key of mutual, augment or loss")
+        raise ConfigError(f"{where}: {key!r} is not a dotted key of mutual, augment or loss")
     if name not in node:
         raise ConfigError(
             f"{where}: {key!r}: {'.'.join(folders)} has no {name!r}{nearest(name, node)}"
@@ -80,10 +79,10 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def tuned_thresholds(key: RunKey, names: Iterable[str]) -> dict[str, float]:
-    """The thresholds of these names that `semires tune` found for this run's method.
+    """Read the thresholds of these names that `semires tune` found for the run's method.
 
     Raises:
-        ConfigError: there is no file of the search, or it lacks one of the names.
+        ConfigError: the search has no result file, or a name is missing in it.
     """
     fraction = fraction_name(key.fraction)
     path = layout.TUNED / f"{key.dataset}-{fraction}-{key.label}.yaml"
@@ -95,11 +94,11 @@ def tuned_thresholds(key: RunKey, names: Iterable[str]) -> dict[str, float]:
     values = read_yaml(path)
     if not isinstance(values, dict) or not set(names) <= set(values):
         raise ConfigError(
-            f"{path}: does not hold {', '.join(names)}; make it again with `semires tune`"
+            f"{path}: does not contain {', '.join(names)}; make it again with `semires tune`"
         )
     return {name: values[name] for name in names}
 
 
 def source_of(params: Params, key: RunKey) -> str:
-    """The proposal source that a run uses: its own, or the study's default one."""
+    """Return the proposal source that a run uses: its ``source``, or else ``proposals.source``."""
     return key.source or params.proposals.source

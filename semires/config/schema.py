@@ -1,7 +1,7 @@
-"""params.yaml as typed, validated, frozen models: the only place where values come from.
+"""The sections of params.yaml as typed, validated, frozen models.
 
-``load_params`` reads YAML 1.2 as DVC does, refuses unknown keys with the nearest valid name and
-wrong values with the key's path, one line each, before any work starts.
+``load_params`` reads YAML 1.2 as DVC does. Before any work starts, it rejects unknown keys and
+invalid values. The message gives the key's path and, for an unknown key, the nearest valid name.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from semires.runs.key import SUPERVISED
 class Block(Section):
     """A product of lists: data sets x labelled fractions (percent) x methods x seeds x sources.
 
-    ``methods`` are keys of ``refine``. Every combination of data set, fraction and seed has its
-    burn-in, the method ``supervised``, whether it is listed or not. ``sources`` are keys of
-    ``proposals.sources``; null is ``proposals.source``. ``model`` is reserved for a second
-    model: only null, the section ``model``, is accepted so far.
+    ``methods`` are keys of ``refine``. Every combination of data set, fraction and seed includes
+    its burn-in, the method ``supervised``, even if it is not listed. ``sources`` are keys of
+    ``proposals.sources``; null means ``proposals.source``. ``model`` is reserved for a second
+    model; only null is accepted, which means the section ``model``.
     """
 
     datasets: list[Name] = Field(min_length=1)
@@ -47,10 +47,10 @@ class Block(Section):
 
 
 class Study(Section):
-    """Which runs there are: the union of the blocks of ``runs`` (:mod:`semires.config.grid`).
+    """The runs of the study: the union of the blocks of ``runs`` (:mod:`semires.config.grid`).
 
-    The first block of ``runs`` fills the main table. ``tune`` holds blocks of threshold searches,
-    ``generated`` the data sets that the project makes itself.
+    The first block of ``runs`` fills the main table. ``tune`` lists blocks of threshold searches.
+    ``generated`` lists the data sets that the stage `generate` makes.
     """
 
     generated: list[Name]
@@ -81,9 +81,9 @@ class Study(Section):
 class Dataset(Section):
     """One data set in RefCOCO's on-disk format.
 
-    ``root/dataset/refs(split_by).p`` and ``instances.json`` hold the annotations, ``images`` the
-    image files. ``labelled_lists`` maps a fraction to a file of image ids (or a published SemiRES
-    JSON) that replaces the random draw.
+    ``root/dataset/refs(split_by).p`` and ``root/dataset/instances.json`` contain the annotations.
+    ``images`` is the folder of the image files. ``labelled_lists`` maps a fraction to a file of
+    image ids (or a published SemiRES JSON) that replaces the random draw.
     """
 
     root: str
@@ -106,13 +106,13 @@ class Scenes(Section):
 
 
 class Split(Section):
-    """The draw of labelled images."""
+    """The random draw of labelled images."""
 
     seed: Seed
 
 
 class Sam(Section):
-    """The SAM checkpoint: ``tiny`` ships with the project, the others are the published files."""
+    """The SAM checkpoint: ``tiny`` is part of the project; the others are the published files."""
 
     model: Literal["tiny", "vit_b", "vit_l", "vit_h"]
     checkpoint: str
@@ -120,7 +120,7 @@ class Sam(Section):
 
 
 class SegmentAnythingSource(Section):
-    """`SamAutomaticMaskGenerator`, by its own parameter names."""
+    """The parameters of `SamAutomaticMaskGenerator`, with the same names."""
 
     kind: Literal["segment_anything"]
     points_per_side: Small
@@ -148,7 +148,7 @@ class TransformersSource(Section):
 
 
 class FelzenszwalbSource(Section):
-    """Felzenszwalb-Huttenlocher segments at several scales: needs no weights."""
+    """Felzenszwalb-Huttenlocher segments at several scales, without weights."""
 
     kind: Literal["felzenszwalb"]
     scales: list[PositiveFloat] = Field(min_length=1)
@@ -162,7 +162,7 @@ ProposalSource = Annotated[
 
 
 class Proposals(Section):
-    """Where proposals come from; ``source`` names the entry of ``sources`` that methods use."""
+    """The proposal sources; ``source`` is the key of ``sources`` that runs use by default."""
 
     source: Name
     sources: dict[Name, ProposalSource]
@@ -170,7 +170,7 @@ class Proposals(Section):
 
 
 class Data(Section):
-    """What a sample is: side of the square image (pixels), tokens, expressions per epoch."""
+    """The samples: side of the square image (pixels), maximum tokens, expressions per epoch."""
 
     image_size: Annotated[int, Field(ge=16, le=4096)]
     max_tokens: Annotated[int, Field(ge=3, le=512)]
@@ -178,7 +178,7 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Weak view: Gaussian blur. Strong view: colour jitter on top (jitter is 1 +- value)."""
+    """Weak view: Gaussian blur. Strong view: blur and colour jitter (factors 1 +- value)."""
 
     blur_radius: Radius
     blur_p: Unit
@@ -199,7 +199,7 @@ class Pwa(Section):
 
 
 class Loss(Section):
-    """Cross-entropy's class weights (background, object) and PWA."""
+    """The class weights of cross-entropy (background, object), and PWA."""
 
     class_weights: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
     pwa: Pwa
@@ -216,7 +216,10 @@ class Optimizer(Section):
 
 
 class _Schedule(Section):
-    """How long: ``epochs`` or ``steps``, the shorter if both; ``evaluations`` on val on the way."""
+    """The length of a training: ``epochs`` or ``steps``; if both are set, the shorter wins.
+
+    ``evaluations`` is the number of evaluations on val during the training.
+    """
 
     lr: PositiveFloat
     epochs: Positive | None
@@ -227,18 +230,18 @@ class _Schedule(Section):
     @model_validator(mode="after")
     def _some_length(self) -> _Schedule:
         if self.epochs is None and self.steps is None:
-            raise ValueError("give `epochs` or `steps` or both, the shorter of which counts")
+            raise ValueError("give `epochs` or `steps` or both; if both are set, the shorter wins")
         return self
 
 
 class BurnIn(_Schedule):
-    """Supervised training on the labelled part (per-process batch)."""
+    """Supervised training on the labelled images (``batch_size`` is per process)."""
 
     batch_size: Positive
 
 
 class Mutual(_Schedule):
-    """Teacher-student training on both parts (per-process batches)."""
+    """Teacher-student training on labelled and unlabelled images (batches are per process)."""
 
     labelled_batch: Positive
     unlabelled_batch: Positive
@@ -248,14 +251,14 @@ class Mutual(_Schedule):
 
 
 class Method(Section):
-    """How one method treats pseudo-labels.
+    """The treatment of pseudo-labels by one method.
 
-    Besides the keys below it has one key for each threshold that its strategy declares
-    (``semires/refine/strategies.py``), such as ``threshold`` of ``iom``.
-    ``unlabelled: false`` trains on the labelled part alone (a control for longer training).
-    ``keep`` is the share of most confident pseudo-labels of a batch that is used (paper Table 4).
-    ``thresholds: tuned`` takes the thresholds from ``experiments/tuned``. ``overrides`` maps dotted
-    keys of ``mutual``, ``augment`` or ``loss`` to values, for ablations.
+    A method also has one key for each threshold of its strategy, such as ``threshold`` of ``iom``
+    (``semires/refine/strategies.py``). ``unlabelled: false`` trains only on the labelled images (a
+    control for longer training). ``keep`` is the share of pseudo-labels that is used, the most
+    confident ones (paper Table 4). ``thresholds: tuned`` reads the thresholds from
+    ``experiments/tuned``. ``overrides`` maps dotted keys of ``mutual``, ``augment`` or ``loss`` to
+    values, for ablations.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -271,16 +274,16 @@ class Method(Section):
 
     @property
     def threshold_values(self) -> dict[str, float]:
-        """The values of the strategy's thresholds, by name."""
+        """The values of the thresholds, by name."""
         return dict(self.__pydantic_extra__)
 
     @model_validator(mode="before")
     @classmethod
     def _thresholds_match_strategy(cls, values: Any) -> Any:
-        """Require the thresholds that the strategy declares, and refuse any other further key."""
+        """Require the thresholds of the strategy, and reject any other additional key."""
         name = values.get("strategy") if isinstance(values, dict) else None
         if not isinstance(name, str):
-            return values  # pydantic says what is wrong
+            return values  # pydantic reports the error
         if name not in STRATEGIES:
             raise ValueError(f"no strategy {name!r}{nearest(name, STRATEGIES)}")
         declared = STRATEGIES[name].thresholds
@@ -300,7 +303,7 @@ def _unknown_key(key: str, hint: str) -> InitErrorDetails:
 
 
 class Evaluation(Section):
-    """Batch of expressions, which expressions count, bootstrap size."""
+    """Evaluation: batch size, expressions per reference, bootstrap samples."""
 
     batch_size: Positive
     sentences: Literal["all", "one"]
@@ -321,7 +324,7 @@ class Tune(Section):
 
 
 class Runtime(Section):
-    """How, not what: speed, precision, processes. No DVC stage depends on these."""
+    """Execution settings: speed, precision, processes. No DVC stage depends on them."""
 
     threads: Small | None
     workers: Annotated[int, Field(ge=0, le=1024)]

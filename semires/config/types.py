@@ -1,4 +1,4 @@
-"""The base of all sections of params.yaml, and the number types that they share."""
+"""The base class of all sections of params.yaml, and the number types that they share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Unit = Annotated[float, Field(ge=0, le=1)]
-# The upper bounds only prevent overflows and full memories.
+# The upper bounds prevent overflow and excessive memory use.
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Small = Annotated[int, Field(ge=1, le=1024)]
 Width = Annotated[int, Field(ge=1, le=2**14)]
@@ -21,6 +21,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
+    """A section of params.yaml: frozen, without unknown keys or implicit type conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

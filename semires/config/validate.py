@@ -1,4 +1,4 @@
-"""Reading YAML and validating a mapping of parameters, with one line for each fault."""
+"""Read YAML, and validate a mapping of parameters with one message per error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from semires.errors import ConfigError
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Parse YAML 1.2 with the safe loader (so `1e-4` is a number, as for DVC)."""
+    """Parse YAML 1.2 with the safe loader; `1e-4` is a number, as in DVC.
+
+    Raises:
+        ConfigError: the file is missing or not valid YAML.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -30,9 +34,13 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def validate(values: Any, where: str = "params") -> Params:
-    """Check a mapping against :class:`Params`; `where` names its origin in messages."""
+    """Check a mapping against :class:`Params`; `where` is its origin, for messages.
+
+    Raises:
+        ConfigError: the mapping is invalid; one line lists the errors.
+    """
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: holds no mapping of parameters")
+        raise ConfigError(f"{where}: does not contain a mapping of parameters")
     try:
         params = Params.model_validate(values)
     except ValidationError as error:

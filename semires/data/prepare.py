@@ -1,4 +1,4 @@
-"""Stage `prepare`: annotation files to images, refs and summary tables."""
+"""Stage `prepare`: convert annotation files to the tables images and refs, and a summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semires.data.tables import write_tables
 from semires.errors import DataError
 
 Row = dict[str, int]
-# References and images per split as published (TFDS' counts of objects; paper's totals agree).
+# Published numbers of references and images per split (from TFDS; the paper's totals agree).
 PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
     ("refcoco", "unc"): {
         "train": (42404, 16994), "val": (3811, 1500), "testA": (1975, 750), "testB": (1810, 750),
@@ -24,8 +24,8 @@ PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
     ("refcocog", "umd"): {"train": (42226, 21899), "val": (2573, 1300), "test": (5023, 2600)},
     ("refcocog", "google"): {"train": (44822, 24698), "val": (5000, 4650)},
 }  # fmt: skip
-# Expressions per split, as others counted them; and of all splits, as the paper states them, but
-# for RefCOCO's expressions: the paper's 142,209 are one less than its splits add up to.
+# Published numbers of expressions per split, and the paper's totals over all splits. The paper
+# gives 142,209 expressions for RefCOCO, one less than the sum of the splits; the sum is used here.
 EXPRESSIONS: dict[tuple[str, str], dict[str, int]] = {
     ("refcoco", "unc"): {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095},
 }
@@ -42,10 +42,10 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
     Args:
         params: all parameters.
         dataset: a key of ``params.datasets``.
-        check_images: also decode every image file and compare its size.
+        check_images: also decode every image file and compare its size with the annotation.
 
     Raises:
-        DataError: anything missing or contradictory; every kind of fault listed in one line.
+        DataError: data is missing or contradictory; the text lists the faults by kind.
     """
     place = params.datasets[dataset]
     images, refs = read_refer(place.root, place.dataset, place.split_by)
@@ -53,7 +53,7 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
     for split in place.splits:
         if not (refs["split"] == split).any():
             known = ", ".join(sorted(set(refs["split"])))
-            faults.add("a split with no refs", f"{split} (there is {known})")
+            faults.add("a split with no refs", f"{split} (the file has {known})")
     if check_images:
         _check_images(images, Path(place.images), faults)
     faults.raise_any()
@@ -68,7 +68,7 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
 
 
 def summarise(refs: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """References, images and expressions of each split, in order of appearance."""
+    """Count the references, images and expressions of each split, in order of appearance."""
     return {
         str(split): {
             "refs": len(part),
@@ -84,12 +84,12 @@ def compare(
     published: dict[str, tuple[int, int]] | None,
     expressions: dict[str, int] | None = None,
 ) -> str:
-    """A table of the counts, with the published ones and where they differ.
+    """Return a table of the counts, with the published counts and the differences.
 
     Args:
-        counts: of each split, as :func:`summarise` returns them.
-        published: references and images of each split, if known.
-        expressions: of each split, if known.
+        counts: counts of each split, as returned by :func:`summarise`.
+        published: published numbers of references and images of each split, if known.
+        expressions: published number of expressions of each split, if known.
     """
     lines = [f"{'split':8}{'refs':>10}{'images':>10}{'expressions':>14}"]
     for split, row in counts.items():
@@ -106,12 +106,12 @@ def compare(
         lines.append(line)
     for split in published or {}:
         if split not in counts:
-            lines.append(f"{split:8}   DIFFERS: published, but not here")
+            lines.append(f"{split:8}   DIFFERS: published, but not in this data set")
     return "\n".join(lines)
 
 
 def compare_total(counts: Row, published: Row | None) -> str:
-    """The line of all splits together, beside the paper's totals if it states them."""
+    """Return the line for all splits together, with the paper's totals if known."""
     return _line("all", counts) + ("" if published is None else _verdict(counts, published))
 
 
@@ -140,7 +140,8 @@ def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:
         try:
             with open_picture(path) as picture:
                 size, stored = upright_size(picture), (picture.height, picture.width)
-                picture.draft("RGB", (1, 1))  # a JPEG decodes faster at 1/8, and still whole
+                # A JPEG decodes faster at 1/8 of its size, and the whole file is still read.
+                picture.draft("RGB", (1, 1))
                 picture.load()
         except DataError as error:
             reason = str(error).removeprefix(f"{path}: ")
@@ -156,7 +157,7 @@ def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:
 
 
 def _unreadable(path: Path, reason: str) -> str:
-    """The kind of fault of a file that cannot be decoded."""
+    """Return the kind of fault for a file that cannot be decoded."""
     if "truncat" in reason.lower():
         return "truncated image"
     with open(path, "rb") as file:

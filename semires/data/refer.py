@@ -1,7 +1,7 @@
-"""Reader of RefCOCO's on-disk format (REFER): RefCOCO, RefCOCO+, G-Ref and RefScenes alike.
+"""Read data sets in RefCOCO's on-disk format (REFER): RefCOCO, RefCOCO+, G-Ref and RefScenes.
 
-``ROOT/DATASET/refs(SPLIT_BY).p`` lists references with their expressions, ``instances.json`` holds
-COCO annotations (polygons or run-lengths). Every fault of a kind is listed in one line.
+``ROOT/DATASET/refs(SPLIT_BY).p`` lists the references with their expressions. ``instances.json``
+contains the COCO annotations (polygons or run-lengths). One error lists all faults by kind.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from semires.data.unpickle import read_plain_pickle
 from semires.errors import DataError
 
 SHOWN = 5
-MAX_CHARACTERS = 2**28  # of all expressions; RefCOCO's have some four million
+MAX_CHARACTERS = 2**28  # maximum total length of all expressions; RefCOCO has about four million
 Record = dict[str, Any]
 Entries = dict[int, Any]
 
 
 class Faults:
-    """Collects faults by kind, so that one error lists them all."""
+    """Collects faults by kind, so that one error lists all of them."""
 
     def __init__(self, where: str) -> None:
         self.where = where
         self._found: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: object) -> None:
-        """Note one fault."""
+        """Add one fault."""
         self._found.setdefault(kind, []).append(str(what))
 
     def raise_any(self) -> None:
-        """Raise a DataError with a part per kind, if there was any fault."""
+        """Raise a DataError that lists the faults by kind; do nothing without faults."""
         if not self._found:
             return
         parts = []
@@ -52,24 +52,24 @@ class Faults:
 def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a data set's annotations.
 
-    Masks are the union of all polygons of an annotation. (The published code sums them and keeps
-    pixels that are 1, so that what two polygons both cover is lost; that is not reproduced.)
+    A mask is the union of all polygons of its annotation. The published code adds the polygons and
+    uses the pixels with value 1, which loses the overlap of two polygons. This error is not
+    reproduced. Entries of ``instances.json`` that no reference names are ignored.
 
     Returns:
-        ``images``: image_id, file_name, height, width, split, sha256 (of the picture as stated, ''
-        where it is not); ``refs``: ref_id, image_id, ann_id, category, split, area (mask pixels),
-        bbox_x/y/w/h, mask (COCO compressed RLE), sentences, raw. In the order of the pickle.
-
-    Entries of ``instances.json`` that no reference names are not looked at.
+        Two tables in the order of the pickle. ``images``: image_id, file_name, height, width,
+        split, sha256 (the image's hash as stated in ``instances.json``, else ''). ``refs``:
+        ref_id, image_id, ann_id, category, split, area (mask pixels), bbox_x/y/w/h, mask (COCO
+        compressed RLE), sentences, raw.
 
     Raises:
-        DataError: files are missing, damaged, hostile or contradict each other.
+        DataError: files are missing, damaged or unsafe, or contradict each other.
     """
     folder = Path(root) / dataset
     refs = read_plain_pickle(folder / f"refs({split_by}).p")
     instances = _read_instances(folder / "instances.json")
     if not isinstance(refs, list) or not all(isinstance(r, dict) for r in refs):
-        raise DataError(f"{folder / f'refs({split_by}).p'}: is no list of references")
+        raise DataError(f"{folder / f'refs({split_by}).p'}: not a list of references")
     faults = Faults(str(folder))
     images, annotations, categories = (
         _by_id(instances, kind) for kind in ("images", "annotations", "categories")
@@ -92,23 +92,23 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
     shown = _images(table, images, faults)
     faults.raise_any()
     if table.empty:
-        raise DataError(f"{folder}: holds no references")
+        raise DataError(f"{folder}: contains no references")
     return shown, table
 
 
 class FieldError(ValueError):
-    """A value of the wrong type, or an absent one; the text names the entry and the field."""
+    """A field is absent or has a wrong type; the text names the entry and the field."""
 
     def within(self, entry: str) -> str:
-        """The text, with the name of the reference in front."""
+        """Return the text, preceded by the name of the reference."""
         return f"{entry}, {self}"
 
 
 def _field(entry: Any, name: str, convert: Callable[[Any], Any], where: str = "") -> Any:
-    """``convert(entry[name])``.
+    """Return ``convert(entry[name])``.
 
     Raises:
-        FieldError: the field is absent, null or of another type.
+        FieldError: the field is absent or null, or has another type.
     """
     try:
         value = entry[name]
@@ -131,13 +131,13 @@ def _field(entry: Any, name: str, convert: Callable[[Any], Any], where: str = ""
 
 
 def _name(ref: Record, place: int) -> str:
-    """How messages name a reference: by its id if it has a plain one."""
+    """Return the name of a reference for messages: its id, or else its position in the list."""
     ref_id = ref.get("ref_id")
     return f"ref {ref_id}" if isinstance(ref_id, int | float | str) else f"the ref at index {place}"
 
 
 def _by_id(instances: Record, kind: str) -> Entries:
-    """Entries of a list of instances.json by their id; wrong ids are found when a ref names one."""
+    """Index a list of instances.json by id. Entries without a numeric id are left out."""
     entries = instances[kind]
     if not isinstance(entries, list):
         return {}
@@ -147,7 +147,7 @@ def _by_id(instances: Record, kind: str) -> Entries:
 
 
 def _note_duplicates(entries: list[Any], wanted: set[int], kind: str, faults: Faults) -> None:
-    """Note ids that occur twice among those that references name."""
+    """Add a fault for each id that references name and that occurs more than once."""
     ids = Counter(e["id"] for e in entries if isinstance(e, dict) and isinstance(e.get("id"), int))
     for entry_id, count in ids.items():
         if count > 1 and entry_id in wanted:
@@ -155,7 +155,10 @@ def _note_duplicates(entries: list[Any], wanted: set[int], kind: str, faults: Fa
 
 
 def _bounded(rows: list[Record], faults: Faults) -> list[Record]:
-    """The rows, if their expressions fit: a pickle may name one long text a million times."""
+    """Return the rows, or none of them (with a fault) if their texts are too long in total.
+
+    A small pickle can refer to one long text a million times.
+    """
     size = sum(len(text) for row in rows for text in row["sentences"] + row["raw"])
     if size > MAX_CHARACTERS:
         faults.add("too much text", f"expressions of more than {MAX_CHARACTERS:,} characters")
@@ -178,7 +181,7 @@ def _read_instances(path: Path) -> Record:
 def _row(
     ref: Record, images: Entries, annotations: Entries, categories: Entries, faults: Faults
 ) -> Record | None:
-    """One reference as a row, or None after noting why there is none."""
+    """Return one reference as a row, or None after adding the fault that prevents it."""
     ref_id, ann_id, image_id, category_id = (
         _field(ref, name, whole) for name in ("ref_id", "ann_id", "image_id", "category_id")
     )
@@ -249,10 +252,10 @@ def _box(value: Any) -> tuple[float, float, float, float]:
 
 
 def _text(value: Any) -> str:
-    """A string, or a byte string of Python 2, which is read as latin-1."""
+    """Return a string; a byte string of Python 2 is decoded as latin-1."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
-    if not isinstance(value, str):  # str() of a container that shares its parts may never end
+    if not isinstance(value, str):  # str() of nested shared containers can take forever
         raise ValueError(f"expected text, not {type(value).__name__}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError("expected text, not half of a surrogate pair")
@@ -260,7 +263,7 @@ def _text(value: Any) -> str:
 
 
 def _images(refs: pd.DataFrame, images: Entries, faults: Faults) -> pd.DataFrame:
-    """The images that references name, in order of appearance."""
+    """Return the table of the images that references name, in order of appearance."""
     if refs.empty:
         return refs
     first = refs.drop_duplicates("image_id")

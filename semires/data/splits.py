@@ -1,4 +1,4 @@
-"""Which images are labelled (paper section 4.1; the published rule)."""
+"""Choose the labelled images (paper section 4.1, rule of the published code)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from semires.runs.key import fraction_name
 def labelled_images(
     image_ids: Iterable[int], fraction: float | str | Fraction, seed: int = 0
 ) -> list[int]:
-    """``floor(fraction * n)`` of the n unique ids, drawn by ``random.Random(seed).sample``.
+    """Draw ``floor(fraction * n)`` of the n unique ids with ``random.Random(seed).sample``.
 
     Args:
-        image_ids: ids in order of appearance; repeats are ignored.
-        fraction: of one, 0..1 (0.01 is 1 %); its decimal spelling counts, so that 0.01 of 300 is 3.
-        seed: of the draw.
+        image_ids: ids in order of appearance; repeated ids are ignored.
+        fraction: a number in 0..1 (0.01 is 1 %). It is converted from its decimal notation, so
+            that 0.01 of 300 is exactly 3.
+        seed: random seed.
 
     Returns:
         The labelled ids in the order of the draw.
+
+    Raises:
+        ValueError: the fraction is not in 0..1.
     """
     share = fraction if isinstance(fraction, Fraction) else Fraction(str(fraction))
     if not 0 <= share <= 1:
@@ -41,8 +45,8 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
     """Write ``data/splits/D/F.json`` for a labelled ``fraction`` in percent.
 
     Raises:
-        ConfigError: the fraction labels no image at all.
-        DataError: an explicit list names images that the train split lacks.
+        ConfigError: the fraction of the images is less than one image.
+        DataError: an explicit list contains images that are not in the train split.
     """
     refs = read_table(dataset, "refs", ["image_id", "split"])
     train = refs.loc[refs["split"] == "train", "image_id"]
@@ -61,8 +65,8 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
             )
     if not chosen:
         raise ConfigError(
-            f"study.fractions: {name} % of the {len(unique)} train images of {dataset} is no image "
-            f"at all; the least is {100 / max(len(unique), 1):.3g} %"
+            f"study.fractions: {name} % of the {len(unique)} train images of {dataset} is less "
+            f"than one image; the minimum is {100 / max(len(unique), 1):.3g} %"
         )
     write_json(
         layout.split_file(dataset, fraction),
@@ -82,10 +86,12 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
 
 
 def read_labelled_list(path: str | Path) -> list[int]:
-    """Image ids from a JSON list, or the unique ``iid`` of a published SemiRES JSON's ``train``.
+    """Read image ids from a JSON list, or from a published SemiRES annotation file.
+
+    From a SemiRES file, the unique ``iid`` values of its ``train`` entries are read.
 
     Raises:
-        DataError: neither of these.
+        DataError: the file has neither format.
     """
     content: Any = read_json(path)
     try:

@@ -1,4 +1,4 @@
-"""The prepared tables of a data set, as the stage ``prepare`` wrote them."""
+"""Write and read the prepared tables of a data set (output of the stage ``prepare``)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUMMARY = "summary.json"
 def write_tables(
     dataset: str, images: pd.DataFrame, refs: pd.DataFrame, counts: dict[str, Any] | None = None
 ) -> None:
-    """Write ``data/prepared/D``: both tables and a summary with their digests."""
+    """Write ``data/prepared/D``: both tables, and a summary with their SHA-256 hashes."""
     with atomic_folder(layout.prepared(dataset)) as folder:
         write_parquet(folder / "images.parquet", images)
         write_parquet(folder / "refs.parquet", refs)
@@ -39,7 +39,7 @@ def read_table(dataset: str, name: str, columns: list[str]) -> pd.DataFrame:
 
     Raises:
         SemiresError: the stage ``prepare`` has not run.
-        CorruptCacheError: the file is not the one that ``prepare`` wrote.
+        CorruptCacheError: the file differs from the file that ``prepare`` wrote.
     """
     folder = layout.prepared(dataset)
     summary = read_json(folder / SUMMARY)
@@ -66,22 +66,25 @@ class Tables:
         return Tables(images, read_table(dataset, "refs", REF_COLUMNS))
 
     def part(self, split: str) -> pd.DataFrame:
-        """References of one split, in order."""
+        """Return the references of one split, in order."""
         return self.refs[self.refs["split"] == split].reset_index(drop=True)
 
     def labelled_and_unlabelled(
         self, dataset: str, fraction: float
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The train split's references, by the images that the split stage drew.
+        """Divide the train references by the labelled images that the stage ``split`` chose.
 
         Raises:
-            CorruptCacheError: the split's file is none, or of other data; the text names it.
+            CorruptCacheError: the split file has a wrong format, or was made from other data; the
+                text names it.
         """
         train, path = self.part("train"), layout.split_file(dataset, fraction)
         split = read_json(path)
         drawn = split.get("labelled_images") if isinstance(split, dict) else None
         if not isinstance(drawn, list) or not all(type(i) is int for i in drawn):
-            raise CorruptCacheError(f"{path}: holds no labelled images; run the stage split again")
+            raise CorruptCacheError(
+                f"{path}: contains no labelled images; run the stage split again"
+            )
         unknown = sorted(set(drawn) - set(train["image_id"]))
         if unknown:
             raise CorruptCacheError(

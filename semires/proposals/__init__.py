@@ -1,4 +1,4 @@
-"""Proposals: SAM's segment-everything masks of an image, kept as one partition of its pixels."""
+"""Proposals: SAM's segment-everything masks of an image, stored as a partition of its pixels."""
 
 from semires.refine.partition import Partition
 

@@ -1,6 +1,6 @@
-"""The interface of a source of proposals (paper 3.2 and Table 8).
+"""The interface of a proposal source (paper 3.2 and Table 8).
 
-In: an RGB image uint8 (H,W,3). Out: `Proposals`, N bool masks (N,H,W) with scores.
+Input: an RGB image uint8 (H,W,3). Output: `Proposals`, N bool masks (N,H,W) with scores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Proposals:
     """The proposals of one image.
 
-    masks: bool (N,H,W); predicted_iou and stability: float32 (N,), NaN where a source has none.
+    masks: bool (N,H,W). predicted_iou and stability: float32 (N,), NaN if the source has no such
+    score.
     """
 
     masks: NDArray[np.bool_]
@@ -35,12 +36,12 @@ class ProposalSource(Protocol):
     """Anything that proposes masks for an image."""
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
-        """Masks (N,H,W) with scores for a uint8 RGB image (H,W,3)."""
+        """Return masks (N,H,W) with scores for a uint8 RGB image (H,W,3)."""
         ...
 
 
 def device() -> torch.device:
-    """The GPU if there is one: under torchrun, the one of this process's local rank."""
+    """Return the GPU of this process's local rank (0 without torchrun), or the CPU."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """The proposals of a data set on disk: one partition per image in Parquet shards.
 
-Every shard's SHA-256 stands in ``manifest.json`` and its pages carry checksums: a flipped bit, a
-cut or an empty file is a `CorruptCacheError` that names the shard, never a wrong partition.
+``manifest.json`` contains the SHA-256 of every shard. A damaged, truncated or empty shard raises a
+`CorruptCacheError` that names it; it never yields a wrong partition.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from semires.runs import layout
 from semires.runs.key import RunKey
 
 FORMAT = 1
-MEMORY_BYTES = 2 * 2**30  # compressed partitions kept in memory
+MEMORY_BYTES = 2 * 2**30  # maximum size of the compressed partitions in memory
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image's entry: its partition as bytes, ``n`` masks, their scores float32 (n,)."""
+    """The entry of one image: its partition of ``n`` masks as bytes, and scores float32 (n,)."""
 
     image_id: int
     height: int
@@ -41,7 +41,7 @@ class Row:
 
 
 def write_shard(path: str | Path, rows: list[Row]) -> str:
-    """Write one shard, whole or not at all; its SHA-256."""
+    """Write one shard atomically and return its SHA-256."""
     table = pd.DataFrame(
         {
             "image_id": np.array([row.image_id for row in rows], np.int64),
@@ -58,10 +58,10 @@ def write_shard(path: str | Path, rows: list[Row]) -> str:
 
 
 def read_shard(path: Path, sha256: str, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read a shard that must have the given SHA-256.
+    """Read a shard and check its SHA-256.
 
     Raises:
-        CorruptCacheError: it is missing or its bytes are not those that were written.
+        CorruptCacheError: the shard is missing, or its bytes have changed since it was written.
     """
     if not path.is_file():
         raise CorruptCacheError(f"{path}: shard is missing; run the stage propose again")
@@ -74,10 +74,10 @@ def read_shard(path: Path, sha256: str, columns: list[str] | None = None) -> pd.
 
 
 class ProposalCache:
-    """``cache[image_id]`` is the image's `Partition`; shards are read when first needed.
+    """A mapping from image id to `Partition`. Shards are read when they are first needed.
 
     Raises:
-        SemiresError: the folder holds no proposals.
+        SemiresError: the folder contains no proposals.
         CorruptCacheError: the manifest or a shard is damaged; the text names it.
     """
 
@@ -94,10 +94,15 @@ class ProposalCache:
         for index, shard in enumerate(self.manifest["shards"]):
             ids = read_shard(self.folder / shard["file"], shard["sha256"], ["image_id"])["image_id"]
             if len(ids) != shard["n"]:
-                raise CorruptCacheError(f"{manifest}: {shard['file']} holds {len(ids)} images")
+                raise CorruptCacheError(
+                    f"{manifest}: {shard['file']} contains {len(ids)} images, not {shard['n']}"
+                )
             self._shard_of.update(dict.fromkeys(ids.tolist(), index))
         if len(self._shard_of) != self.manifest["n_images"]:
-            raise CorruptCacheError(f"{manifest}: lists {len(self._shard_of)} images")
+            raise CorruptCacheError(
+                f"{manifest}: the shards contain {len(self._shard_of)} images, not "
+                f"{self.manifest['n_images']}"
+            )
 
     def __len__(self) -> int:
         return len(self._shard_of)
@@ -111,7 +116,7 @@ class ProposalCache:
     def __getitem__(self, image_id: int) -> Partition:
         index = self._shard_of.get(int(image_id))
         if index is None:
-            raise SemiresError(f"{self.folder}: has no proposals for image {image_id}")
+            raise SemiresError(f"{self.folder}: contains no proposals for image {image_id}")
         try:
             return Partition.from_bytes(self._partitions(index)[int(image_id)])
         except CorruptCacheError as error:
@@ -119,7 +124,10 @@ class ProposalCache:
             raise CorruptCacheError(f"{self.folder / name}: image {image_id}: {error}") from error
 
     def _partitions(self, index: int) -> dict[int, bytes]:
-        """The compressed partitions of one shard; the least used shards leave when memory ends."""
+        """Return the compressed partitions of one shard.
+
+        The least recently used shards are removed from memory when the limit is exceeded.
+        """
         if index in self._shards:
             self._shards.move_to_end(index)
             return self._shards[index]
@@ -139,7 +147,8 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
     try:
         if manifest["format"] != FORMAT:
             raise CorruptCacheError(
-                f"{path}: format {manifest['format']}, this code reads {FORMAT}"
+                f"{path}: format {manifest['format']}, but this version reads format {FORMAT}; "
+                "run the stage propose again"
             )
         shards = manifest["shards"]
         well_formed = isinstance(manifest["n_images"], int) and all(
@@ -157,10 +166,11 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
 
 
 def open_proposals(params: Params, cell: RunKey) -> ProposalCache:
-    """The proposals of the cell's source.
+    """Open the proposals of the source that a run uses.
 
     Raises:
-        CorruptCacheError: they are damaged, or were made with other parameters.
+        SemiresError: the proposals do not exist.
+        CorruptCacheError: the proposals are damaged, or were made with other parameters.
     """
     source = source_of(params, cell)
     cache = ProposalCache(layout.proposals(cell.dataset, source))

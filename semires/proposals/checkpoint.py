@@ -1,7 +1,8 @@
-"""SAM checkpoints (stage `sam`): the embedded tiny one or a published file, checked by SHA-256.
+"""Stage `sam`: verify a SAM checkpoint (the embedded tiny SAM or a published file) by SHA-256.
 
-In: ``params.sam``; out: ``sam/sam.json`` (model, sha256, size, path) and, for ``tiny``, a copy of
-the weights, so that DVC versions them. Weights are read by safetensors or with `weights_only`.
+Input: ``params.sam``. Output: ``sam/sam.json`` (model, sha256, size, path) and, for ``tiny``, a
+copy of the weights, so that DVC tracks them. Weights are loaded by safetensors, or by torch.load
+with `weights_only`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """A published file. Its name carries the first digits of its MD5, not of its SHA-256."""
+    """A published file. Its name contains the first digits of its MD5, not of its SHA-256."""
 
     name: str
     sha256: str
@@ -43,7 +44,7 @@ PUBLISHED = {
 TINY_FILE = "tiny_sam.safetensors"
 POSITIONS = "image_encoder.pos_embed"
 SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # channels of the image encoder
-# Likely causes of weights that do not fit, by what their names contain; the first one counts.
+# Likely causes of weights that do not fit: patterns of parameter names. The first match is shown.
 CAUSES = (
     (r"lora|\bw_[ab]_|linear_[ab]_[qv]", "a LoRA file: merge it into SAM's weights first"),
     (
@@ -70,7 +71,7 @@ def prepare_checkpoint(params: Params) -> None:
     """Verify the checkpoint of ``params.sam`` and describe it in ``sam/sam.json``.
 
     Raises:
-        WeightsError: it is missing or not the file it should be.
+        WeightsError: the file is missing, has another SHA-256, or does not fit the model.
     """
     settings = params.sam
     path = _find(settings.model, Path(settings.checkpoint))
@@ -79,8 +80,8 @@ def prepare_checkpoint(params: Params) -> None:
     expected = settings.sha256 or (known.sha256 if known else None)
     if expected is not None and sha256 != expected.lower():
         raise WeightsError(
-            f"{path}: SHA-256 is {sha256}, not {expected.lower()}: a broken download or another "
-            "file; fetch it again, or set sam.sha256 if this file is meant"
+            f"{path}: SHA-256 is {sha256}, not {expected.lower()}: an incomplete download or "
+            "another file; download it again, or set sam.sha256 to use this file"
         )
     with files.atomic_folder(layout.SAM) as folder:
         described = str(path)
@@ -103,7 +104,7 @@ def _find(model: str, path: Path) -> Path:
     if known is None:
         raise WeightsError(
             f"{path}: no such file; the tiny SAM's weights come with the project: "
-            f"restore it with `git checkout -- {path}`"
+            f"restore them with `git checkout -- {path}`"
         )
     raise WeightsError(
         f"{path}: no such file; download {known.name}, listed under Model Checkpoints in "
@@ -112,23 +113,23 @@ def _find(model: str, path: Path) -> Path:
 
 
 def checkpoint_sha256(folder: str | Path = layout.SAM) -> str:
-    """SHA-256 of the checkpoint that ``folder/sam.json`` describes."""
+    """Return the SHA-256 of the checkpoint that ``folder/sam.json`` describes."""
     return str(_read_record(Path(folder))["sha256"])
 
 
 def load_sam(folder: str | Path = layout.SAM, verify: bool = True) -> Sam:
-    """The model that ``folder/sam.json`` describes, on the CPU, in eval mode.
+    """Load the model that ``folder/sam.json`` describes, on the CPU, in eval mode.
 
     Raises:
         WeightsError: the stage `sam` has not run, or the weights are missing or do not fit.
-        CorruptCacheError: the weights are not the bytes that the stage verified.
+        CorruptCacheError: the weights have changed since the stage verified them.
     """
     folder = Path(folder)
     record = _read_record(folder)
     path = Path(record["path"]) if record["model"] != "tiny" else folder / record["path"]
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such file, though {folder}/sam.json names it; run stage sam"
+            f"{path}: no such file, although {folder}/sam.json names it; run the stage sam again"
         )
     if verify and files.sha256_file(path) != record["sha256"]:
         raise CorruptCacheError(f"{path}: changed since the stage sam verified it; run it again")
@@ -146,14 +147,15 @@ def _read_record(folder: Path) -> dict[str, str]:
 
 
 def read_sam(model: str, path: Path) -> Sam:
-    """SAM with a file's weights, on the CPU, in eval mode.
+    """Load SAM with the weights of a file, on the CPU, in eval mode.
 
     Args:
         model: ``tiny`` (safetensors), ``vit_b``, ``vit_l`` or ``vit_h`` (published ``.pth``).
         path: the file.
 
     Raises:
-        WeightsError: it is damaged, unsafe, of another model, or holds NaN or infinite values.
+        WeightsError: the file is damaged, unsafe or of another model, or has NaN or infinite
+            values.
     """
     import torch
 
@@ -175,7 +177,7 @@ def read_sam(model: str, path: Path) -> Sam:
         state = read_checkpoint(path, mmap=True)
     fault = f"no weights of SAM {model}"
     with weights_errors(str(path), fault):
-        with torch.device("meta"):  # a wrong file is refused before a large model is built
+        with torch.device("meta"):  # reject a wrong file before building a large model
             problem = _problem(state, build(), model)
         if problem:
             raise WeightsError(f"{path}: {fault}: {problem}")
@@ -185,12 +187,12 @@ def read_sam(model: str, path: Path) -> Sam:
 
 
 def _problem(content: Any, sam: nn.Module, model: str) -> str:
-    """What of a checkpoint does not fit SAM, and the likely cause; '' if all fits.
+    """Describe why a checkpoint does not fit SAM, with the likely cause; '' if it fits.
 
     Args:
-        content: of the file.
-        sam: the model, whose names and shapes count.
-        model: its name.
+        content: the content of the file.
+        sam: the model with the expected names and shapes.
+        model: the model's name.
     """
     from semires.models.weights import check_names, misfit, one_line
 
@@ -198,7 +200,7 @@ def _problem(content: Any, sam: nn.Module, model: str) -> str:
     for key, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict) and any(hasattr(v, "shape") for v in value.values()):
             state = value
-            parts = [f"the weights are its entry `{one_line(key, 40)}`: save that one alone"]
+            parts = [f"the weights are its entry `{one_line(key, 40)}`: save only that entry"]
             break
     problem = misfit(sam, check_names(state))
     if not problem:

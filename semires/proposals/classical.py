@@ -1,7 +1,7 @@
-"""Proposals without weights (the question of the paper's Table 8): Felzenszwalb at many scales.
+"""Proposals without weights: Felzenszwalb segments at several scales (compare paper Table 8).
 
-In: RGB uint8 (H,W,3); out: every distinct segment of every scale as a mask (N,H,W). On photos it
-follows edges and over-segments.
+Input: RGB uint8 (H,W,3). Output: each distinct segment of each scale as a mask (N,H,W). On photos
+the segments follow edges and are smaller than objects.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from semires.proposals.base import Proposals
 
 
 class FelzenszwalbMasks:
-    """Segments of `skimage.segmentation.felzenszwalb` at each of ``scales``, equal ones once."""
+    """Segments of `skimage.segmentation.felzenszwalb` at each of ``scales``, without duplicates."""
 
     def __init__(self, settings: FelzenszwalbSource) -> None:
         self.settings = settings
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
-        """Masks in order of scale, then of label; they have no scores, hence NaN."""
-        pixels = image.astype(np.float64) / 255  # as integers scikit-image would not smooth alike
+        """Return the masks, ordered by scale and then by label. All scores are NaN."""
+        pixels = image.astype(np.float64) / 255  # scikit-image smooths integer images differently
         seen: dict[bytes, NDArray[np.bool_]] = {}
         for scale in self.settings.scales:
             labels = felzenszwalb(

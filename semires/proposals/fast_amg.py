@@ -1,10 +1,12 @@
-"""Segment-everything with SAM (paper 3.2: the proposals), the same masks in less time.
+"""Segment-everything with SAM (paper 3.2: the proposals), faster and with the same masks.
 
-In: one RGB image (H,W,3) uint8 and a `segment_anything` model; out: bool masks (N,H,W) with SAM's
-predicted IoU and stability (N,). Every step does the arithmetic of `SamAutomaticMaskGenerator`
-bit for bit, but in another order: what does not depend on the point is computed once, points
-whose masks all fail the predicted IoU are dropped before their masks are made, the rest is
-enlarged in small blocks, and run-lengths are never made. B points, K masks, T tokens, C channels.
+Input: one RGB image (H,W,3) uint8 and a `segment_anything` model. Output: bool masks (N,H,W) with
+SAM's predicted IoU and stability (N,). The results are bit-identical to those of
+`SamAutomaticMaskGenerator`. It is faster because the point-independent part is computed once,
+points without any mask above the predicted IoU threshold are dropped before their masks are
+computed, the remaining masks are upsampled in small blocks, and no run-lengths are computed.
+
+Shapes: B points, K masks, T tokens, C channels.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from torchvision.ops import batched_nms
 
 from semires.proposals.base import Proposals
 
-BLOCK_BYTES = 2 * 2**20  # enlarged logits of one block: they should stay in the cache
+BLOCK_BYTES = 2 * 2**20  # upsampled logits of one block; they should fit in the CPU cache
 
 
 class AutomaticMasks:
-    """`SamAutomaticMaskGenerator` by its own parameter names; ``propose`` instead of ``generate``.
+    """A faster `SamAutomaticMaskGenerator` with the same parameters.
 
-    Crops (``crop_n_layers``) and ``min_mask_region_area`` go to upstream's own generator.
+    With crops (``crop_n_layers``) or ``min_mask_region_area`` the original generator is used.
     """
 
     def __init__(self, sam: Sam, **settings: Any) -> None:
@@ -45,7 +47,7 @@ class AutomaticMasks:
 
     @torch.no_grad()
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
-        """Masks of a uint8 RGB image (H,W,3), in upstream's order (best predicted IoU first)."""
+        """Return the masks of a uint8 RGB image (H,W,3), the highest predicted IoU first."""
         if not self.whole_image_only:
             return self._upstream(image)
         height, width = image.shape[:2]
@@ -83,7 +85,7 @@ class AutomaticMasks:
         )
 
     def _batch(self, points: NDArray[np.float64], size: tuple[int, int]) -> _Found:
-        """The masks of one batch of points (B,2) that pass both thresholds."""
+        """Return the masks of one batch of points (B,2) that pass both thresholds."""
         settings = self.upstream
         logits, predicted_iou = self._decode(points, size)
         logits, predicted_iou = logits.flatten(0, 1), predicted_iou.flatten()
@@ -111,9 +113,10 @@ class AutomaticMasks:
         return _Found.join([empty, *found])
 
     def _decode(self, points: NDArray[np.float64], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (B',M,h,w) and predicted IoU (B',M), M masks a point (SAM: 3).
+        """Return low-resolution logits (B',M,h,w) and predicted IoU (B',M), M masks per point.
 
-        Of the B points those stay of which a mask passes the predicted IoU.
+        Only the B' of B points with a mask above the predicted IoU threshold are returned. SAM has
+        M = 3.
         """
         sam, decoder = self.sam, self.sam.mask_decoder
         inputs = self.predictor.transform.apply_coords(points, size)
@@ -133,12 +136,13 @@ class AutomaticMasks:
         return self._logits(tokens, image), predicted_iou
 
     def _logits(self, tokens: Tensor, image: Tensor) -> Tensor:
-        """Mask logits (B,M,h,w) from the transformer's output (B,T,C) and (B,hw/16,C)."""
+        """Compute mask logits (B,M,h,w) from the transformer's output (B,T,C) and (B,hw/16,C)."""
         decoder = self.sam.mask_decoder
         if len(tokens) == 0:
             return tokens.new_zeros((0, 1, 1, 1))
         height, width = self.sam.prompt_encoder.image_embedding_size
-        # A view, not a copy: the channels-last layout decides which kernel runs, hence the bits.
+        # Do not copy this view. Its channels-last layout selects the kernel, and other kernels give
+        # other last bits.
         enlarged = decoder.output_upscaling(
             image.transpose(1, 2).view(len(image), image.shape[2], height, width)
         )
@@ -154,7 +158,7 @@ class AutomaticMasks:
     def _enlarged(
         self, logits: Tensor, predicted_iou: Tensor, size: tuple[int, int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits at the image's size in blocks (k,H,W), with their predicted IoU (k,)."""
+        """Upsample logits to the image's size; yield blocks (k,H,W) and predicted IoU (k,)."""
         side = self.sam.image_encoder.img_size
         inner = self.predictor.input_size
         largest = 4 * max(side * side, size[0] * size[1])
@@ -168,11 +172,14 @@ class AutomaticMasks:
 
 
 def _to_model_size(logits: Tensor, side: int, inner: tuple[int, int]) -> Tensor:
-    """Enlarge (1,k,h,w) to the model's ``side`` and cut to ``inner``, without what is cut off."""
+    """Upsample (1,k,h,w) to the model's ``side`` and crop to ``inner``.
+
+    If ``side`` is a multiple of h and w, the cropped part is not computed.
+    """
     height, width = logits.shape[2:]
     factor = side // height
     if factor * height == side and factor * width == side:
-        # One row and column more than needed, so that the last ones still see their neighbours.
+        # One extra row and column, because bilinear interpolation uses the next pixel.
         rows, columns = -(-inner[0] // factor) + 1, -(-inner[1] // factor) + 1
         logits = functional.interpolate(
             logits[:, :, :rows, :columns],
@@ -205,14 +212,14 @@ class _Found:
 
 
 def _above(logits: Tensor, level: float) -> Tensor:
-    """Bool ``logits > level``; on the CPU NumPy compares several times faster."""
+    """Return ``logits > level``. On the CPU, NumPy compares several times faster than torch."""
     if logits.device.type != "cpu":
         return logits > level
     return torch.from_numpy(logits.numpy() > np.float32(level))
 
 
 def _count(masks: Tensor) -> Tensor:
-    """True pixels of each mask (K,H,W) as int32 (K,)."""
+    """Count the True pixels of each mask (K,H,W); returns int32 (K,)."""
     if masks.device.type != "cpu":
         return masks.flatten(1).sum(dim=1, dtype=torch.int32)
     counts = [int(np.count_nonzero(mask)) for mask in masks.numpy()]
@@ -220,7 +227,7 @@ def _count(masks: Tensor) -> Tensor:
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """Boxes (K,4) around masks (K,H,W): left, top, right, bottom; zeros for an empty mask."""
+    """Return the boxes (K,4) of masks (K,H,W): left, top, right, bottom; zeros for empty masks."""
     if masks.device.type != "cpu":
         boxes: Tensor = batched_mask_to_box(masks)
         return boxes
@@ -239,11 +246,19 @@ def _boxes(masks: Tensor) -> Tensor:
 def two_way(
     transformer: Any, tokens: Tensor, image: Tensor, place: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`TwoWayTransformer.forward` for one image under many prompts.
+    """Compute `TwoWayTransformer.forward` for one image with many prompts.
 
-    tokens (B,T,C), image and its place code (1,N,C) contiguous; returns (B,T,C) and (B,N,C). The
-    image is the same for all prompts until the end of the first layer, so its projections there
-    are made once.
+    In the first layer the image tokens are the same for all prompts, so their projections are
+    computed once.
+
+    Args:
+        transformer: the transformer of SAM's mask decoder.
+        tokens: prompt tokens (B,T,C).
+        image: image tokens (1,N,C), contiguous.
+        place: positional encoding of the image tokens (1,N,C), contiguous.
+
+    Returns:
+        The new tokens (B,T,C) and image tokens (B,N,C).
     """
     prompt = tokens
     for layer in transformer.layers:
@@ -265,7 +280,7 @@ def two_way(
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`Attention.forward` in which query or key and value may have a batch of one."""
+    """Compute `Attention.forward`; the query, or the key and value, may have batch size 1."""
     heads = attention.num_heads
     q, k, v = (
         projection(x).unflatten(2, (heads, -1)).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Proposals by `transformers`' mask generation: SAM, SAM-HQ, SAM 2 from a hub id or a folder.
+"""Proposals by mask generation in `transformers`: SAM, SAM-HQ, SAM 2 from a hub id or a folder.
 
-In: RGB uint8 (H,W,3); out: masks (N,H,W) with predicted IoU. Stability is NaN, since the library
-does not return it.
+Input: RGB uint8 (H,W,3). Output: masks (N,H,W) with predicted IoU. Stability is NaN, because the
+library does not return it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from semires.proposals.base import Proposals
 
 
 class TransformersMasks:
-    """The library's mask-generation pipeline with the parameters of one source.
+    """The mask-generation pipeline of `transformers` with the parameters of one source.
 
     Raises:
-        WeightsError: the model is missing, damaged, incomplete, or is no mask generator.
+        WeightsError: the model is missing, damaged or incomplete, or does not generate masks.
     """
 
     def __init__(self, settings: TransformersSource, device: torch.device) -> None:
@@ -31,14 +31,14 @@ class TransformersMasks:
         where = "the source's `model`"
         model = from_transformers(AutoModelForMaskGeneration, settings.model, where)
         folder = model.name_or_path
-        with weights_errors(f"{where}: {folder}", "no model that generates masks"):
+        with weights_errors(f"{where}: {folder}", "not a mask-generation model"):
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self.pipeline = pipeline(
                 "mask-generation", model=model, image_processor=processor, device=device
             )
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
-        """Masks in the library's order (best predicted IoU first)."""
+        """Return the masks, the highest predicted IoU first."""
         settings = self.settings
         with torch.no_grad():
             found = self.pipeline(

@@ -1,9 +1,9 @@
 """Stage `propose`: one partition of proposals per image of a data set (paper 3.2).
 
-In: ``data/prepared/D/images.parquet``, the image files and a source. Out: ``proposals/D/SOURCE``
-with Parquet shards, ``manifest.json`` and ``quality.json``. Finished shards survive an
-interruption in the work folder. The output does not depend on the number of processes, ranks or
-interruptions.
+Input: ``data/prepared/D/images.parquet``, the image files and a proposal source. Output:
+``proposals/D/SOURCE`` with Parquet shards, ``manifest.json`` and ``quality.json``. After an
+interruption, finished shards are reused from the work folder. The output does not depend on the
+number of processes, ranks or interruptions.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the output and the images it holds, in the table's order."""
+    """One file of the output with its images, in the order of the table."""
 
     index: int
     tasks: list[ImageJob]
 
     @property
     def file(self) -> str:
-        """Its file name."""
+        """The name of the shard's file."""
         return f"shard-{self.index:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides the output, with the folder where it grows."""
+    """The inputs of one call of :func:`propose`, and its work folder."""
 
     dataset: str
     source: str
@@ -56,13 +56,18 @@ class Job:
 
 
 def propose(params: Params, dataset: str, source: str) -> None:
-    """Make the proposals of ``dataset`` by the entry ``source`` of ``proposals.sources``.
+    """Make the proposals of a data set with one proposal source.
 
-    The command line has checked both names. Under torchrun the ranks share the shards and rank 0
-    publishes them. Finished shards survive an interruption.
+    Under torchrun the shards are distributed over the ranks, and rank 0 publishes them. After an
+    interruption, finished shards are reused.
+
+    Args:
+        params: all parameters.
+        dataset: a key of ``datasets``.
+        source: a key of ``proposals.sources``.
 
     Raises:
-        SemiresError: bad input, or another process makes the same proposals.
+        SemiresError: the input is invalid, or another process makes the same proposals.
     """
     job = _plan(params, dataset, source)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -121,7 +126,7 @@ def _image_jobs(dataset: str, folder: Path) -> list[ImageJob]:
 
 
 def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: int) -> str:
-    """Of all that the output is made from; image files count by name and size."""
+    """Return the fingerprint of all inputs. Image files are identified by name and size."""
     from semires.proposals.cache import FORMAT
 
     made_from: dict[str, Any] = {
@@ -143,7 +148,7 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
 
 
 def _make(job: Job, todo: list[Shard], total: int, rank: int) -> None:
-    """Make the shards ``todo``, each written as soon as its last image is done."""
+    """Make the shards ``todo``. Each shard is written as soon as its last image is done."""
     from tqdm import tqdm
 
     tasks = [task for shard in todo for task in shard.tasks]
@@ -183,7 +188,7 @@ def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
 
 
 def _is_published(job: Job) -> bool:
-    """Whether the output is there already, made from the same inputs and undamaged."""
+    """Return whether the output exists, is undamaged and was made from the same inputs."""
     folder = layout.proposals(job.dataset, job.source)
     try:
         manifest = files.read_json(folder / "manifest.json")
@@ -202,7 +207,7 @@ def _record_path(job: Job, shard: Shard) -> Path:
 
 
 def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
-    """Whether a shard lies whole in the work folder; ``mend`` moves a damaged one aside."""
+    """Return whether the work folder has the complete shard; ``mend`` renames a damaged one."""
     path, record = job.work / shard.file, _record_path(job, shard)
     if not (path.is_file() and record.is_file()):
         return False
@@ -220,7 +225,7 @@ def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
 
 
 def _publish(job: Job) -> None:
-    """Move the finished shards with manifest and quality to ``proposals/D/SOURCE``, at once."""
+    """Write ``proposals/D/SOURCE`` atomically: the finished shards, manifest and quality."""
     from semires.proposals.cache import FORMAT, ProposalCache
 
     records = [files.read_json(_record_path(job, shard)) for shard in job.shards]

@@ -1,7 +1,7 @@
-"""How good proposals are: the best IoU that any of them reaches with each object (diagnostic).
+"""Measure the quality of proposals: the best IoU of any proposal with each object.
 
-In: a `ProposalCache` and references with their ground-truth masks (COCO compressed RLE, (H,W));
-out: means over references. Nothing trains on it.
+Input: a `ProposalCache` and references with their ground-truth masks (COCO compressed RLE, (H,W)).
+Output: means over references. This is a diagnostic; training does not use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from semires.refine.partition import Partition
 
 
 def best_ious(partition: Partition, truths: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Largest IoU (R,) of any proposal with each of the R masks (R,H,W); 0 without proposals."""
+    """Return the largest IoU (R,) of any proposal with each of R masks (R,H,W).
+
+    The value is 0 if there are no proposals.
+    """
     best = []
     for truth in truths:
         common = partition.sums(partition.count(truth))
@@ -27,11 +30,14 @@ def best_ious(partition: Partition, truths: NDArray[np.bool_]) -> NDArray[np.flo
 
 
 def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, float]:
-    """Best IoU per object over ``refs`` (columns image_id, mask; at least one row).
+    """Average the best IoU per object over ``refs`` (columns image_id, mask; at least one row).
 
     Returns:
-        ``best_iou`` and ``over_half`` (share of objects over 0.5) in 0..1, and
-        ``proposals_per_image`` over the images of ``refs``.
+        ``best_iou`` (mean) and ``over_half`` (share of objects with a best IoU above 0.5), both in
+        0..1, and ``proposals_per_image``, the mean over the images of ``refs``.
+
+    Raises:
+        DataError: a mask and its image's proposals have different sizes.
     """
     best: list[float] = []
     counts: list[int] = []
@@ -52,5 +58,8 @@ def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, floa
 def _decode(counts: str, height: int, width: int, image_id: int) -> NDArray[np.bool_]:
     mask = coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")})
     if mask.shape != (height, width):
-        raise DataError(f"image {image_id}: a mask of {mask.shape} for {height}x{width} proposals")
+        raise DataError(
+            f"image {image_id}: the mask is {mask.shape[0]}x{mask.shape[1]}, but the proposals are "
+            f"{height}x{width} (height x width)"
+        )
     return np.asarray(mask, dtype=bool)

@@ -1,6 +1,6 @@
 """The registry of proposal sources, by their ``kind`` in params.yaml.
 
-A new source is a class with ``propose`` (see `ProposalSource`) and one entry of `SOURCES`.
+To add a source, write a class with ``propose`` (see `ProposalSource`) and add it to `SOURCES`.
 """
 
 from __future__ import annotations
@@ -42,5 +42,5 @@ SOURCES: dict[str, Callable[[Any, Path], ProposalSource]] = {
 
 
 def build_source(settings: Any, sam_folder: str | Path = layout.SAM) -> ProposalSource:
-    """The source that an entry of ``proposals.sources`` describes, ready to propose."""
+    """Build the proposal source that an entry of ``proposals.sources`` describes."""
     return SOURCES[settings.kind](settings, Path(sam_folder))

@@ -1,9 +1,9 @@
-"""A SAM small enough to stand in a repository: the study on RefScenes without a download.
+"""A tiny SAM whose weights are part of the repository, for the study on RefScenes.
 
-Made of `segment_anything`'s own classes, only smaller than its registry's builders allow; stands
-in for the paper's ViT-H. Trained by `experiments/pretrain/tiny_sam.py` on generated scenes. It
-answers single foreground points: of its masks for a point the first is the whole object, the
-second the part of it that was pointed at (the whole again where an object has one part).
+It replaces the paper's ViT-H. It uses the classes of `segment_anything` with smaller sizes than the
+registered models. `experiments/pretrain/tiny_sam.py` trained it on generated scenes with single
+foreground points as prompts. Its first mask for a point is the whole object. The second is the part
+of the object at the point (the whole object if it has only one part).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from segment_anything.modeling import (
 )
 from torch import nn
 
-IMAGE_PX = 96  # the longer side is resized to this, as ViT-H does with 1024
+IMAGE_PX = 96  # the longer side is resized to this size (ViT-H: 1024)
 PATCH_PX = 8
-GRID = IMAGE_PX // PATCH_PX  # tokens a side; mask logits are 4 * GRID a side
+GRID = IMAGE_PX // PATCH_PX  # tokens per side; mask logits have 4 * GRID pixels per side
 ENCODER_WIDTH = 96
 ENCODER_DEPTH = 4
 ENCODER_HEADS = 4
@@ -30,14 +30,14 @@ PROMPT_WIDTH = 64
 DECODER_DEPTH = 2
 DECODER_HEADS = 4
 DECODER_MLP = 128
-MASKS_PER_POINT = 2  # whole and part; SAM's own models have three
+MASKS_PER_POINT = 2  # whole and part; the published SAM models have three
 
 
 def build_tiny_sam() -> Sam:
-    """The tiny SAM with random weights, in evaluation mode.
+    """Build the tiny SAM with random weights, in evaluation mode.
 
-    Sizes: image 96 px, patch 8 (12x12 tokens), encoder width 96, depth 4, global attention;
-    prompt width 64; decoder depth 2, 4 heads; two masks a point, as logits of 48x48.
+    Image 96 px, patch 8 (12x12 tokens). Encoder: width 96, depth 4, global attention. Prompts:
+    width 64. Decoder: depth 2, 4 heads. Output: two masks per point, logits of 48x48.
     """
     encoder = ImageEncoderViT(
         img_size=IMAGE_PX,

@@ -1,8 +1,8 @@
-"""Images to proposal rows in parallel processes, in order, with constant memory.
+"""Make the proposals of images in parallel processes, in order, with constant memory.
 
-A worker reads its images itself and returns compressed partitions. At most a few chunks are in
-progress at any time. Each worker uses one thread, so the output does not depend on the number of
-workers or cores.
+A worker reads its images itself and returns compressed partitions. The number of chunks in progress
+is bounded. Each worker uses one thread, so the output does not depend on the number of workers or
+cores.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 from semires.config.schema import Params
 from semires.errors import DataError, SemiresError
 
-CHUNK = 8  # images a worker takes at a time
+CHUNK = 8  # images per task of a worker
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One image to segment; size in pixels as the data set's table has it."""
+    """One image to segment, with its size in pixels from the data set's table."""
 
     image_id: int
     file_name: str
@@ -39,19 +39,22 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every worker needs: the source's settings, where SAM and the images lie."""
+    """The input of all workers: the source's settings, and the folders of SAM and the images."""
 
     settings: Any
     sam_folder: Path
     images: Path
 
 
-_source: Any = None  # this process's source, built once
+_source: Any = None  # the proposal source of this process, built once
 _recipe: Recipe | None = None
 
 
 def process_count(params: Params, settings: Any) -> int:
-    """Worker processes: as the parameters say, else one per core, or one with a GPU."""
+    """Return the number of worker processes.
+
+    This is ``runtime.processes`` if set, else 1 with a GPU, else the number of cores per rank.
+    """
     if params.runtime.processes is not None:
         return params.runtime.processes
     if _uses_torch(settings):
@@ -66,10 +69,10 @@ def process_count(params: Params, settings: Any) -> int:
 def propose_rows(
     recipe: Recipe, jobs: list[ImageJob], processes: int
 ) -> Generator[Any, None, None]:
-    """The `Row` of every image, in order.
+    """Yield the `Row` of every image, in order.
 
     Raises:
-        SemiresError: an image is bad, or a worker was killed.
+        SemiresError: an image is invalid, or a worker was killed.
     """
     chunks = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
     if processes == 1 or len(chunks) < 2:
@@ -90,7 +93,7 @@ def propose_rows(
             yield from _in_order(pool, chunks, ahead=4 * processes)
         except BrokenProcessPool as error:
             raise SemiresError(
-                "a process making proposals was killed, perhaps for want of memory; finished "
+                "a process making proposals was killed, perhaps because memory ran out; finished "
                 "shards are kept: lower runtime.processes and run the same command again"
             ) from error
         finally:
@@ -108,7 +111,7 @@ def _in_order(pool: ProcessPoolExecutor, chunks: list[list[ImageJob]], ahead: in
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers at once: after an interrupt a running chunk may take minutes."""
+    """Terminate the workers at once, because a running chunk may take minutes."""
     pool.shutdown(wait=False, cancel_futures=True)
     workers = multiprocessing.active_children()
     for worker in workers:
@@ -118,7 +121,7 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _start(recipe: Recipe) -> None:
-    """Set up a worker: the parent handles Ctrl-C, and the worker ends with its parent."""
+    """Set up a worker. It ignores Ctrl-C, which its parent handles, and exits with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -154,7 +157,7 @@ def _rows(jobs: list[ImageJob]) -> list[Any]:
     from semires.refine.partition import Partition
 
     assert _recipe is not None
-    if _source is None:  # here, not in the initialiser, whose errors only break the pool
+    if _source is None:  # not in the initializer, because errors there only break the pool
         _prepare(_recipe)
     rows = []
     for job in jobs:
@@ -163,7 +166,7 @@ def _rows(jobs: list[ImageJob]) -> list[Any]:
         if image.shape[:2] != (job.height, job.width):
             raise DataError(
                 f"{path}: is {image.shape[1]}x{image.shape[0]} pixels, "
-                f"the annotation says {job.width}x{job.height}"
+                f"but the annotation says {job.width}x{job.height}"
             )
         found = _source.propose(image)
         partition = Partition.from_masks(found.masks).to_bytes()

@@ -1,7 +1,7 @@
-"""Refining pseudo-labels with proposals: matching (IOM, CPI) and weighting (PWA).
+"""Refine pseudo-labels with proposals: matching (IOM, CPI) and weighting (PWA).
 
-The classes that need torch are imported on first access, so that reading params.yaml, which checks
-the names of the strategies, stays fast.
+The classes that need torch are imported on first access. Loading params.yaml imports the strategies
+from this package and stays fast without torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Matching on the accelerator: a whole batch in one launch sequence, without synchronisation.
+"""Match a batch of pseudo-labels on the accelerator, without synchronisation.
 
 The partitions of B images are padded to one size. Atoms are numbered across the batch, so that one
-scatter counts all labels and one gather writes all unions. Same results as ``matching.py``.
+scatter counts all labels and one gather writes all unions. The results equal those of
+``matching.py``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from semires.refine.strategies import Atoms, Overlaps, Strategy
 class PartitionBatch:
     """B partitions of (H,W) pixels, padded to N proposals and A atoms each, both at least 1.
 
-    atoms: int32 (B,H,W), sample b's atom a as b * A + a.
-    members: bool (B,N,A); padding is empty proposals and atoms of no pixels.
+    atoms: int32 (B,H,W); atom a of sample b has the number b * A + a.
+    members: bool (B,N,A); padded proposals are empty, and padded atoms have no pixels.
     areas: float64 (B,N), pixels of every proposal.
     """
 
@@ -31,7 +32,7 @@ class PartitionBatch:
 
     @staticmethod
     def of(partitions: Sequence[Partition]) -> PartitionBatch:
-        """Pad partitions of one size, on the CPU."""
+        """Pad and stack partitions of equal (H,W), on the CPU."""
         rows = max([1, *(len(p) for p in partitions)])
         columns = max([1, *(p.members.shape[1] for p in partitions)])
         members = np.zeros((len(partitions), rows, columns), dtype=bool)
@@ -61,7 +62,18 @@ def match_batch(
     labels: torch.Tensor,
     thresholds: Mapping[str, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Refined labels bool (B,H,W), the given ones where not matched, and ``matched`` bool (B,)."""
+    """Refine a batch of labels.
+
+    Args:
+        strategy: the matching rule.
+        batch: the partitions of the B images.
+        labels: hard pseudo-labels, bool (B,H,W), on the same device.
+        thresholds: a value for each of the strategy's thresholds.
+
+    Returns:
+        The labels, bool (B,H,W), refined where a proposal was matched and unchanged elsewhere; and
+        ``matched``, bool (B,).
+    """
     atoms = batch.atoms.flatten().long()
     counts = _count(batch, atoms, labels.flatten())
     if strategy.cover is None:
@@ -79,7 +91,7 @@ def match_batch(
 
 
 def _count(batch: PartitionBatch, atoms: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """How many of the ``pixels`` (B*H*W,), bool, lie in every atom: float64 (B,A)."""
+    """Count the True ``pixels``, bool (B*H*W,), in every atom; returns float64 (B,A)."""
     count, _, columns = batch.members.shape
     counts = torch.zeros(count * columns, dtype=torch.int32, device=pixels.device)
     return counts.scatter_add_(0, atoms, pixels.int()).view(count, columns).double()

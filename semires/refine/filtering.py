@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-WINDOW = 512  # the latest pseudo-labels, whose quantile is the bar
+WINDOW = 512  # number of recent confidences that determine the threshold
 
 
 class ConfidenceFilter(nn.Module):
-    """Keeps about the share ``keep`` of pseudo-labels with the highest confidence.
+    """Select about the share ``keep`` of pseudo-labels with the highest confidence.
 
-    A label's confidence is the mean over its pixels of the teacher's larger class probability. The
-    bar is a quantile of the latest labels' confidences, which are the module's state.
+    The confidence of a label is the mean over all pixels of the teacher's larger class probability.
+    The threshold is a running quantile of recent confidences, which are the module's state.
 
     Args:
         keep: share in (0, 1].
-        concat: joins a tensor (B,) with those of the other processes, in order of rank, so that all
-            have the same bar and state.
+        concat: a function that concatenates a tensor (B,) with those of the other processes, in
+            order of rank, so that all processes have the same threshold and state.
     """
 
     recent: torch.Tensor
@@ -35,7 +35,7 @@ class ConfidenceFilter(nn.Module):
 
     @torch.no_grad()
     def forward(self, teacher_logits: torch.Tensor) -> torch.Tensor:
-        """Which of the samples (B,) to keep, bool, for teacher logits (B,2,H,W)."""
+        """Return the selected samples, bool (B,), for teacher logits (B,2,H,W)."""
         if self.keep >= 1:
             return torch.ones(len(teacher_logits), dtype=torch.bool, device=teacher_logits.device)
         confidence = teacher_logits.softmax(1).amax(1).mean((1, 2))

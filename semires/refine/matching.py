@@ -1,6 +1,6 @@
-"""Matching a pseudo-label with proposals on counts of pixels (paper Eq. 6-8).
+"""Match a pseudo-label with proposals by pixel counts (paper Eq. 6-8).
 
-Counts are whole numbers in float64, so that no quotient depends on the order of sums.
+Counts are whole numbers in float64, so the scores do not depend on the order of summation.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from semires.refine.strategies import Atoms, Overlaps, Strategy
 
 
 def overlaps(partition: Partition, label: NDArray[np.bool_]) -> Overlaps:
-    """Count a label (H,W) against every proposal of a partition of its size."""
+    """Count the overlap of a label (H,W) with every proposal of a partition of the same size."""
     counts = partition.count(label)
     return Overlaps(partition.sums(counts), partition.areas, float(counts.sum()))
 
 
 def count_atoms(partition: Partition, label: NDArray[np.bool_]) -> Atoms:
-    """Count a label (H,W) in every atom of a partition of its size."""
+    """Count the pixels of a label (H,W) in every atom of a partition of the same size."""
     areas, inside = partition.count().astype(np.float64), partition.count(label).astype(np.float64)
     return Atoms(partition.members, areas, inside)
 
@@ -32,7 +32,7 @@ def match(
     label: NDArray[np.bool_],
     thresholds: Mapping[str, float],
 ) -> NDArray[np.bool_] | None:
-    """The refined label (H,W): the union of the chosen proposals, or None without a match."""
+    """Return the refined label, bool (H,W), or None if no proposal matches."""
     if strategy.cover is not None:
         covered = strategy.covered(count_atoms(partition, label), thresholds)
         return covered.take(partition.atoms) if covered.any() else None

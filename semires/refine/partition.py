@@ -1,8 +1,8 @@
-"""All proposals of an image as one partition of its pixels, lossless.
+"""Store all proposals of an image losslessly as one partition of its pixels.
 
-Atoms are sets of pixels that lie in exactly the same proposals. ``atoms`` (H,W) numbers them,
-``members`` (N, n_atoms) says which proposal holds which atom; what the method needs of proposals
-is arithmetic on atoms instead of pixels.
+An atom is the set of all pixels that lie in exactly the same proposals. ``atoms`` (H,W) gives the
+atom of each pixel. ``members`` (N, n_atoms) says which atoms each proposal contains. Matching
+computes on atoms instead of pixels, which is much faster.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from semires.errors import CorruptCacheError, SemiresError
 MAGIC = b"SRP2"
 HEADER = struct.Struct("<4sIIIIIII")  # magic, H, W, N, atoms, bytes of map, bytes of bits, CRC-32
 MAX_PIXELS = 2**26
-MAX_MEMBERS = 2**28  # cells of the membership matrix
-# At this level the map of labels itself, undifferenced, is the smallest: zstd then finds the row
-# above by itself. Differences from the row above took 1.3x as much.
+MAX_MEMBERS = 2**28  # entries of the membership matrix
+# At this level the plain map of atoms compresses best. Storing differences between rows instead
+# took 1.3x as many bytes.
 ZSTD_LEVEL = 19
-ZSTD_MAX_RATIO = 2**15  # four bytes make a block of 128 KiB at most
+ZSTD_MAX_RATIO = 2**15  # a block of at most 128 KiB can be compressed to four bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """``atoms``: unsigned integers (H,W) below n_atoms; ``members``: bool (N, n_atoms).
+    """N proposals of (H,W) pixels as ``atoms`` and ``members``.
 
-    Both are read only by intent: results are cached and arrays shared between copies.
+    ``atoms``: unsigned integers (H,W) below n_atoms. ``members``: bool (N, n_atoms). Do not modify
+    the arrays: results are cached, and partitions share arrays.
     """
 
     atoms: NDArray[np.unsignedinteger]
@@ -40,9 +41,9 @@ class Partition:
 
     @staticmethod
     def from_masks(masks: NDArray[np.bool_]) -> Partition:
-        """The partition that masks (N,H,W), N >= 0, cut their pixels into.
+        """Compute the partition of masks (N,H,W), N >= 0.
 
-        Atoms are numbered in the order in which rows of pixels meet them.
+        Atoms are numbered by their first pixel in row-major order.
         """
         masks = np.asarray(masks, dtype=bool)
         count, height, width = masks.shape
@@ -52,7 +53,7 @@ class Partition:
         for mask in flat:
             sizes = _split(label, sizes, np.flatnonzero(mask))
         where = np.empty(len(sizes), dtype=np.intp)
-        where[label[::-1]] = np.arange(label.size)[::-1]  # the last one written is the first pixel
+        where[label[::-1]] = np.arange(label.size)[::-1]  # reversed: an atom's first pixel remains
         order = np.argsort(where)
         rank = np.empty(len(order), dtype=_dtype(len(order)))
         rank[order] = np.arange(len(order))
@@ -68,40 +69,40 @@ class Partition:
 
     @functools.cached_property
     def areas(self) -> NDArray[np.float64]:
-        """Pixels of every proposal (N,)."""
+        """The number of pixels of every proposal (N,)."""
         return self.sums(self.count())
 
     def count(self, label: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Pixels of every atom (n_atoms,), or those of them that ``label`` (H,W) holds."""
+        """Count the pixels of every atom (n_atoms,); with ``label`` (H,W), only those inside it."""
         import torch
 
         inside = self.atoms.ravel() if label is None else self.atoms[np.asarray(label, dtype=bool)]
         n_atoms = self.members.shape[1]
-        # NumPy counts 64-bit numbers only, and moves four times the bytes for it.
+        # NumPy's bincount converts to 64 bits, which moves four times as many bytes.
         atoms = torch.from_numpy(inside.astype(np.int16 if n_atoms <= 2**15 else np.int32))
         return torch.bincount(atoms, minlength=n_atoms).numpy()
 
     def sums(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """For every proposal (N,) the sum of its atoms' counts (n_atoms,), exact."""
-        # float32 holds every whole number up to 2**24
+        """Sum the ``counts`` (n_atoms,) over the atoms of every proposal; exact, (N,)."""
+        # float32 represents every whole number up to 2**24 exactly
         exact = np.float32 if self.atoms.size < 2**24 else np.float64
         sums: NDArray[np.floating] = self.members.astype(exact) @ counts.astype(exact)
         return sums.astype(np.float64)
 
     def masks(self) -> NDArray[np.bool_]:
-        """The proposals again, bool (N,H,W)."""
+        """Return the masks of the proposals, bool (N,H,W)."""
         masks = np.empty((len(self.members), *self.shape), dtype=bool)
         for held, mask in zip(self.members, masks, strict=True):
-            np.take(held, self.atoms, out=mask, mode="clip")  # "raise" would buffer `out`
+            np.take(held, self.atoms, out=mask, mode="clip")  # mode "raise" would buffer `out`
         return masks
 
     def union(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Pixels (H,W) of the union of the ``chosen`` (N,) proposals."""
+        """Return the union (H,W) of the ``chosen`` (N,) proposals."""
         held: NDArray[np.bool_] = np.any(self.members[chosen], axis=0)
         return held.take(self.atoms)
 
     def resize(self, height: int, width: int) -> Partition:
-        """Every proposal resized as torch's 'nearest' interpolation does."""
+        """Resize every proposal like torch's 'nearest' interpolation."""
         atoms = self.atoms
         if height != self.shape[0]:
             atoms = atoms.take(nearest_indices(self.shape[0], height), axis=0)
@@ -110,20 +111,20 @@ class Partition:
         return self if atoms is self.atoms else Partition(atoms, self.members)
 
     def hflip(self) -> Partition:
-        """Every proposal mirrored left to right."""
+        """Flip every proposal horizontally."""
         return Partition(np.ascontiguousarray(self.atoms[:, ::-1]), self.members)
 
     def to_bytes(self) -> bytes:
-        """Compact bytes: the map of atoms and the membership bits, both in zstd, and a checksum.
+        """Serialise to bytes: a checksum, and the atoms and membership bits compressed with zstd.
 
         Raises:
-            SemiresError: more pixels or more members than :meth:`from_bytes` admits.
+            SemiresError: the partition has more pixels or members than :meth:`from_bytes` accepts.
         """
         sizes = (*self.shape, *self.members.shape)
         if not _admitted(*sizes):
             raise SemiresError(
-                f"{len(self)} proposals of {self.shape[0]}x{self.shape[1]} pixels cut the image "
-                f"into {self.members.shape[1]} atoms, more than a cache holds; make fewer proposals"
+                f"{len(self)} proposals of {self.shape[0]}x{self.shape[1]} pixels divide the image "
+                f"into {self.members.shape[1]} atoms, more than can be stored; make fewer proposals"
             )
         atoms = self.atoms.astype(_dtype(self.members.shape[1])).tobytes()
         bits = np.packbits(self.members).tobytes()
@@ -134,7 +135,7 @@ class Partition:
 
     @staticmethod
     def from_bytes(data: bytes) -> Partition:
-        """Read what :meth:`to_bytes` wrote.
+        """Read the output of :meth:`to_bytes`.
 
         Raises:
             CorruptCacheError: the bytes are damaged or not a partition.
@@ -144,9 +145,9 @@ class Partition:
         _, height, width, count, n_atoms, first, second, checksum = HEADER.unpack_from(data)
         head, body = memoryview(data)[: HEADER.size - 4], memoryview(data)[HEADER.size :]
         if len(body) != first + second or zlib.crc32(body, zlib.crc32(head)) != checksum:
-            raise CorruptCacheError("a partition is damaged: its checksum does not hold")
+            raise CorruptCacheError("a partition is damaged: its checksum does not match")
         if not _admitted(height, width, count, n_atoms):
-            raise CorruptCacheError("a partition is damaged: its sizes cannot be")
+            raise CorruptCacheError("a partition is damaged: its sizes are impossible")
         dtype = _dtype(n_atoms)
         plane = _decompress(body[:first], height * width * dtype.itemsize)
         packed = _decompress(body[first:], -(-count * n_atoms // 8))
@@ -159,9 +160,9 @@ class Partition:
 
 @functools.lru_cache(maxsize=4096)
 def nearest_indices(source: int, target: int) -> NDArray[np.intp]:
-    """Which of ``source`` places each of ``target`` places takes, as torch's 'nearest' does.
+    """Return for each of ``target`` positions its position in ``source``, like torch's 'nearest'.
 
-    torch computes in float32 for masks of up to 32 bits, with a case of its own for doubling.
+    torch computes in float32 for masks of up to 32 bits, and treats a doubled size separately.
     """
     if target == 2 * source:
         return np.arange(target, dtype=np.intp) >> 1
@@ -173,7 +174,10 @@ def nearest_indices(source: int, target: int) -> NDArray[np.intp]:
 def _split(
     label: NDArray[np.intp], sizes: NDArray[np.intp], pixels: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """Cut the atoms that lie partly in a mask's ``pixels``, in place; the new pixels per atom."""
+    """Split the atoms that lie partly in a mask's ``pixels``; return the new pixels per atom.
+
+    ``label`` and ``sizes`` are changed in place.
+    """
     old = label[pixels]
     inside = np.bincount(old, minlength=len(sizes))
     cut = np.flatnonzero((inside > 0) & (inside < sizes))
@@ -185,7 +189,7 @@ def _split(
 
 
 def _admitted(height: int, width: int, count: int, n_atoms: int) -> bool:
-    """Whether the sizes agree and stay within what a reader may have to allocate."""
+    """Return whether the sizes are consistent and below the limits on a reader's memory."""
     pixels, members = height * width, count * n_atoms
     fits = pixels <= MAX_PIXELS and members <= MAX_MEMBERS and n_atoms <= MAX_PIXELS
     return fits and (n_atoms > 0 or pixels == 0)
@@ -199,20 +203,20 @@ def _zstd() -> Any:
 
 
 def _decompress(data: memoryview, size: int) -> bytes:
-    """Exactly ``size`` bytes; no more is allocated than ``data`` can hold."""
+    """Decompress to exactly ``size`` bytes; reject a ``size`` that ``data`` cannot produce."""
     import pyarrow as pa
 
     if size > len(data) * ZSTD_MAX_RATIO:
-        raise CorruptCacheError("a partition is damaged: its sizes cannot be")
+        raise CorruptCacheError("a partition is damaged: its sizes are impossible")
     try:
         plain: bytes = _zstd().decompress(data, size, asbytes=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptCacheError(f"a partition is damaged: {error}") from error
     if len(plain) != size:
-        raise CorruptCacheError("a partition is damaged: it is cut short")
+        raise CorruptCacheError("a partition is damaged: it is truncated")
     return plain
 
 
 def _dtype(n_atoms: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest unsigned integer for atom numbers."""
+    """Return the smallest unsigned integer type for atom numbers."""
     return np.dtype("<u1" if n_atoms <= 2**8 else "<u2" if n_atoms <= 2**16 else "<u4")

@@ -1,4 +1,4 @@
-"""From a batch of teacher outputs to training targets (paper Algorithm 1, inner part)."""
+"""Turn teacher outputs into training targets (paper Algorithm 1, inner part)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from semires.refine.weighting import pwa_weight
 class RefinedLabels:
     """Targets of B samples.
 
-    labels: int64 (B,H,W), the refined label where matched, else the teacher's.
-    weights: float32 (B,H,W), PWA's weight where not matched, else 1.
+    labels: int64 (B,H,W), the refined label of matched samples, the teacher's label of others.
+    weights: float32 (B,H,W), 1 for matched samples, the PWA weights for others.
     matched: bool (B,).
     """
 
@@ -28,25 +28,25 @@ class RefinedLabels:
     matched: torch.Tensor
 
     def select(self, chosen: torch.Tensor) -> RefinedLabels:
-        """The samples where ``chosen`` (B,), bool, is true."""
+        """Return the samples where ``chosen``, bool (B,), is True."""
         return RefinedLabels(self.labels[chosen], self.weights[chosen], self.matched[chosen])
 
 
 class PseudoLabelRefiner:
-    """Refines hard pseudo-labels by proposals and weighs the pixels of unmatched samples.
+    """Refine hard pseudo-labels with proposals, and weight the pixels of unmatched samples.
 
-    A threshold that is not given has the strategy's own value, which is the paper's: 0.5 for IOM,
-    0.7 for both of CPI.
+    A threshold of None has the strategy's default, the paper's value: 0.5 for IOM, and 0.7 for both
+    thresholds of CPI.
 
     Args:
-        strategy: ``iom`` (Eq. 6), ``cpi`` (Eq. 7 or 8), ``cpi-u`` (Eq. 7), ``cpi-o`` (Eq. 8) or
-            ``none``; or another key of ``STRATEGIES``.
+        strategy: ``iom`` (Eq. 6), ``cpi`` (Eq. 7 or 8), ``cpi-u`` (Eq. 7), ``cpi-o`` (Eq. 8),
+            ``none``, or another key of ``STRATEGIES``.
         iom_threshold: ``threshold`` of ``iom``: the IoU must exceed it.
         cpi_threshold_u: ``threshold_u`` of CPI: the share of the label that lies in a proposal
             must exceed it.
         cpi_threshold_o: ``threshold_o`` of CPI: the share of a proposal that lies in the label
             must exceed it.
-        pwa: weigh the pixels of unmatched samples by Eq. 9.
+        pwa: weight the pixels of unmatched samples by Eq. 9.
         pwa_mean: mean of Eq. 9.
         pwa_variance: variance of Eq. 9.
         pwa_offset: gamma of Eq. 9.
@@ -85,13 +85,13 @@ class PseudoLabelRefiner:
     def __call__(
         self, teacher_logits: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch
     ) -> RefinedLabels:
-        """Targets for teacher logits (B,2,H,W) and B partitions of size (H,W), on the same device.
+        """Compute the targets for teacher logits (B,2,H,W) and B partitions of size (H,W).
 
-        On the CPU samples are matched one by one in NumPy; on an accelerator all at once, and the
-        host does not wait.
+        On the CPU, samples are matched one by one in NumPy. On an accelerator, the whole batch is
+        matched at once without synchronisation. The targets are on the device of the logits.
 
         Raises:
-            ValueError: the partitions are not as many or as large as the logits.
+            ValueError: the number or the size of the partitions differs from that of the logits.
         """
         logits = teacher_logits.float()
         labels = logits[:, 1] > logits[:, 0]  # argmax; a tie is background

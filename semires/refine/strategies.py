@@ -1,10 +1,10 @@
-"""Strategies: how proposals are chosen for a pseudo-label. IOM and CPI are paper Eq. 6-8.
+"""Strategies: the rules that choose proposals for a pseudo-label. IOM and CPI are paper Eq. 6-8.
 
-Add a rule as one entry of ``STRATEGIES``. params.yaml, mutual learning on CPU and GPU, and the
+To add a rule, add one entry to ``STRATEGIES``. params.yaml, mutual learning on CPU and GPU, and the
 threshold search then accept it. ``c`` is the hard pseudo-label, ``m`` a proposal. All comparisons
-are strict, as in the published code. The rules use only what NumPy and PyTorch have in common, so
-that one function serves a single label on the CPU and a batch on an accelerator. This module
-imports nothing heavy, because params.yaml is checked against it.
+are strict, as in the published code. The rules use only operations that NumPy and PyTorch share, so
+that one function works for a single label on the CPU and for a batch on an accelerator. This module
+does not import NumPy or PyTorch, because loading params.yaml imports it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EPSILON = 1e-9  # of the published code, in the denominator of Eq. 7
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Pixel counts of labels and their images' N proposals, whole numbers as float64.
+    """Pixel counts of labels and of the N proposals of their images, whole numbers as float64.
 
     Args:
         intersections: (..., N), ``|m and c|``.
@@ -34,7 +34,7 @@ class Overlaps:
 
     @property
     def iou(self) -> Array:
-        """IoU(m, c), Eq. 6; 0 where both are empty."""
+        """IoU(m, c), Eq. 6; 0 if both are empty."""
         return self.intersections / (self.areas + self.label_area - self.intersections).clip(min=1)
 
     @property
@@ -50,7 +50,7 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Atoms:
-    """The atoms that N proposals cut an image into, counted against a label.
+    """The atoms of an image with N proposals, and the pixels of a label in each atom.
 
     Args:
         members: bool (..., N, A), which proposal contains which atom.
@@ -68,25 +68,29 @@ Score = Callable[[Overlaps], Array]
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule that chooses proposals. Their union replaces the label; without any, the label stays.
+    """A rule that chooses proposals.
 
-    A rule is given by ``scores``, ``choose`` or ``cover``. With ``scores`` a proposal is chosen if
-    one of its scores exceeds the threshold of the same name. The threshold search evaluates such
-    rules much faster, because it computes the scores only once. With none of the three, nothing is
-    chosen.
+    The union of the chosen proposals replaces the label. If none is chosen, the label does not
+    change. A rule is defined by ``scores``, ``choose`` or ``cover``; without any of them it never
+    chooses a proposal. With ``scores``, a proposal is chosen if at least one score exceeds the
+    threshold of the same name. The threshold search is much faster for such rules, because it
+    computes the scores only once.
 
     Args:
         thresholds: the names of the thresholds, each in [0, 1], with the paper's values. A method
             in params.yaml that uses the strategy has these keys.
-        scores: for every threshold a function of the overlaps, (..., N), in [0, 1].
-        choose: bool (..., N) from the overlaps and one keyword argument per threshold.
-        cover: bool (..., A) from the :class:`Atoms` and one keyword argument per threshold: the
-            atoms of the refined label, for rules that are not a union of proposals.
-        best_alone: of the chosen proposals keep only the one with the largest IoU of all the
-            image's proposals (the first of equals). If that one is not chosen, none is.
+        scores: for every threshold, a function that maps the overlaps to scores (..., N) in [0, 1].
+        choose: a function that maps the overlaps, and one keyword argument per threshold, to the
+            chosen proposals, bool (..., N).
+        cover: a function that maps the :class:`Atoms`, and one keyword argument per threshold, to
+            the atoms of the refined label, bool (..., A). It is for refined labels that are not a
+            union of proposals.
+        best_alone: choose only the image's proposal with the largest IoU (the first one if several
+            are equal), and only if the rule chooses it.
 
     Raises:
-        ValueError: more than one of the three, or scores of other names than the thresholds.
+        ValueError: more than one of the three is given, or the names of the scores are not those
+            of the thresholds.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -106,7 +110,7 @@ class Strategy:
         return bool(self.choose or self.cover or self.scores)
 
     def select(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
-        """The chosen proposals, bool (..., N). Empty proposals are never chosen.
+        """Return the chosen proposals, bool (..., N). Empty proposals are never chosen.
 
         Args:
             overlaps: counts of one label, or of a batch of labels with padded proposals.
@@ -120,12 +124,12 @@ class Strategy:
         return chosen & best(overlaps) if self.best_alone else chosen
 
     def covered(self, atoms: Atoms, thresholds: Mapping[str, float]) -> Array:
-        """The atoms of the refined label, bool (..., A), for a rule that is given by ``cover``.
+        """Return the atoms of the refined label, bool (..., A), for a rule defined by ``cover``.
 
-        Atoms without pixels are never covered. Where no atom is covered, the label stays.
+        Atoms without pixels are never covered. If no atom is covered, the label does not change.
 
         Raises:
-            ValueError: the rule is given in another way.
+            ValueError: the rule is not defined by ``cover``.
         """
         if self.cover is None:
             raise ValueError("the strategy chooses proposals, not atoms")
@@ -138,7 +142,7 @@ class Strategy:
         return exceeds
 
     def filled(self, given: Mapping[str, float]) -> dict[str, float]:
-        """A value for every threshold: the given one, otherwise the paper's.
+        """Return a value for every threshold: the given value, or else the paper's.
 
         Raises:
             ValueError: ``given`` has a name that the strategy does not declare.
@@ -150,20 +154,20 @@ class Strategy:
 
 
 def best(overlaps: Overlaps) -> Array:
-    """Bool (..., N): the first proposal with the largest IoU of each label."""
+    """Return the first proposal with the largest IoU for each label, as bool (..., N)."""
     iou = overlaps.iou
     positions = (overlaps.areas >= 0).cumsum(-1) - 1
     return positions == iou.argmax(-1)[..., None] if iou.shape[-1] else positions < 0
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy of this name.
+    """Return the strategy of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no strategy of this name.
     """
     if name not in STRATEGIES:
-        raise ValueError(f"unknown strategy {name!r}; there is {', '.join(STRATEGIES)}")
+        raise ValueError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 
 

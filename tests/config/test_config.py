@@ -142,7 +142,7 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("study/runs/0/fractions", [1, 0.001], "0.001 % of scenes.train"),
         ("study/runs/0/fractions", [0.1234567], "0.1234567 has more than six digits; its folder "
          "would be named 0.123457"),
-        ("study/runs/0/fractions", [1, 100], "100 leaves baseline no unlabelled image"),
+        ("study/runs/0/fractions", [1, 100], "100 leaves no unlabelled image for baseline"),
         ("study/runs/0/model", "rela", "study.runs.0.model: reserved for a second model"),
         ("study/generated", ["refscene"], "study.generated: 'refscene' is not a key of `datasets`"),
         ("study/tune/0/fractions", [3], "study.tune.0: refscenes at 3 %, seed 0, has no burn-in"),
@@ -155,8 +155,8 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("datasets/refscenes/labelled_lists", {1: "a.json"}, "datasets.refscenes.labelled_lists.1: "
          'a key must be text; write "1" in quotes'),
         ("datasets/refscenes/labelled_lists", {0.1: "a.json"}, 'write "0.1" in quotes'),
-        ("datasets/refscenes/labelled_lists", {"1.0": "a.json"}, "write 1 for '1.0'"),
-        ("datasets/refscenes/labelled_lists", {"1%": "a.json"}, "write a percentage for '1%'"),
+        ("datasets/refscenes/labelled_lists", {"1.0": "a.json"}, "write 1 instead of '1.0'"),
+        ("datasets/refscenes/labelled_lists", {"1%": "a.json"}, "write a percentage instead of"),
         ("proposals/source", "sum", "proposals.source: 'sum' is not a key of"),
         ("model/swin/num_heads", [5, 2, 2, 2], "model.swin.num_heads: 5 heads do not divide"),
         ("model/bert/num_heads", 5, "model.bert.num_heads: 5 do not divide"),
@@ -293,7 +293,11 @@ def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
         ("  seed: 7\n", "  seed: !!bool foo\n", "not valid YAML"),
         ("  seed: 7\n", "  seed: !!int ''\n", "not valid YAML"),
         ("  seed: 7\n", f"  seed: 0x{'F' * 6000}\n", "scenes.seed: .* a number of 24000 bits"),
-        ("      crop_n_layers: 0 ", "      crop_n_layers: 4 ", "none of the 8 points a side"),
+        (
+            "      crop_n_layers: 0 ",
+            "      crop_n_layers: 4 ",
+            "have no points; points_per_side is only 8",
+        ),
         ("fractions: [0.1, 1, 5, 10] ", "fractions: [1, 1.0] ", "duplicate value 1"),
         ("0.6, pwa: true}", "0.6, pwa: true, overrides: {mutual.emma: 1}}", "did you mean 'ema'"),
         ("0.6, pwa: true}", "0.6, pwa: true, overrides: {mutual.ema: 5}}", "mutual.ema: .* not 5"),

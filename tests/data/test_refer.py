@@ -169,14 +169,14 @@ def test_damage_is_one_line(tmp_path: Path, data: st.DataObject):
         ([ref(1, sentences=[])], None, "empty expression: ref 1"),
         ([ref(1, sentences=[])], [[]], "empty expression: ref 1; empty polygon: annotation 1"),
         ([ref(1)], [[[*SQUARE, 5.0]]], "an odd number of coordinates"),
-        ([ref(1)], [[[-32.0, 0.0, 32.0, 0.0] * 140_000]], "too long an outline"),
+        ([ref(1)], [[[-32.0, 0.0, 32.0, 0.0] * 140_000]], "outline of a polygon is too long"),
         (
             [ref(i, sentences=[{"sent": "x" * 2**20}] * 99) for i in range(3)],
             None,
             "too much text: ",
         ),
         ([{"ref_id": 1}], None, "wrong value: ref 1, ann_id is absent"),
-        ([], None, "holds no references"),
+        ([], None, "contains no references"),
     ],
 )
 def test_each_fault_is_named(tmp_path: Path, refs: Any, segmentations: Any, line: str):
@@ -270,7 +270,7 @@ def test_prepare_names_bad_images(project: Any):
 
 def test_prepare_names_a_split_without_refs(project: Any, tmp_path: Path):
     write(tmp_path, [ref(1)])
-    with pytest.raises(DataError, match=r"a split with no refs: val \(there is train\)"):
+    with pytest.raises(DataError, match=r"a split with no refs: val \(the file has train\)"):
         prepare(project, "refcoco")
 
 
@@ -281,7 +281,7 @@ def test_counts_beside_the_published_ones(tmp_path: Path):
     text = compare(counts, {"train": (1, 1), "val": (5, 5), "testA": (1, 1)})
     assert "as published" in text
     assert "DIFFERS: published 5 refs on 5 images" in text
-    assert "published, but not here" in text
+    assert "published, but not in this data set" in text
 
 
 @pytest.mark.parametrize(

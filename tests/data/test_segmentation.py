@@ -61,9 +61,9 @@ def test_a_polygon_may_leave_its_image_a_little():
         ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside"),
         ([[0, 0, math.inf, 3, 3, 3]], "far outside"),
         ([[math.nan] * 6], "far outside"),
-        (["abcdefgh"], "no list of numbers"),
-        ([SQUARE, 3], "no list of numbers"),
-        ([[[1, 2]] * 6], "no list of numbers"),
+        (["abcdefgh"], "not a list of numbers"),
+        ([SQUARE, 3], "not a list of numbers"),
+        ([[[1, 2]] * 6], "not a list of numbers"),
         ([{str(i): 1 for i in range(7)}], "another size"),
         ([{"size": [12, 16], "counts": [0, 192]}, [0.0, 0.0, 4.0, 0.0, 4.0, 4.0]], "both"),
         ({"size": [5, 5], "counts": [0, 25]}, "another size"),
@@ -77,7 +77,7 @@ def test_a_polygon_may_leave_its_image_a_little():
         ({"size": [12, 16], "counts": "0d0"}, "do not add up"),
         ({"size": [12, 16], "counts": "\xe9"}, "damaged"),
         ({"size": [12, 16], "counts": "o" * 40}, "damaged"),
-        ({"size": [12, 16], "counts": "0o"}, "cut off"),
+        ({"size": [12, 16], "counts": "0o"}, "truncated"),
     ],
 )
 def test_what_is_refused(segmentation: Any, line: str):

@@ -65,7 +65,9 @@ def load_params_at(folder: Path, **lists: str):
 
 
 def test_a_fraction_of_no_image_is_refused(project: Path):
-    with pytest.raises(ConfigError, match=r"1 % of the 4 train images of refscenes is no image"):
+    with pytest.raises(
+        ConfigError, match=r"1 % of the 4 train images of refscenes is less than one image"
+    ):
         make_split(load_params_at(project), "refscenes", 1)
 
 

@@ -66,5 +66,5 @@ def test_a_queued_experiment_reads_the_raw_data_of_the_workspace(study: dvc_stud
 def test_an_experiment_with_another_study_is_refused_in_one_line(study: dvc_study.Study):
     said = study.failed("dvc", "exp", "run", "--temp", "-S", "study.runs.0.seeds=[0,1]",
                         "-S", "split.seed=3", SPLIT)  # fmt: skip
-    assert "semires: experiments/grid.yaml: does not hold the runs of `study`" in said
+    assert "semires: experiments/grid.yaml: does not match `study`" in said
     assert "Traceback" not in said

@@ -233,7 +233,7 @@ def test_bad_images_are_one_line() -> None:
     with pytest.raises(DataError, match=r"004\.png: cannot be read"):
         propose(params, "toy", "felzenszwalb")
     Image.new("RGB", (10, 20)).save("pictures/004.png")
-    with pytest.raises(DataError, match="10x20 pixels, the annotation says"):
+    with pytest.raises(DataError, match="10x20 pixels, but the annotation says"):
         propose(params, "toy", "felzenszwalb")
     Path("pictures/004.png").unlink()
     Path("pictures/007.png").unlink()

@@ -211,11 +211,11 @@ def test_every_number_of_the_parameters_is_bounded():
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("sam/checkpoint", "", "sam.checkpoint: '' is no checkpoint of sam.model tiny"),
-        ("sam/model", "vit_h", "is no checkpoint of sam.model vit_h"),
+        ("sam/checkpoint", "", "sam.checkpoint: '' is not a checkpoint of sam.model tiny"),
+        ("sam/model", "vit_h", "is not a checkpoint of sam.model vit_h"),
         ("model/bert/vocabulary", None, "model.bert: give `vocabulary` or `pretrained`"),
-        ("model/fusion_heads", [3, 1, 1, 1], "model.fusion_heads: 3 heads do not divide"),
-        ("study/runs/0/fractions", [1, 100], "study.runs.0.fractions: 100 leaves baseline no"),
+        ("model/fusion_heads", [5, 1, 1, 1], "model.fusion_heads: 5 heads do not divide"),
+        ("study/runs/0/fractions", [1, 100], "study.runs.0.fractions: 100 leaves no "),
         ("scenes/seed", -1, "scenes.seed: "),
         ("study/runs/0/seeds", [2**32], "study.runs.0.seeds.0: "),
     ],

@@ -98,7 +98,7 @@ def numbers(tree: Any) -> list[float]:
 
 def test_one_labelled_image_tiny_pictures_no_proposals_unknown_words(project: Path):
     params = small(burn_in={"batch_size": 1}, mutual={"labelled_batch": 1})
-    with pytest.raises(DataError, match=r"png: .* pixels; sides from 8"):
+    with pytest.raises(DataError, match=r"png: .* pixels; .* at least 8 pixels"):
         propose(params, "refscenes", "felzenszwalb")
     no_proposals(params)
     burn_in(params, SUPERVISED)

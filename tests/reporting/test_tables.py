@@ -80,9 +80,9 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     table, _ = build(small_params, "table2")
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["CPI-U"].footnote is None
-    assert rows["IOM"].values == {}
-    block = "`- {datasets: [refscenes], fractions: [1], methods: [iom, cpi-o, cpi], seeds: [0, 1]}`"
-    assert block in table.footnotes[rows["IOM"].footnote]
+    assert rows["CPI-O"].values == {}
+    block = "`- {datasets: [refscenes], fractions: [1], methods: [cpi-o], seeds: [0, 1]}`"
+    assert block in table.footnotes[rows["CPI-O"].footnote]
     table, _ = build(small_params, "table7")
     assert any("second RES model" in note for note in table.footnotes)
 
