@@ -10,6 +10,7 @@ import io
 import pickle
 import pickletools
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,7 +75,7 @@ def _check_instructions(data: bytes) -> None:
         ValueError: the pickle is damaged.
     """
     names: deque[str] = deque(maxlen=2)  # the latest strings: STACK_GLOBAL takes its name from them
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+    for count, (opcode, argument) in enumerate(_instructions(data)):
         if opcode.name in ALLOWED:
             if isinstance(argument, str):
                 names.append(argument)
@@ -85,3 +86,27 @@ def _check_instructions(data: bytes) -> None:
             raise DataError(f"refused: it names the class {name[:100]}")
         else:
             raise DataError(f"refused: it holds the instruction {opcode.name}")
+
+
+def _instructions(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """The instructions of a pickle with their arguments, up to the end of the pickle.
+
+    Like `pickletools.genops`, which cannot read Python 2's strings that are not ASCII.
+
+    Raises:
+        ValueError: an unknown instruction, or an argument that is cut off.
+    """
+    file = io.BytesIO(data)
+    while True:
+        code = file.read(1)
+        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        if opcode is None:
+            raise ValueError(f"unknown instruction {code!r}")
+        if opcode.arg is None:
+            yield opcode, None
+        elif opcode.name == "STRING":
+            yield opcode, file.readline().decode("latin-1")
+        else:
+            yield opcode, opcode.arg.reader(file)
+        if opcode.name == "STOP":
+            return
