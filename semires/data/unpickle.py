@@ -28,6 +28,7 @@ ALLOWED = {
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
 }
+OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -83,7 +84,7 @@ def _check_instructions(data: bytes) -> None:
                 raise DataError(f"refused: it has a memo entry {argument}")
         elif opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             name = ".".join(names) if argument is None else str(argument).replace(" ", ".", 1)
-            raise DataError(f"refused: it names the class {name[:100]}")
+            raise DataError(f"refused: it names the class {" ".join(name.split())[:100]}")
         else:
             raise DataError(f"refused: it holds the instruction {opcode.name}")
 
@@ -99,13 +100,13 @@ def _instructions(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     file = io.BytesIO(data)
     while True:
         code = file.read(1)
-        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        opcode = OPCODES.get(code.decode("latin-1"))
         if opcode is None:
             raise ValueError(f"unknown instruction {code!r}")
         if opcode.arg is None:
             yield opcode, None
         elif opcode.name == "STRING":
-            yield opcode, file.readline().decode("latin-1")
+            yield opcode, file.readline().decode("latin-1").strip()
         else:
             yield opcode, opcode.arg.reader(file)
         if opcode.name == "STOP":
