@@ -84,7 +84,8 @@ def _check_instructions(data: bytes) -> None:
                 raise DataError(f"refused: it has a memo entry {argument}")
         elif opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             name = ".".join(names) if argument is None else str(argument).replace(" ", ".", 1)
-            raise DataError(f"refused: it names the class {" ".join(name.split())[:100]}")
+            name = " ".join(name.split())[:100]
+            raise DataError(f"refused: it names the class {name}")
         else:
             raise DataError(f"refused: it holds the instruction {opcode.name}")
 
