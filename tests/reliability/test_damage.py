@@ -254,14 +254,10 @@ def run_study(path: Path) -> int:
         outcome = table.outcome(study_worker.suggest(trial, study_worker.AXES))
         return float(study_worker.summarise(outcome, table.labels)["oIoU"])
 
-    with study_worker.studies.explained(search.url):
+    with study_worker.storage.explained(search.url):
         study = study_worker.studies.open_study(search)
-        gate = study_worker.open_gate(search.url, search.name)
-        try:
-            study_worker.studies.run_batches(study, gate, objective, search.total)
-            return len(study_worker.studies.finished(study))
-        finally:
-            gate.close()
+        study_worker.studies.run_in_memory(study, search, objective)
+        return len(study_worker.studies.finished(study))
 
 
 def test_a_study_s_database_is_usable_or_refused(tmp_path: Path):
