@@ -266,7 +266,7 @@ def _own_database() -> str:
 
 def _url(path: Path) -> str:
     """With a driver in the URL, MLflow does not create the folder that the quoted path names."""
-    return sqlite_url(path).replace("sqlite:", "sqlite+pysqlite:", 1)
+    return sqlite_url(path.absolute()).replace("sqlite:", "sqlite+pysqlite:", 1)
 
 
 def address() -> str:

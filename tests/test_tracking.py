@@ -468,7 +468,7 @@ def test_a_moved_project_keeps_its_files_and_leaves_the_old_place_alone(
 
 def test_a_folder_that_is_no_project_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch):
     below, beside = project / "notebooks", project.parent / f"{project.name}-beside"
-    for folder, wanted in ((below, str(project)), (beside, "not the root of a project")):
+    for folder, wanted in ((below, str(project)), (beside, "not in a project")):
         folder.mkdir()
         monkeypatch.chdir(folder)
         process = semires("track", "sync")
