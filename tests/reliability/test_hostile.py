@@ -379,5 +379,5 @@ def test_a_terminal_that_knows_ascii_only(small_study: Path):
         env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == b"semires: \\U0001f436.yaml: no such file; copy one of " \
-        b"experiments/*.yaml to it\n"  # fmt: skip
+    assert done.stderr == b"semires: \\U0001f436.yaml: no such file; run this in a " \
+        b"clone of the repository, or give --params FILE\n"  # fmt: skip
