@@ -330,7 +330,7 @@ class Loop:
         share = 1 if self.group.is_main_process else 0  # the saved sums are those of all processes
         self._sums = {k: self._sum(share * value) for k, value in state["sums"].items()}
         if self.group.is_main_process:
-            print(f"{name}: going on from step {self.step} of {self.total}")
+            print(f"{name}: resuming from step {self.step} of {self.total}")
 
     def load_best(self) -> SegmentationModel:
         """The evaluated module with the weights of its best evaluation."""

@@ -281,7 +281,7 @@ def optimize(study: optuna.Study, search: Search, objective: Objective, stop: St
 
     done = len(finished(study))
     if done:
-        print(f"{search.name}: going on from trial {done} of {search.total}")
+        print(f"{search.name}: resuming from trial {done} of {search.total}")
     with locked(search.url, "open"):
         for point in search.first[: search.total]:
             study.enqueue_trial(point, skip_if_exists=True)

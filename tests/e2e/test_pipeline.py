@@ -182,7 +182,7 @@ def test_a_killed_repro_goes_on_where_it_was(study: Any):
     wait_for(lambda: not processes_in(study.folder, "semires mutual"))
     assert state[0].is_file(), log.read_text()
     said = study.run("dvc", "repro", "--force", "--single-item", stage)
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert digests(folder) == before
 
 
@@ -299,7 +299,7 @@ def test_stages_killed_at_random_end_as_unbroken_ones(study: Any, kind: str):
         whole = [not f.exists() or digests(f) == b for f, b in zip(folders, before, strict=True)]
         assert all(whole), "a torn folder is in its place"
         kills += killed
-        resumed = re.search(r"going on from \w+ (\d+)", said)
+        resumed = re.search(r"resuming from \w+ (\d+)", said)
         if resumed:
             assert int(resumed[1]) == saved, "saved work is repeated"
             survived += saved
@@ -316,7 +316,7 @@ def test_stages_killed_at_random_end_as_unbroken_ones(study: Any, kind: str):
         saved = now
     said = study.run("dvc", "repro", "--force", "--single-item", target.stage)
     if saved:
-        assert re.search(rf"going on from \w+ {saved} ", said)
+        assert re.search(rf"resuming from \w+ {saved} ", said)
         survived += saved
     assert survived or not target.state, "no kill left saved work to go on from"
     assert [digests(folder) for folder in folders] == before

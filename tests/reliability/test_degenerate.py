@@ -191,7 +191,7 @@ def test_a_loss_that_diverges_names_its_references_and_keeps_the_state(
     (state,) = Path(".work").glob("runs-*/last.pt")
     assert str(state.parent) in said
     burn_in(params, SUPERVISED)
-    assert "going on from step 2 of 6" in capsys.readouterr().out
+    assert "resuming from step 2 of 6" in capsys.readouterr().out
 
 
 def test_the_control_needs_no_unlabelled_image(project: Path):

@@ -170,7 +170,7 @@ def test_a_run_by_two_goes_on_as_the_unbroken_one(start: Path):
     assert not folder.exists()
 
     said = together("train", "sure", params=params)
-    assert "going on from step 4 of 6" in said
+    assert "resuming from step 4 of 6" in said
     assert {p.name: sha256_file(p) for p in folder.iterdir() if p.name in SAME} == unbroken
     assert set(unbroken) == SAME
     pd.testing.assert_frame_equal(history(folder), wanted)
@@ -185,7 +185,7 @@ def test_a_state_is_continued_only_by_as_many_samples_a_step(
     mutual(params_of(), key)
     assert "starts anew" in capsys.readouterr().out
     mutual(params_of(runtime={"accumulate": 2}), key)
-    assert "going on from step 4 of 6" in capsys.readouterr().out
+    assert "resuming from step 4 of 6" in capsys.readouterr().out
 
 
 def test_predictions_are_the_same_bytes(start: Path):
