@@ -266,6 +266,7 @@ def _own_database() -> str:
 
 def _url(path: Path) -> str:
     """With a driver in the URL, MLflow does not create the folder that the quoted path names."""
+    # Absolute: with a relative path, the sender's process did not write to the same database.
     return sqlite_url(path.absolute()).replace("sqlite:", "sqlite+pysqlite:", 1)
 
 

@@ -141,6 +141,8 @@ def training_objective(params: Params, key: RunKey, seen: Table) -> Objective:
     val_images = tuple(int(image) for image in np.unique(seen.labels.image_ids))
 
     def value(trial: optuna.Trial) -> float:
+        """Train with a trial's values and return the best oIoU on the seen half of val."""
+
         def on_evaluation(metrics: dict[str, float], step: int) -> None:
             trial.report(metrics["val/oIoU"], step)
             if trial.should_prune():

@@ -176,12 +176,6 @@ def publish(result: Result, report: bool = True) -> None:
         print(text_table(result))
 
 
-def without_password(params: Params) -> Params:
-    """The parameters without the password in the storage's URL."""
-    storage = params.tune.storage and hidden(params.tune.storage)
-    return params.model_copy(update={"tune": params.tune.model_copy(update={"storage": storage})})
-
-
 def best_yaml(result: Result, thresholds_only: bool = False) -> str:
     """The best values as YAML, with a comment that states their origin."""
     held_out = result.summary["held_out"]

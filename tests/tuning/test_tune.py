@@ -23,7 +23,7 @@ from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.training.mutual import make_refiner
 from semires.tuning.counts import PseudoLabel, count, save, sources
-from semires.tuning.results import without_password
+from semires.tuning.storage import hidden
 from semires.tuning.study import tune, tune_all
 
 ROOT = Path(__file__).parents[2]
@@ -271,10 +271,9 @@ def test_a_rule_of_ones_own_is_searched(workspace, monkeypatch):
     assert 0 < int(single.matched.sum()) < len(labels)
 
 
-def test_no_password_leaves_the_parameters():
-    shown = without_password(configured(storage="mysql://me:secret@host/db"))
-    assert shown.tune.storage == "mysql://me:***@host/db"
-    assert without_password(configured()) == configured()
+def test_no_password_of_a_storage_is_shown():
+    assert hidden("mysql://me:secret@host/db") == "mysql://me:***@host/db"
+    assert hidden("sqlite:///a.db") == "sqlite:///a.db"
 
 
 def test_bad_input_is_one_line(workspace):
