@@ -64,9 +64,11 @@ def _say(line: str, exit_code: int) -> int:
 
 
 def _params(arguments: Arguments) -> Params:
+    from semires import numerics
     from semires.config.load import load_params
 
     params = load_params(arguments.params)
+    numerics.select(params.runtime.numerics)
     if "DVC_STAGE" in os.environ:
         from semires.config.compose import link_raw_data
         from semires.config.grid import check_grid

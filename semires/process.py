@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from semires import numerics
+
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
@@ -154,6 +156,7 @@ def configure_torch(threads: int | None, deterministic: bool) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
+    torch.backends.mkldnn.enabled = numerics.active() != "plain"  # type: ignore[assignment]
     torch.use_deterministic_algorithms(deterministic)
     # Filling uninitialised tensors costs time and does not change any result.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+from semires import numerics
+
+numerics.select("avx2")  # as params.yaml; golden losses and byte comparisons depend on it
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 

@@ -326,6 +326,7 @@ class Tune(Section):
 class Runtime(Section):
     """Execution settings: speed, precision, processes. No DVC stage depends on them."""
 
+    numerics: Literal["native", "avx2", "plain"]
     threads: Small | None
     workers: Annotated[int, Field(ge=0, le=1024)]
     processes: Small | None

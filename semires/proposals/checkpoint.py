@@ -165,6 +165,7 @@ def read_sam(model: str, path: Path) -> Sam:
         read_safetensors,
         weights_errors,
     )
+    from semires.proposals.portable import make_portable
 
     if model == "tiny":
         from semires.proposals.tiny_sam import build_tiny_sam as build
@@ -183,7 +184,7 @@ def read_sam(model: str, path: Path) -> Sam:
             raise WeightsError(f"{path}: {fault}: {problem}")
         sam = build()
         sam.load_state_dict(check_tensors(state, str(path)))
-    return sam.eval()
+    return make_portable(sam).eval()
 
 
 def _problem(content: Any, sam: nn.Module, model: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from semires.errors import CorruptCacheError
 from semires.files import fingerprint, read_json, sha256_file, sha256_tree, write_json
+from semires.numerics import cpu_model
 from semires.process import git_commit, peak_rss_mb
 from semires.runs.key import RUNS, RunKey
 
@@ -96,6 +97,7 @@ class Provenance:
         duration_s: wall-clock time of the process that finished the run, in seconds.
         peak_rss_mb: largest resident memory of the process, MiB.
         platform: operating system and machine.
+        cpu: vendor, family, model and name of the CPU.
         git_commit: commit of the working tree, or None outside git.
         code: SHA-256 over the package's source files.
         samples_per_s: samples per second of the training steps, over all processes and attempts.
@@ -107,6 +109,7 @@ class Provenance:
     duration_s: float
     peak_rss_mb: float
     platform: str
+    cpu: dict[str, str]
     git_commit: str | None
     code: str
     samples_per_s: float | None = None
@@ -127,6 +130,7 @@ class Provenance:
             duration_s=round(time.time() - started, 2),
             peak_rss_mb=round(peak_rss_mb(), 1),
             platform=platform.platform(),
+            cpu=cpu_model(),
             git_commit=git_commit(),
             code=code_fingerprint(),
             samples_per_s=round(samples_per_s, 3),

@@ -24,6 +24,7 @@ from semires.files import (
     write_parquet,
     write_text,
 )
+from semires.numerics import library_versions, numerics_class
 from semires.runs.record import Provenance, RunRecord
 from semires.training.context import RunContext
 from semires.training.loop import Loop
@@ -124,9 +125,10 @@ def _numerics(context: RunContext) -> dict[str, Any]:
     """Everything outside the parameters that can change the last bits of a result."""
     device = context.group.device
     return {
+        "class": numerics_class(),
         "python": sys.version.split()[0],
-        "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **library_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "processes": context.group.world,

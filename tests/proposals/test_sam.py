@@ -17,7 +17,7 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from semires import files
+from semires import files, numerics
 from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
 from semires.errors import CorruptCacheError, SemiresError, WeightsError
@@ -94,12 +94,15 @@ def assert_equal_to_upstream(sam: Sam, picture: np.ndarray, **settings: object) 
     found = AutomaticMasks(sam, **settings).propose(picture)
     assert len(found) == len(records)
     assert found.masks.shape == (len(records), *picture.shape[:2])
+    # Under other profiles than native, MKL rounds a row of a product by the number of rows. The
+    # batches of the two implementations differ, so a pixel at the threshold may differ, too.
+    exact = numerics.active() == "native"
     for record, mask in zip(records, found.masks, strict=True):
-        np.testing.assert_array_equal(record["segmentation"], mask)
+        assert (record["segmentation"] != mask).sum() <= (0 if exact else 2)
     scores = np.array([r["predicted_iou"] for r in records], np.float32)
-    np.testing.assert_array_equal(found.predicted_iou, scores)
+    np.testing.assert_allclose(found.predicted_iou, scores, rtol=0 if exact else 1e-5)
     stability = np.array([r["stability_score"] for r in records], np.float32)
-    np.testing.assert_array_equal(found.stability, stability)
+    np.testing.assert_allclose(found.stability, stability, atol=0 if exact else 0.01)
     return len(records)
 
 
