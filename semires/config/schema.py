@@ -256,9 +256,10 @@ class Method(Section):
     A method also has one key for each threshold of its strategy, such as ``threshold`` of ``iom``
     (``semires/refine/strategies.py``). ``unlabelled: false`` trains only on the labelled images (a
     control for longer training). ``keep`` is the share of pseudo-labels that is used, the most
-    confident ones (paper Table 4). ``thresholds: tuned`` reads the thresholds from
-    ``experiments/tuned``. ``overrides`` maps dotted keys of ``mutual``, ``augment`` or ``loss`` to
-    values, for ablations.
+    confident ones (paper Table 4). ``thresholds: tuned`` reads the thresholds that the method's
+    search found from ``experiments/tuned``; ``tuned:METHOD`` reads those of another method's
+    search. ``overrides`` maps dotted keys of ``mutual``, ``augment``, ``loss`` or ``tune`` to
+    values, for ablations and for searches with other settings.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -269,8 +270,10 @@ class Method(Section):
     unlabelled: bool = True
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
-    thresholds: Literal["paper", "tuned"] = "paper"
-    overrides: dict[str, bool | int | float | str | list[float] | None] = Field(default={})
+    thresholds: Annotated[str, Field(pattern=r"^(paper|tuned|tuned:.+)$")] = "paper"
+    overrides: dict[str, bool | int | float | str | list[float] | list[str] | None] = Field(
+        default={}
+    )
 
     @property
     def threshold_values(self) -> dict[str, float]:
@@ -312,9 +315,10 @@ class Evaluation(Section):
 
 
 class Tune(Section):
-    """The threshold search."""
+    """The threshold search; ``parameters`` limits it to some of those that it can search."""
 
     objective: Literal["labels", "training"]
+    parameters: Annotated[list[str], Field(min_length=1)] | None = None
     sampler: Literal["tpe", "cmaes", "grid", "random", "qmc"]
     trials: Positive
     seed: Seed

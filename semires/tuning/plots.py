@@ -77,8 +77,8 @@ def _curves(result: Result, path: Path) -> None:
             upper.plot(table["value"], table["oIoU"], color=colour, label=label)
             lower.plot(table["value"], table["mIoU"], color=colour, label=label)
         for panel, metric in ((upper, "oIoU"), (lower, "mIoU")):
-            panel.axvline(result.given[name], **PAPER)
-            panel.axvline(result.best[name], **BEST)
+            panel.axvline(result.at(result.given)[name], **PAPER)
+            panel.axvline(result.at(result.best)[name], **BEST)
             panel.set(xlabel=name, ylabel=f"{metric} of refined labels (%)", xlim=(0, 1))
     panels[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
@@ -91,10 +91,10 @@ def _plane(result: Result, plane: pd.DataFrame, path: Path) -> None:
     surface = plane.pivot_table(index=second, columns=first, values="oIoU")
     drawn = axes.contourf(surface.columns, surface.index, surface, levels=20, cmap="viridis")
     figure.colorbar(drawn, ax=axes, label=UNIT["labels"])
-    table = result.trial_table
-    axes.plot(table[f"params_{first}"], table[f"params_{second}"], ".", color="white", ms=2)
-    for values, style in ((result.given, "rs"), (result.best, "g*")):
-        label = "best" if values is result.best else PAPER["label"]
+    trials = [result.at(trial.params) for trial in result.trials]
+    axes.plot([t[first] for t in trials], [t[second] for t in trials], ".", color="white", ms=2)
+    for label, point, style in ((PAPER["label"], result.given, "rs"), ("best", result.best, "g*")):
+        values = result.at(point)
         axes.plot(values[first], values[second], style, ms=8, label=label)
     axes.set(xlabel=first, ylabel=second, xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=7)

@@ -73,13 +73,18 @@ class Result:
         """The values in params.yaml: the paper's."""
         return {name: axis.given for name, axis in self.axes.items()}
 
+    def at(self, point: Mapping[str, float]) -> dict[str, float]:
+        """The strategy's thresholds at a point of the search; the others as in params.yaml."""
+        fixed = self.params.refine[self.key.method].threshold_values
+        return {name: point.get(name, fixed[name]) for name in self.thresholds}
+
     def outcomes(self, half: str) -> dict[str, Outcome]:
         """The labels of one half of val as in each of ``ROWS``."""
         table = self.tables[half]
         return {
             "untouched": table.labels.untouched(),
-            "paper": table.outcome(self.given),
-            "best": table.outcome(self.best),
+            "paper": table.outcome(self.at(self.given)),
+            "best": table.outcome(self.at(self.best)),
         }
 
     @cached_property
@@ -91,7 +96,7 @@ class Result:
             values = {name: trial.params.get(name) for name in self.axes}
             metrics: dict[str, float] = {}
             if None not in values.values():
-                metrics = summarise(seen.outcome(values), seen.labels)
+                metrics = summarise(seen.outcome(self.at(values)), seen.labels)
             row = {"number": number, "state": trial.state.name, "value": trial.value}
             named = {f"params_{name}": value for name, value in values.items()}
             rows.append({**row, **named, **metrics})
@@ -100,8 +105,7 @@ class Result:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The labels' response to each threshold; see `curves.response_curves`."""
-        best = {name: self.best[name] for name in self.thresholds}
-        return response_curves(self.tables, self.given, best)
+        return response_curves(self.tables, self.at(self.given), self.at(self.best))
 
     @cached_property
     def plane(self) -> pd.DataFrame | None:
@@ -189,8 +193,8 @@ def best_yaml(result: Result, thresholds_only: bool = False) -> str:
         f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
         f"{difference['high']:+.2f}).",
     ]
-    names = result.thresholds if thresholds_only else result.axes
-    return "\n".join([*lines, *(f"{name}: {result.best[name]!r}" for name in names), ""])
+    values = result.at(result.best) if thresholds_only else result.best
+    return "\n".join([*lines, *(f"{name}: {value!r}" for name, value in values.items()), ""])
 
 
 def _shown(values: Mapping[str, float]) -> str:

@@ -126,7 +126,8 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
     search = plan(params, key, axes, tables["seen"])
     study = open_study(search, params.tune.pruner)
     if params.tune.objective == "labels":
-        objective = labels_objective(axes, tables["seen"])
+        fixed = params.refine[key.method].threshold_values
+        objective = labels_objective(axes, tables["seen"], fixed)
     else:
         objective = training_objective(params, key, tables["seen"])
     run = run_in_memory if fits_memory(params, search, study) else run_in_storage

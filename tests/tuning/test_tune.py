@@ -195,7 +195,7 @@ def test_grid_runs_the_papers_values_alone(workspace):
 def searching(params, methods):
     """The parameters of a study that searches ``methods`` at 1 % with seed 0."""
     block = Block(datasets=["refscenes"], fractions=[1.0], methods=methods, seeds=[0])
-    study = params.study.model_copy(update={"tune": [block]})
+    study = params.study.model_copy(update={"tune": [block], "runs": params.study.runs[:2]})
     return params.model_copy(update={"study": study})
 
 
