@@ -315,9 +315,16 @@ class Evaluation(Section):
 
 
 class Tune(Section):
-    """The threshold search; ``parameters`` limits it to some of those that it can search."""
+    """The threshold search.
+
+    ``on`` is the images whose ground truth it uses: half of val, or the labelled images in
+    ``folds`` (:mod:`semires.tuning.labelled`). ``parameters`` limits the search to some of the
+    parameters that it can search.
+    """
 
     objective: Literal["labels", "training"]
+    on: Literal["val", "labelled"] = "val"
+    folds: Annotated[int, Field(ge=2, le=1024)] = 3
     parameters: Annotated[list[str], Field(min_length=1)] | None = None
     sampler: Literal["tpe", "cmaes", "grid", "random", "qmc"]
     trials: Positive
@@ -325,6 +332,14 @@ class Tune(Section):
     storage: str | None
     pruner: Literal["none", "median", "hyperband"]
     steps: Positive
+
+    @model_validator(mode="after")
+    def _trainings_need_val(self) -> Tune:
+        if self.objective == "training" and self.on == "labelled":
+            raise ValueError(
+                "`on: labelled` needs `objective: labels`; trainings are valued on val"
+            )
+        return self
 
 
 class Runtime(Section):

@@ -1,4 +1,4 @@
-"""The result of a search, on the half of val that the trials used and on the held-out half.
+"""The result of a search, on the labels that the trials used and on held-out labels.
 
 It compares the untouched pseudo-labels, the values in params.yaml (the paper's) and the best trial,
 with confidence intervals over images. Differences are paired.
@@ -27,24 +27,31 @@ from semires.files import atomic_folder, write_json, write_text
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 from semires.runs.layout import tuned_file
+from semires.tuning.counts import Counts, save
 from semires.tuning.curves import response_curves, response_plane
 from semires.tuning.objective import Axis
 from semires.tuning.refined import Outcome, Table, summarise, thresholds_of
 from semires.tuning.storage import hidden
 
 ROWS = ("untouched", "paper", "best")
+PARTS = {  # the names of both parts of the labels, by `tune.on`
+    "val": {"seen": "seen half of val", "held_out": "held-out half of val"},
+    "labelled": {"seen": "labelled images", "held_out": "val"},
+}
 
 
 @dataclass(frozen=True)
 class Result:
     """A finished search.
 
-    ``tables``: ``seen`` and ``held_out`` half of val; ``trials``: those that are done, by number.
+    ``parts``: the counts of ``seen`` and ``held_out`` labels, see `labelled.parts_of`; ``tables``:
+    their tables; ``trials``: those that are done, by number.
     """
 
     params: Params
     key: RunKey
     axes: Mapping[str, Axis]
+    parts: Mapping[str, Counts]
     tables: Mapping[str, Table]
     trials: list[Any]
     study: str
@@ -79,7 +86,7 @@ class Result:
         return {name: point.get(name, fixed[name]) for name in self.thresholds}
 
     def outcomes(self, half: str) -> dict[str, Outcome]:
-        """The labels of one half of val as in each of ``ROWS``."""
+        """The labels of one part as in each of ``ROWS``."""
         table = self.tables[half]
         return {
             "untouched": table.labels.untouched(),
@@ -118,6 +125,9 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Metrics, intervals and differences per half, the best values, and the settings."""
         summary: dict[str, Any] = {"trials": len(self.trials), "values": self.best}
+        summary |= {"given": self.given, "thresholds": self.at(self.best)}
+        summary |= {"paper_thresholds": self.at(self.given)}
+        summary |= self.params.tune.model_dump(include={"objective", "on"})
         for half, table in self.tables.items():
             outcomes = self.outcomes(half)
             sums = {name: _sums(table, outcome) for name, outcome in outcomes.items()}
@@ -167,6 +177,8 @@ def publish(result: Result, report: bool = True) -> None:
         result.curves.to_csv(temporary / "curves.csv", index=False)
         if result.plane is not None:
             result.plane.to_csv(temporary / "plane.csv", index=False)
+        for name, counts in result.parts.items():
+            save(counts, temporary / f"{name}.npz", made_from="")
         plots.draw(result, temporary)
     path = tuned_file(result.key)
     planned = searches(result.params)
@@ -188,7 +200,8 @@ def best_yaml(result: Result, thresholds_only: bool = False) -> str:
         f"# Best of {len(result.trials)} trials, objective {result.params.tune.objective}, "
         f"{result.key.dataset}, {fraction_name(result.key.fraction)} % labelled, "
         f"{result.key.label}, seed {result.key.seed}.",
-        f"# Pseudo-labels' oIoU on the held-out half of val: {held_out['best']['oIoU']:.2f}, "
+        f"# Pseudo-labels' oIoU on {PARTS[result.params.tune.on]['held_out']}: "
+        f"{held_out['best']['oIoU']:.2f}, "
         f"with params.yaml's thresholds {held_out['paper']['oIoU']:.2f} (difference "
         f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
         f"{difference['high']:+.2f}).",
@@ -217,14 +230,14 @@ def text_table(result: Result) -> str:
             values = {"paper": result.given, "best": result.best}.get(name, {})
             rows.append(
                 [
-                    half.replace("_", " "),
+                    PARTS[result.params.tune.on][half],
                     name,
                     _shown(values),
                     f"{metrics['oIoU']:.2f} [{bounds['low']:.2f}, {bounds['high']:.2f}]",
                     *(f"{metrics[k]:.1f}" for k in ("mIoU", "matched", "better", "worse")),
                 ]
             )
-    head = ["half of val", "labels", "values", "oIoU", "mIoU", "matched %", "better %", "worse %"]
+    head = ["images", "labels", "values", "oIoU", "mIoU", "matched %", "better %", "worse %"]
     difference = result.summary["held_out"]["best_minus_paper"]
     text: str = (
         f"{result.study}: {len(result.trials)} trials in {hidden(result.storage)}\n"
