@@ -181,6 +181,12 @@ def _tune(arguments: Arguments) -> None:
             reason = "not with --all" if given else "missing (or give --all)"
             raise ConfigError(f"--{option}: {reason}")
     params, key = (_params(arguments), None) if arguments.all else _method_key(arguments)
+    if arguments.on is not None:
+        from semires.config.validate import validate
+
+        tree = params.model_dump()
+        tree["tune"]["on"] = arguments.on
+        params = validate(tree, "--on")
     from semires.config.grid import searches
     from semires.tuning.study import tune, tune_all
 
@@ -323,7 +329,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "tune": (
         _tune,
         "search the thresholds of one method; with --all, run all searches of the study",
-        ("dataset", "fraction", "method", "seed", "source", "all"),
+        ("dataset", "fraction", "method", "seed", "source", "all", "on"),
     ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
     "summary": (_summary, "print the main table and the paths of all results", ("reports",)),
@@ -357,6 +363,10 @@ OPTIONS: dict[str, dict[str, object]] = {
         "help": "a key of `proposals.sources`; default: `proposals.source`",
     },
     "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
+    "--on": {
+        "choices": ("val", "labelled"),
+        "help": "the images whose ground truth is used; default: `tune.on`",
+    },
     "--profile": {"action": "store_true", "help": "also write a trace for Perfetto"},
     "--checkpoint": {"required": True, "help": "a run folder, or a published .pth file"},
     "--split": {"default": "val", "help": "a split of the data set; default: val"},

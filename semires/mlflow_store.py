@@ -192,7 +192,8 @@ class StoredRun:
             name = f"trial-{int(row['number']):04d}"
             if name not in logged:
                 self._log_trial(name, row, ms)
-        self._log_files(folder, *sorted(path.name for path in folder.iterdir()))
+        files = sorted(path.name for path in folder.iterdir() if path.suffix != ".npz")
+        self._log_files(folder, *files)
         values = [value for row in trials if math.isfinite(value := float(row["value"]))]
         self._log_summary({"best/value": max(values, default=None)}, {}, ms)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from semires.config.grid import burn_in_of, expand, searches, sources_of
+from semires.config.grid import burn_in_of, expand, search_of, searches, sources_of
 from semires.config.messages import require
 from semires.config.schema import Block, Params
 from semires.runs.key import SUPERVISED, fraction_name
@@ -19,6 +19,7 @@ def check(params: Params) -> None:
     for kind in ("runs", "tune"):
         for number, block in enumerate(getattr(params.study, kind)):
             _block(params, block, f"study.{kind}.{number}")
+    _tuned_names(params)
     _tuning(params)
     _weights(params)
     params.model.check(params.data.image_size)
@@ -81,7 +82,7 @@ def _tuning(params: Params) -> None:
         if not block.methods or SUPERVISED in block.methods:
             raise ValueError(f"{key}.methods: list the methods to search, keys of `refine`")
         for name in block.methods:
-            if params.tune.objective == "labels" and params.refine[name].strategy == "none":
+            if params.refine[name].strategy == "none":
                 raise ValueError(f"{key}.methods: {name} has no threshold to search")
         for search in searches(params, [block]):
             if burn_in_of(search) not in runs:
@@ -97,16 +98,24 @@ def _tuning(params: Params) -> None:
                 )
             results.add(result)
     for run in runs:
-        needed = (run.dataset, run.fraction, run.label)
-        if _is_tuned(params, run.method) and needed not in results:
+        search = search_of(params, run)
+        if search is not None and (run.dataset, run.fraction, search.label) not in results:
             raise ValueError(
-                f"refine.{run.method}: `thresholds: tuned` needs a search for {run.dataset} at "
-                f"{fraction_name(run.fraction)} %; add it to study.tune"
+                f"refine.{run.method}: `thresholds: {params.refine[run.method].thresholds}` needs "
+                f"a search of {search.label} for {run.dataset} at {fraction_name(run.fraction)} %; "
+                "add it to study.tune"
             )
 
 
-def _is_tuned(params: Params, method: str) -> bool:
-    return method != SUPERVISED and params.refine[method].thresholds == "tuned"
+def _tuned_names(params: Params) -> None:
+    """Check that a method that uses another method's search has the same thresholds."""
+    for name, method in params.refine.items():
+        kind, _, other = method.thresholds.partition(":")
+        if kind == "tuned" and other:
+            key = f"refine.{name}.thresholds"
+            require([other], params.refine, key, "refine")
+            if params.refine[other].threshold_values.keys() != method.threshold_values.keys():
+                raise ValueError(f"{key}: {other} has other thresholds than {name}")
 
 
 def _weights(params: Params) -> None:

@@ -63,6 +63,19 @@ def burn_in_of(key: RunKey) -> RunKey:
     return dataclasses.replace(key, method=SUPERVISED, source=None)
 
 
+def search_of(params: Params, key: RunKey) -> RunKey | None:
+    """Return the search whose thresholds a run uses, or None if it uses those of params.yaml.
+
+    The search's seed is that of its block in ``study.tune``; the returned key has the run's seed.
+    """
+    if key.method == SUPERVISED:
+        return None
+    kind, _, other = params.refine[key.method].thresholds.partition(":")
+    if kind == "paper":
+        return None
+    return dataclasses.replace(key, method=other or key.method)
+
+
 def sources_of(params: Params) -> list[str]:
     """Return the proposal sources that the study uses, the default source first."""
     keys = [*expand(params), *searches(params)]
@@ -124,8 +137,8 @@ def _thresholds(params: Params, key: RunKey) -> str:
     DVC needs a path for every item. The split file changes nothing, because the stage depends on it
     in any case.
     """
-    if params.refine[key.method].thresholds == "tuned":
-        return layout.tuned_file(key).as_posix()
+    if (search := search_of(params, key)) is not None:
+        return layout.tuned_file(search).as_posix()
     return layout.split_file(key.dataset, key.fraction).as_posix()
 
 

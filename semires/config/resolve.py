@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from semires.config.grid import search_of
 from semires.config.messages import nearest
 from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
@@ -25,6 +26,7 @@ COLOURS = {  # of methods in figures and MLflow; the colour-blind safe palette o
     "cpi-u": "#D55E00",
     "cpi-o": "#CC79A7",
 }
+OVERRIDABLE = ("mutual", "augment", "loss", "tune")  # sections that a method's overrides change
 
 
 def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
@@ -33,8 +35,8 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
     Args:
         params: all parameters.
         key: the run; its method is a key of ``refine``.
-        tuned: read the thresholds of a method with ``thresholds: tuned`` from
-            ``experiments/tuned``. A threshold search sets this to False.
+        tuned: read the thresholds of a method with tuned thresholds from ``experiments/tuned``.
+            A threshold search sets this to False.
 
     Raises:
         ConfigError: an override or a tuned threshold is invalid, or the search has not been run.
@@ -43,8 +45,9 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
     tree = params.model_dump()
     for dotted, value in method.overrides.items():
         override(tree, dotted, value, f"refine.{key.method}.overrides")
-    if tuned and method.thresholds == "tuned":
-        tree["refine"][key.method].update(tuned_thresholds(key, method.threshold_values))
+    search = search_of(params, key)
+    if tuned and search is not None:
+        tree["refine"][key.method].update(tuned_thresholds(search, method.threshold_values))
     return validate(tree, f"refine.{key.method}")
 
 
@@ -60,7 +63,7 @@ def check_overrides(params: Params) -> None:
 
 
 def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the dotted ``key`` of ``mutual``, ``augment`` or ``loss`` in a tree of parameters.
+    """Set the dotted ``key`` of one of ``OVERRIDABLE`` in a tree of parameters.
 
     Raises:
         ConfigError: the key does not exist.
@@ -69,8 +72,8 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     node: Any = tree
     for folder in folders:
         node = node.get(folder) if isinstance(node, dict) else None
-    if not folders or folders[0] not in ("mutual", "augment", "loss") or not isinstance(node, dict):
-        raise ConfigError(f"{where}: {key!r} is not a dotted key of mutual, augment or loss")
+    if not folders or folders[0] not in OVERRIDABLE or not isinstance(node, dict):
+        raise ConfigError(f"{where}: {key!r} is not a dotted key of {', '.join(OVERRIDABLE)}")
     if name not in node:
         raise ConfigError(
             f"{where}: {key!r}: {'.'.join(folders)} has no {name!r}{nearest(name, node)}"
@@ -78,18 +81,18 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     node[name] = value
 
 
-def tuned_thresholds(key: RunKey, names: Iterable[str]) -> dict[str, float]:
-    """Read the thresholds of these names that `semires tune` found for the run's method.
+def tuned_thresholds(search: RunKey, names: Iterable[str]) -> dict[str, float]:
+    """Read the thresholds of these names that a search found.
 
     Raises:
         ConfigError: the search has no result file, or a name is missing in it.
     """
-    fraction = fraction_name(key.fraction)
-    path = layout.TUNED / f"{key.dataset}-{fraction}-{key.label}.yaml"
+    path = layout.tuned_file(search)
     if not path.is_file():
         raise ConfigError(
-            f"{path}: no such file; {key.method} has `thresholds: tuned`: run "
-            f"`semires tune --dataset {key.dataset} --fraction {fraction} --method {key.method}`"
+            f"{path}: no such file; the method has tuned thresholds: run `semires tune --dataset "
+            f"{search.dataset} --fraction {fraction_name(search.fraction)} --method "
+            f"{search.method}`"
         )
     values = read_yaml(path)
     if not isinstance(values, dict) or not set(names) <= set(values):

@@ -256,9 +256,10 @@ class Method(Section):
     A method also has one key for each threshold of its strategy, such as ``threshold`` of ``iom``
     (``semires/refine/strategies.py``). ``unlabelled: false`` trains only on the labelled images (a
     control for longer training). ``keep`` is the share of pseudo-labels that is used, the most
-    confident ones (paper Table 4). ``thresholds: tuned`` reads the thresholds from
-    ``experiments/tuned``. ``overrides`` maps dotted keys of ``mutual``, ``augment`` or ``loss`` to
-    values, for ablations.
+    confident ones (paper Table 4). ``thresholds: tuned`` reads the thresholds that the method's
+    search found from ``experiments/tuned``; ``tuned:METHOD`` reads those of another method's
+    search. ``overrides`` maps dotted keys of ``mutual``, ``augment``, ``loss`` or ``tune`` to
+    values, for ablations and for searches with other settings.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -269,8 +270,10 @@ class Method(Section):
     unlabelled: bool = True
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
-    thresholds: Literal["paper", "tuned"] = "paper"
-    overrides: dict[str, bool | int | float | str | list[float] | None] = Field(default={})
+    thresholds: Annotated[str, Field(pattern=r"^(paper|tuned|tuned:.+)$")] = "paper"
+    overrides: dict[str, bool | int | float | str | list[float] | list[str] | None] = Field(
+        default={}
+    )
 
     @property
     def threshold_values(self) -> dict[str, float]:
@@ -312,15 +315,31 @@ class Evaluation(Section):
 
 
 class Tune(Section):
-    """The threshold search."""
+    """The threshold search.
+
+    ``on`` is the images whose ground truth it uses: half of val, or the labelled images in
+    ``folds`` (:mod:`semires.tuning.labelled`). ``parameters`` limits the search to some of the
+    parameters that it can search.
+    """
 
     objective: Literal["labels", "training"]
+    on: Literal["val", "labelled"] = "val"
+    folds: Annotated[int, Field(ge=2, le=1024)] = 3
+    parameters: Annotated[list[str], Field(min_length=1)] | None = None
     sampler: Literal["tpe", "cmaes", "grid", "random", "qmc"]
     trials: Positive
     seed: Seed
     storage: str | None
     pruner: Literal["none", "median", "hyperband"]
     steps: Positive
+
+    @model_validator(mode="after")
+    def _trainings_need_val(self) -> Tune:
+        if self.objective == "training" and self.on == "labelled":
+            raise ValueError(
+                "`on: labelled` needs `objective: labels`; trainings are valued on val"
+            )
+        return self
 
 
 class Runtime(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from semires.config.grid import expand
+from semires.config.grid import expand, search_of
 from semires.config.schema import Params
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
 
@@ -27,9 +27,7 @@ def methods(params: Params, fraction: float) -> list[str]:
     tuned = [
         key.method
         for key in expand(params)
-        if key.fraction == fraction
-        and key.method != SUPERVISED
-        and params.refine[key.method].thresholds == "tuned"
+        if key.fraction == fraction and search_of(params, key) is not None
     ]
     return list(dict.fromkeys([SUPERVISED, *params.study.methods, *tuned]))
 

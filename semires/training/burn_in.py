@@ -6,6 +6,7 @@ The result is the paper's *Supervised* row. Teacher and student start from its w
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -37,11 +38,25 @@ def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
     """
     started = time.time()
     context = RunContext(params, key, SECTIONS)
-    settings, group = params.burn_in, context.group
+    with (
+        context.lock(),
+        tracking.track_run(key, params, context.sections, context.fingerprints) as run,
+    ):
+        write_run(context, train_burn_in(context, run.log_metrics, profile), started)
+
+
+def train_burn_in(
+    context: RunContext, log: Callable[[dict[str, float], int], None], profile: bool = False
+) -> Loop:
+    """Train on the labelled part of a context, whose lock the caller holds; see :func:`burn_in`.
+
+    ``log`` receives the metrics of each evaluation and its step.
+    """
+    params, settings, group = context.params, context.params.burn_in, context.group
     model = context.build_model()
     trained = context.trainable(model)
     labelled = context.labelled_dataset(
-        context.labelled_refs, sentences=params.data.sentences, seed=key.seed
+        context.labelled_refs, sentences=params.data.sentences, seed=context.key.seed
     )
     context.check_batch(settings.batch_size, len(labelled), "burn_in.batch_size")
     samples_per_step = settings.batch_size * params.runtime.accumulate * group.world
@@ -55,13 +70,9 @@ def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
         sums = {"loss": loss.detach(), "loss_sup": loss_sup.detach()}
         return loss * settings.supervised_loss_scale, sums
 
-    with (
-        context.lock(),
-        tracking.track_run(key, params, context.sections, context.fingerprints) as run,
-    ):
-        loop = Loop(context, settings, steps, {"model": model}, "model", run.log_metrics)
-        batches = context.loader(labelled, settings.batch_size, loop.remaining_batches)
-        path = layout.root() / ".work" / f"trace-{key.name}.json"
-        with trace_steps(path if profile and group.is_main_process else None) as stepped:
-            loop.run(batches, compute_loss, after_step=stepped)
-        write_run(context, loop, started)
+    loop = Loop(context, settings, steps, {"model": model}, "model", log)
+    batches = context.loader(labelled, settings.batch_size, loop.remaining_batches)
+    path = layout.root() / ".work" / f"trace-{context.key.name}.json"
+    with trace_steps(path if profile and group.is_main_process else None) as stepped:
+        loop.run(batches, compute_loss, after_step=stepped)
+    return loop

@@ -54,6 +54,8 @@ class RunContext:
         sections: the parameter sections that its result depends on.
         group: the processes that share the training.
         val_images: evaluate val on these images only; None uses all.
+        labelled_images: the labelled part consists of these images only; None uses all of the
+            split's. The unlabelled part does not change.
     """
 
     params: Params
@@ -61,6 +63,7 @@ class RunContext:
     sections: tuple[str, ...]
     group: Group = field(default_factory=join_group)
     val_images: tuple[int, ...] | None = None
+    labelled_images: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         configure_torch(self.params.runtime.threads, self.params.runtime.deterministic)
@@ -72,6 +75,9 @@ class RunContext:
         self.labelled_refs, self.unlabelled_refs = self.tables.labelled_and_unlabelled(
             self.key.dataset, self.key.fraction
         )
+        if self.labelled_images is not None:
+            kept = self.labelled_refs["image_id"].isin(self.labelled_images)
+            self.labelled_refs = self.labelled_refs[kept].reset_index(drop=True)
 
     # Files
 
@@ -108,9 +114,11 @@ class RunContext:
     def work(self) -> Path:
         """The folder of the unfinished run's state."""
         batches_per_step = self.group.world * self.params.runtime.accumulate
-        identity = [
+        identity: list[Any] = [
             self.fingerprints, asdict(self.key), self.val_images, batches_per_step, STATE_FORMAT,
         ]  # fmt: skip
+        if self.labelled_images is not None:
+            identity.append(self.labelled_images)
         return layout.work("-".join(self.key.folder.parts), fingerprint(identity))
 
     def other_states(self) -> list[Path]:

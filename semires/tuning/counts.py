@@ -12,7 +12,7 @@ import functools
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,14 +26,19 @@ from semires.runs import layout
 from semires.runs.key import RunKey
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from semires.config.schema import Params
+    from semires.models import SegmentationModel
     from semires.refine.partition import Partition
+    from semires.training.context import RunContext
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 FORMAT = 1  # raised when the content of the cached file changes its meaning
 DIGEST_BYTES = 64
+FOLD_SECTIONS = ("loss", "optimizer", "burn_in")  # of the teachers of `tune.on: labelled`
 
 
 class PseudoLabel(NamedTuple):
@@ -75,6 +80,17 @@ class Counts:
 
     def __len__(self) -> int:
         return len(self.ref_ids)
+
+    def take(self, chosen: Bools) -> Counts:
+        """The counts of the pseudo-labels where ``chosen`` (R,) is true."""
+        lengths = np.diff(self.offsets)
+        atoms = np.repeat(chosen, lengths)
+        changed = {"offsets": np.concatenate([[0], np.cumsum(lengths[chosen])])}
+        for name in ("ref_ids", "image_ids", "sentences", "image_index", "overlaps"):
+            changed[name] = getattr(self, name)[chosen]
+        for name in ("area", "label", "truth"):
+            changed[name] = getattr(self, name)[atoms]
+        return replace(self, **changed)
 
     def members(self) -> list[Bools]:
         """The membership matrix, bool (N, n_atoms), of each of the I images."""
@@ -193,13 +209,25 @@ def sources(params: Params, key: RunKey) -> dict[str, Any]:
         raise DataError(f"{teacher}: no such file; run the burn-in of {burn_in} first")
     folder = layout.proposals(key.dataset, source_of(params, key))
     tables = sorted(layout.prepared(key.dataset).glob("*.parquet"))
-    return {
+    made_from = {
         "teacher": sha256_file(teacher),
         "proposals": str(read_json(folder / "manifest.json")["fingerprint"]),
         "data": fingerprint([sha256_file(path) for path in tables]),
         "sample": [params.data.model_dump(), params.model.model_dump()],
         "format": FORMAT,
     }
+    if params.tune.on == "labelled":
+        split = sha256_file(layout.split_file(key.dataset, key.fraction))
+        settings = {name: getattr(params, name).model_dump() for name in FOLD_SECTIONS}
+        made_from["folds"] = [params.tune.folds, params.tune.seed, split, settings]
+    return made_from
+
+
+def counts_path(params: Params, key: RunKey, kind: str, made_from: str) -> Path:
+    """The cached file of counts; ``made_from`` is the digest of their inputs."""
+    parts = key.folder.parts
+    name = "-".join([kind, parts[1], parts[2], source_of(params, key), parts[4]])
+    return layout.work(name, made_from) / "counts.npz"
 
 
 def counts_of(params: Params, key: RunKey) -> Counts:
@@ -207,28 +235,35 @@ def counts_of(params: Params, key: RunKey) -> Counts:
     from semires.proposals.cache import open_proposals
 
     proposals = open_proposals(params, key)
-    made_from = fingerprint(sources(params, key))
-    parts = key.folder.parts
-    name = "-".join(["counts", parts[1], parts[2], source_of(params, key), parts[4]])
-    path = layout.work(name, made_from) / "counts.npz"
-    return cached(path, made_from, lambda: count(pseudo_labels(params, key), proposals))
+    on_val = params.model_copy(update={"tune": params.tune.model_copy(update={"on": "val"})})
+    made_from = fingerprint(sources(on_val, key))
+    path = counts_path(params, key, "counts", made_from)
+    return cached(path, made_from, lambda: count(_labels_of_val(params, key), proposals))
 
 
-def pseudo_labels(params: Params, key: RunKey) -> Iterator[PseudoLabel]:
-    """The burn-in teacher's hard pseudo-labels of val: the first expression of each reference.
+def _labels_of_val(params: Params, key: RunKey) -> Iterator[PseudoLabel]:
+    """The burn-in teacher's hard pseudo-labels of val."""
+    from semires.models.weights import load_weights
+    from semires.training.context import RunContext
+
+    context = RunContext(params, key, ("data", "model"))
+    teacher = context.build_model()
+    load_weights(teacher, context.burn_in_folder / "model.safetensors")
+    return pseudo_labels(context, teacher, context.tables.part("val"))
+
+
+def pseudo_labels(
+    context: RunContext, teacher: SegmentationModel, refs: pd.DataFrame
+) -> Iterator[PseudoLabel]:
+    """A teacher's hard pseudo-labels of references: the first expression of each.
 
     The unit is the reference, counted once, as in the paper's Figure 6.
     """
     from tqdm import tqdm
 
     from semires.evaluation.evaluate import predict_masks
-    from semires.models.weights import load_weights
-    from semires.training.context import RunContext
 
-    context = RunContext(params, key, ("data", "model"))
-    dataset = context.labelled_dataset(context.tables.part("val"))
-    teacher = context.build_model()
-    load_weights(teacher, context.burn_in_folder / "model.safetensors")
+    params, dataset = context.params, context.labelled_dataset(refs)
     chosen = [int(i) for i in np.flatnonzero(dataset.sentence_of == 0)]
     refs = dataset.refs
     batches = predict_masks(

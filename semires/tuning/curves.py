@@ -13,8 +13,9 @@ import pandas as pd
 
 from semires.evaluation.bootstrap import confidence_interval, image_sums
 from semires.evaluation.metrics import overall_iou
-from semires.tuning.refined import Table, summarise
+from semires.tuning.refined import Outcome, Table, summarise
 
+ALL_EQUAL = "all thresholds equal"  # the diagonal of the paper's Table 3
 CURVE_POINTS = 101
 PLANE_POINTS = 41
 SAMPLES = 200  # resamples for the interval of a point
@@ -25,8 +26,10 @@ def response_curves(
 ) -> pd.DataFrame:
     """The labels' oIoU and mIoU over each threshold, with the others at their best values.
 
+    With several thresholds, the curve ``ALL_EQUAL`` gives all of them the same value.
+
     Args:
-        tables: by the name of the half of val.
+        tables: by the name of the part, ``seen`` or ``held_out``.
         given: the thresholds of params.yaml (the paper's).
         best: the best thresholds.
 
@@ -36,18 +39,26 @@ def response_curves(
         interval of the oIoU over images. IoU in percent.
     """
     rows: list[dict[str, Any]] = []
+    points = {float(value): "" for value in np.linspace(0.0, 1.0, CURVE_POINTS)}
+    marked = {name: {**points, given[name]: "paper", best[name]: "best"} for name in best}
+    if len(best) > 1:
+        same = len(set(given.values())) == 1
+        marked[ALL_EQUAL] = points | ({next(iter(given.values())): "paper"} if same else {})
     for half, table in tables.items():
-        for name in best:
-            points = {float(value): "" for value in np.linspace(0.0, 1.0, CURVE_POINTS)}
-            for value, mark in sorted({**points, given[name]: "paper", best[name]: "best"}.items()):
-                outcome = table.outcome({**best, name: value})
-                metrics = summarise(outcome, table.labels)
-                sums = image_sums(table.labels.image_ids, outcome.intersection, outcome.union)
-                band = confidence_interval([sums], SAMPLES)
+        for name, values in marked.items():
+            for value, mark in sorted(values.items()):
+                changed = best if name == ALL_EQUAL else [name]
+                outcome = table.outcome({**best, **dict.fromkeys(changed, value)})
                 row = {"half": half, "threshold": name, "value": value, "mark": mark}
-                bounds = {"low": band.low, "high": band.high}
-                rows.append({**row, "oIoU": metrics["oIoU"], **bounds, "mIoU": metrics["mIoU"]})
+                rows.append({**row, **_point(table, outcome)})
     return pd.DataFrame(rows)
+
+
+def _point(table: Table, outcome: Outcome) -> dict[str, float]:
+    metrics = summarise(outcome, table.labels)
+    sums = image_sums(table.labels.image_ids, outcome.intersection, outcome.union)
+    band = confidence_interval([sums], SAMPLES)
+    return {"oIoU": metrics["oIoU"], "low": band.low, "high": band.high, "mIoU": metrics["mIoU"]}
 
 
 def response_plane(table: Table, names: tuple[str, str]) -> pd.DataFrame:

@@ -6,10 +6,12 @@ import itertools
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semires.config.messages import require
 from semires.errors import ConfigError
 from semires.tuning.refined import Table, summarise, thresholds_of
 
@@ -37,15 +39,27 @@ class Axis:
 
 
 def space(params: Params, key: RunKey) -> dict[str, Axis]:
-    """The parameters that ``tune.objective`` searches for a method, by name.
+    """The parameters that ``tune`` searches for a method, by name.
 
-    ``labels`` searches the thresholds of the method's strategy. ``training`` also searches
-    parameters that do not change the labels: PWA (its ranges keep the weight of Eq. 9 positive),
-    lambda and EMA.
+    The objective ``labels`` searches the thresholds of the method's strategy. ``training`` also
+    searches parameters that do not change the labels: PWA (its ranges keep the weight of Eq. 9
+    positive), lambda and EMA. ``tune.parameters`` selects some of them.
 
     Raises:
-        ConfigError: there is no such method, or it has no thresholds.
+        ConfigError: there is no such method, it has no thresholds, or ``tune.parameters`` names a
+            parameter that cannot be searched.
     """
+    axes = _axes(params, key)
+    chosen = params.tune.parameters or list(axes)
+    try:
+        require(chosen, axes, "tune.parameters", f"the parameters of {key.method}'s search")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {name: axis for name, axis in axes.items() if name in chosen}
+
+
+def _axes(params: Params, key: RunKey) -> dict[str, Axis]:
+    """All parameters that can be searched."""
     method = params.refine.get(key.method)
     if method is None or not thresholds_of(method.strategy):
         reason = "no such method" if method is None else f"strategy {method.strategy} has none"
@@ -87,19 +101,29 @@ def first_points(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Ta
     given = {name: axis.given for name, axis in axes.items()}
     if params.tune.objective == "labels":
         return [given]
-    names = thresholds_of(params.refine[key.method].strategy)
+    fixed = params.refine[key.method].threshold_values
+    names = [name for name in fixed if name in axes]
+    if not names:
+        return [given]
     steps = np.linspace(0.0, 1.0, min(41, round(WARM_START_POINTS ** (1 / len(names)))))
     points = itertools.product(map(float, steps), repeat=len(names))
     thresholds = [dict(zip(names, point, strict=True)) for point in points]
-    best = max(thresholds, key=lambda t: summarise(seen.outcome(t), seen.labels)["oIoU"])
+    best = max(
+        thresholds, key=lambda t: summarise(seen.outcome({**fixed, **t}), seen.labels)["oIoU"]
+    )
     return [given, {**given, **best}]
 
 
-def labels_objective(axes: Mapping[str, Axis], seen: Table) -> Objective:
-    """A trial's value is the oIoU (percent) of the refined pseudo-labels."""
+def labels_objective(
+    axes: Mapping[str, Axis], seen: Table, fixed: Mapping[str, float] = MappingProxyType({})
+) -> Objective:
+    """A trial's value is the oIoU (percent) of the refined pseudo-labels.
+
+    ``fixed`` holds the thresholds that are not searched.
+    """
 
     def value(trial: optuna.Trial) -> float:
-        metrics = summarise(seen.outcome(suggest(trial, axes)), seen.labels)
+        metrics = summarise(seen.outcome({**fixed, **suggest(trial, axes)}), seen.labels)
         trial.set_user_attr("metrics", metrics)
         return metrics["oIoU"]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semires.tuning.results import PARTS
+
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from semires.tuning.results import Result
 
-UNIT = {"labels": "oIoU of refined labels, seen half (%)", "training": "val oIoU, seen half (%)"}
-HALVES = {"seen": "tab:blue", "held_out": "tab:orange"}
+COLOURS = {"seen": "tab:blue", "held_out": "tab:orange"}
 PAPER = {"color": "tab:red", "ls": "--", "lw": 1, "label": "params.yaml (paper)"}
 BEST = {"color": "tab:green", "lw": 1, "label": "best"}
 
@@ -29,12 +32,23 @@ def draw(result: Result, folder: Path) -> None:
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
         _history(result, folder / "history.png")
-        _curves(result, folder / "curves.png")
+        names = PARTS[result.params.tune.on]
+        given, best = result.at(result.given), result.at(result.best)
+        _save(curves_figure(result.curves, names, given, best), folder / "curves.png")
         _importances(result, folder / "importances.png")
         if result.plane is not None:
-            _plane(result, result.plane, folder / "plane.png")
+            trials = [result.at(trial.params) for trial in result.trials]
+            figure = plane_figure(result.plane, _unit(result), given, best, trials)
+            _save(figure, folder / "plane.png")
         if result.params.tune.objective == "training":
             _slices(result, folder / "slices.png")
+
+
+def _unit(result: Result) -> str:
+    """What the values of the trials are."""
+    part = PARTS[result.params.tune.on]["seen"]
+    training = result.params.tune.objective == "training"
+    return f"val oIoU, {part} (%)" if training else f"oIoU of refined labels, {part} (%)"
 
 
 def _figure(columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
@@ -58,47 +72,80 @@ def _history(result: Result, path: Path) -> None:
     axes.step(table["number"], best, where="post", color="tab:blue", label="best")
     if result.params.tune.objective == "labels":
         axes.axhline(result.summary["seen"]["paper"]["oIoU"], **PAPER)
-    axes.set(xlabel="trial", ylabel=UNIT[result.params.tune.objective])
+    axes.set(xlabel="trial", ylabel=_unit(result))
     axes.legend(frameon=False)
     _save(figure, path)
 
 
-def _curves(result: Result, path: Path) -> None:
-    """The oIoU with its interval over images (first row) and the mIoU of the labels."""
-    figure, panels = _figure(len(result.thresholds), 2)
-    for i, name in enumerate(result.thresholds):
-        upper, lower = panels[i], panels[i + len(result.thresholds)]
-        for half, colour in HALVES.items():
-            table = result.curves.query("half == @half and threshold == @name")
-            label = f"{half.replace('_', ' ')} half"
-            upper.fill_between(
+def curves_figure(
+    curves: pd.DataFrame,
+    names: Mapping[str, str],
+    given: Mapping[str, float],
+    best: Mapping[str, float],
+    students: pd.DataFrame | None = None,
+) -> Figure:
+    """The oIoU of the labels with its interval over images (first row) and their mIoU.
+
+    Args:
+        curves: see `curves.response_curves`; a column for each of its thresholds.
+        names: of both parts of the labels.
+        given: the thresholds of params.yaml (the paper's).
+        best: the best thresholds.
+        students: trainings to show in a third row: threshold, value, oIoU, low, high.
+    """
+    thresholds = list(dict.fromkeys(curves["threshold"]))
+    rows = 2 if students is None else 3
+    figure, panels = _figure(len(thresholds), rows)
+    for i, name in enumerate(thresholds):
+        column = panels[i :: len(thresholds)]
+        for half, colour in COLOURS.items():
+            table = curves[(curves["half"] == half) & (curves["threshold"] == name)]
+            column[0].fill_between(
                 table["value"], table["low"], table["high"], color=colour, alpha=0.15, lw=0
             )
-            upper.plot(table["value"], table["oIoU"], color=colour, label=label)
-            lower.plot(table["value"], table["mIoU"], color=colour, label=label)
-        for panel, metric in ((upper, "oIoU"), (lower, "mIoU")):
-            panel.axvline(result.given[name], **PAPER)
-            panel.axvline(result.best[name], **BEST)
-            panel.set(xlabel=name, ylabel=f"{metric} of refined labels (%)", xlim=(0, 1))
+            for panel, metric in zip(column, ("oIoU", "mIoU"), strict=False):
+                panel.plot(table["value"], table[metric], color=colour, label=names[half])
+                panel.set_ylabel(f"{metric} of refined labels (%)")
+        if students is not None:
+            _students(column[2], students[students["threshold"] == name])
+        for panel in column:
+            for values, style in ((given, PAPER), (best, BEST)):
+                for value in {values[name]} if name in values else set():
+                    panel.axvline(value, **style)
+            panel.set(xlabel=name, xlim=(0, 1))
     panels[0].legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    return figure
 
 
-def _plane(result: Result, plane: pd.DataFrame, path: Path) -> None:
-    """The oIoU of the refined labels over both thresholds, on the half that the trials used."""
+def _students(panel: Any, trainings: pd.DataFrame) -> None:
+    """Val oIoU of trainings with their intervals, or an empty panel."""
+    values = trainings["oIoU"]
+    errors = [values - trainings["low"], trainings["high"] - values]
+    panel.errorbar(trainings["value"], values, errors, fmt="ko", ms=4, capsize=2)
+    panel.set_ylabel("val oIoU of students (%)")
+    if not len(trainings):
+        panel.text(0.5, 0.5, "no training", ha="center", transform=panel.transAxes)
+
+
+def plane_figure(
+    plane: pd.DataFrame,
+    unit: str,
+    given: Mapping[str, float],
+    best: Mapping[str, float],
+    trials: Sequence[Mapping[str, float]],
+) -> Figure:
+    """The oIoU of the refined labels over two thresholds, with the trials on it."""
     figure, (axes,) = _figure()
-    first, second = result.thresholds
+    first, second = best
     surface = plane.pivot_table(index=second, columns=first, values="oIoU")
     drawn = axes.contourf(surface.columns, surface.index, surface, levels=20, cmap="viridis")
-    figure.colorbar(drawn, ax=axes, label=UNIT["labels"])
-    table = result.trial_table
-    axes.plot(table[f"params_{first}"], table[f"params_{second}"], ".", color="white", ms=2)
-    for values, style in ((result.given, "rs"), (result.best, "g*")):
-        label = "best" if values is result.best else PAPER["label"]
+    figure.colorbar(drawn, ax=axes, label=unit)
+    axes.plot([t[first] for t in trials], [t[second] for t in trials], ".", color="white", ms=2)
+    for label, values, style in ((PAPER["label"], given, "rs"), ("best", best, "g*")):
         axes.plot(values[first], values[second], style, ms=8, label=label)
     axes.set(xlabel=first, ylabel=second, xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=7)
-    _save(figure, path)
+    return figure
 
 
 def _slices(result: Result, path: Path) -> None:
@@ -111,7 +158,7 @@ def _slices(result: Result, path: Path) -> None:
         panel.plot(*points, ".", color="tab:gray", ms=3, label="trial")
         panel.axvline(axis.given, **PAPER)
         panel.axvline(result.best[name], **BEST)
-        panel.set(xlabel=name, ylabel=UNIT[result.params.tune.objective])
+        panel.set(xlabel=name, ylabel=_unit(result))
         panel.set_xscale("log" if axis.log else "linear")
     panels[0].legend(frameon=False, fontsize=7)
     for panel in panels[len(result.axes) :]:

@@ -1,4 +1,4 @@
-"""The result of a search, on the half of val that the trials used and on the held-out half.
+"""The result of a search, on the labels that the trials used and on held-out labels.
 
 It compares the untouched pseudo-labels, the values in params.yaml (the paper's) and the best trial,
 with confidence intervals over images. Differences are paired.
@@ -27,24 +27,31 @@ from semires.files import atomic_folder, write_json, write_text
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 from semires.runs.layout import tuned_file
+from semires.tuning.counts import Counts, save
 from semires.tuning.curves import response_curves, response_plane
 from semires.tuning.objective import Axis
 from semires.tuning.refined import Outcome, Table, summarise, thresholds_of
 from semires.tuning.storage import hidden
 
 ROWS = ("untouched", "paper", "best")
+PARTS = {  # the names of both parts of the labels, by `tune.on`
+    "val": {"seen": "seen half of val", "held_out": "held-out half of val"},
+    "labelled": {"seen": "labelled images", "held_out": "val"},
+}
 
 
 @dataclass(frozen=True)
 class Result:
     """A finished search.
 
-    ``tables``: ``seen`` and ``held_out`` half of val; ``trials``: those that are done, by number.
+    ``parts``: the counts of ``seen`` and ``held_out`` labels, see `labelled.parts_of`; ``tables``:
+    their tables; ``trials``: those that are done, by number.
     """
 
     params: Params
     key: RunKey
     axes: Mapping[str, Axis]
+    parts: Mapping[str, Counts]
     tables: Mapping[str, Table]
     trials: list[Any]
     study: str
@@ -73,13 +80,18 @@ class Result:
         """The values in params.yaml: the paper's."""
         return {name: axis.given for name, axis in self.axes.items()}
 
+    def at(self, point: Mapping[str, float]) -> dict[str, float]:
+        """The strategy's thresholds at a point of the search; the others as in params.yaml."""
+        fixed = self.params.refine[self.key.method].threshold_values
+        return {name: point.get(name, fixed[name]) for name in self.thresholds}
+
     def outcomes(self, half: str) -> dict[str, Outcome]:
-        """The labels of one half of val as in each of ``ROWS``."""
+        """The labels of one part as in each of ``ROWS``."""
         table = self.tables[half]
         return {
             "untouched": table.labels.untouched(),
-            "paper": table.outcome(self.given),
-            "best": table.outcome(self.best),
+            "paper": table.outcome(self.at(self.given)),
+            "best": table.outcome(self.at(self.best)),
         }
 
     @cached_property
@@ -91,7 +103,7 @@ class Result:
             values = {name: trial.params.get(name) for name in self.axes}
             metrics: dict[str, float] = {}
             if None not in values.values():
-                metrics = summarise(seen.outcome(values), seen.labels)
+                metrics = summarise(seen.outcome(self.at(values)), seen.labels)
             row = {"number": number, "state": trial.state.name, "value": trial.value}
             named = {f"params_{name}": value for name, value in values.items()}
             rows.append({**row, **named, **metrics})
@@ -100,8 +112,7 @@ class Result:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The labels' response to each threshold; see `curves.response_curves`."""
-        best = {name: self.best[name] for name in self.thresholds}
-        return response_curves(self.tables, self.given, best)
+        return response_curves(self.tables, self.at(self.given), self.at(self.best))
 
     @cached_property
     def plane(self) -> pd.DataFrame | None:
@@ -114,6 +125,9 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Metrics, intervals and differences per half, the best values, and the settings."""
         summary: dict[str, Any] = {"trials": len(self.trials), "values": self.best}
+        summary |= {"given": self.given, "thresholds": self.at(self.best)}
+        summary |= {"paper_thresholds": self.at(self.given)}
+        summary |= self.params.tune.model_dump(include={"objective", "on"})
         for half, table in self.tables.items():
             outcomes = self.outcomes(half)
             sums = {name: _sums(table, outcome) for name, outcome in outcomes.items()}
@@ -163,6 +177,8 @@ def publish(result: Result, report: bool = True) -> None:
         result.curves.to_csv(temporary / "curves.csv", index=False)
         if result.plane is not None:
             result.plane.to_csv(temporary / "plane.csv", index=False)
+        for name, counts in result.parts.items():
+            save(counts, temporary / f"{name}.npz", made_from="")
         plots.draw(result, temporary)
     path = tuned_file(result.key)
     planned = searches(result.params)
@@ -184,13 +200,14 @@ def best_yaml(result: Result, thresholds_only: bool = False) -> str:
         f"# Best of {len(result.trials)} trials, objective {result.params.tune.objective}, "
         f"{result.key.dataset}, {fraction_name(result.key.fraction)} % labelled, "
         f"{result.key.label}, seed {result.key.seed}.",
-        f"# Pseudo-labels' oIoU on the held-out half of val: {held_out['best']['oIoU']:.2f}, "
+        f"# Pseudo-labels' oIoU on {PARTS[result.params.tune.on]['held_out']}: "
+        f"{held_out['best']['oIoU']:.2f}, "
         f"with params.yaml's thresholds {held_out['paper']['oIoU']:.2f} (difference "
         f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
         f"{difference['high']:+.2f}).",
     ]
-    names = result.thresholds if thresholds_only else result.axes
-    return "\n".join([*lines, *(f"{name}: {result.best[name]!r}" for name in names), ""])
+    values = result.at(result.best) if thresholds_only else result.best
+    return "\n".join([*lines, *(f"{name}: {value!r}" for name, value in values.items()), ""])
 
 
 def _shown(values: Mapping[str, float]) -> str:
@@ -213,14 +230,14 @@ def text_table(result: Result) -> str:
             values = {"paper": result.given, "best": result.best}.get(name, {})
             rows.append(
                 [
-                    half.replace("_", " "),
+                    PARTS[result.params.tune.on][half],
                     name,
                     _shown(values),
                     f"{metrics['oIoU']:.2f} [{bounds['low']:.2f}, {bounds['high']:.2f}]",
                     *(f"{metrics[k]:.1f}" for k in ("mIoU", "matched", "better", "worse")),
                 ]
             )
-    head = ["half of val", "labels", "values", "oIoU", "mIoU", "matched %", "better %", "worse %"]
+    head = ["images", "labels", "values", "oIoU", "mIoU", "matched %", "better %", "worse %"]
     difference = result.summary["held_out"]["best_minus_paper"]
     text: str = (
         f"{result.study}: {len(result.trials)} trials in {hidden(result.storage)}\n"

@@ -21,7 +21,8 @@ from semires.config.schema import Params
 from semires.errors import Interrupted, SemiresError
 from semires.files import fingerprint
 from semires.runs.key import RunKey
-from semires.tuning.counts import counts_of, halves, sources
+from semires.tuning.counts import sources
+from semires.tuning.labelled import parts_of
 from semires.tuning.objective import (
     Axis,
     Objective,
@@ -119,21 +120,21 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     params = resolve(params, key, tuned=False)
     axes = space(params, key)
-    counts = counts_of(params, key)
-    table = make_table(counts, params.refine[key.method].strategy)
-    seen, held_out = halves(counts.image_ids, params.tune.seed)
-    tables = {"seen": table.take(seen), "held_out": table.take(held_out)}
+    parts = parts_of(params, key)
+    strategy = params.refine[key.method].strategy
+    tables = {name: make_table(counts, strategy) for name, counts in parts.items()}
     search = plan(params, key, axes, tables["seen"])
     study = open_study(search, params.tune.pruner)
     if params.tune.objective == "labels":
-        objective = labels_objective(axes, tables["seen"])
+        fixed = params.refine[key.method].threshold_values
+        objective = labels_objective(axes, tables["seen"], fixed)
     else:
         objective = training_objective(params, key, tables["seen"])
     run = run_in_memory if fits_memory(params, search, study) else run_in_storage
     run(study, search, objective, process.stop_requested)
     with explained(search.url, Exception):
         trials = finished(study)[: search.total]
-    result = Result(params, key, axes, tables, trials, search.name, search.url)
+    result = Result(params, key, axes, parts, tables, trials, search.name, search.url)
     publish(result, report)
     return result
 
@@ -146,6 +147,8 @@ def plan(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> 
         "tune": settings.model_dump(include={"objective", "sampler", "seed"}),
         "strategy": params.refine[key.method].strategy,
     }
+    if settings.on == "labelled":
+        identity["on"] = [settings.on, settings.folds]
     if settings.objective == "training":
         values = params.model_dump()
         sections = ("optimizer", "augment", "loss", "mutual", "evaluation")

@@ -150,8 +150,14 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("study/tune/0/methods", ["baseline"], "baseline has no threshold to search"),
         ("study/tune/0/methods", [], "study.tune.0.methods: list the methods to search"),
         ("study/tune/0/methods", ["supervised"], "study.tune.0.methods: list the methods"),
-        ("refine/cpi/thresholds", "tuned", "refine.cpi: `thresholds: tuned` needs a search for "
-         "refscenes at 1 %; add it to study.tune"),
+        ("refine/baseline/thresholds", "tuned", "refine.baseline: `thresholds: tuned` needs a "
+         "search of baseline for refscenes at 0.1 %; add it to study.tune"),
+        ("refine/control/thresholds", "tuned:cpiu", "refine.control.thresholds: 'cpiu' is not a "
+         "key of `refine`; did you mean 'cpi-u'?"),
+        ("refine/iom-60/thresholds", "tuned:cpi", "iom-60.thresholds: cpi has other thresholds"),
+        ("refine/iom-60/thresholds", "tune", "refine.iom-60.thresholds: "),
+        ("study/tune/0/methods", ["iom"], "refine.cpi-u-tuned: `thresholds: tuned:cpi-u` needs a "
+         "search of cpi-u for refscenes at 1 %"),
         ("datasets/refscenes/labelled_lists", {1: "a.json"}, "datasets.refscenes.labelled_lists.1: "
          'a key must be text; write "1" in quotes'),
         ("datasets/refscenes/labelled_lists", {0.1: "a.json"}, 'write "0.1" in quotes'),
@@ -349,3 +355,8 @@ def test_tuned_thresholds_come_from_their_file(tmp_path: Path, monkeypatch: pyte
     (folder / "refscenes-1-mine.yaml").write_text("threshold_u: 25\n")
     with pytest.raises(ConfigError, match=re.escape("refine.mine.threshold_u")):
         resolve(params, cell)
+    other = with_method(strategy="cpi-u", threshold_u=0.7, thresholds="tuned:cpi-u")
+    with pytest.raises(ConfigError, match=r"refscenes-1-cpi-u\.yaml: no such file.*--method cpi-u"):
+        resolve(other, cell)
+    (folder / "refscenes-1-cpi-u.yaml").write_text("threshold_u: 0.5\n")
+    assert resolve(other, cell).refine["mine"].threshold_u == 0.5

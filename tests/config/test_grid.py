@@ -37,10 +37,12 @@ def key(method: str, fraction: float = 1, seed: int = 0, source: str | None = No
 def test_the_runs_of_the_default_study():
     methods = ["supervised", "baseline", "cpi-u"]
     wanted = {key(method, fraction) for method in methods for fraction in (0.1, 1, 5, 10)}
-    wanted |= {key(method, 1) for method in ("control", "iom", "cpi")}
+    wanted |= {key(method, 1) for method in ("control", "iom", "cpi", "cpi-u-tuned")}
     params = validate(DEMO)
     assert set(expand(params)) == wanted
-    assert searches(params) == [key("cpi-u")]
+    assert searches(params) == [key(method) for method in ("iom", "cpi", "cpi-o", "cpi-u")]
+    tuned = stages(params)["mutual"]["refscenes-1-cpi-u-tuned-0"]
+    assert tuned["thresholds"] == "experiments/tuned/refscenes-1-cpi-u.yaml"
 
 
 @pytest.mark.parametrize("methods", [[], ["supervised"]])

@@ -12,6 +12,7 @@ def small_study():
     values = read_yaml(ROOT / "experiments/demo.yaml")
     block = {"fractions": [1, 10], "seeds": [0, 1], "methods": ["baseline", "cpi-u"]}
     values["study"]["runs"][0] |= block
+    del values["study"]["runs"][2:]  # the trainings with tuned thresholds
     values["evaluation"]["bootstrap_samples"] = 200
     return validate(values)
 
@@ -22,6 +23,7 @@ def with_study(params, **lists):
     for name, dataset in PAPERS.items():
         values["datasets"][name] = values["datasets"]["refscenes"] | {"dataset": dataset}
     values["study"]["runs"][0] |= lists
+    del values["study"]["runs"][2:]  # the trainings with tuned thresholds
     values["study"]["tune"] = []
     return validate(values)
 

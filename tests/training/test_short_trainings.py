@@ -12,6 +12,7 @@ from helpers.small_study import small_params
 
 from semires import process, tracking
 from semires.config.schema import Params
+from semires.config.validate import read_yaml
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.runs.key import RunKey
 from semires.runs.layout import tuned_file
@@ -156,6 +157,10 @@ def test_a_training_that_diverges_is_a_pruned_trial(
         real(self, loss, ref_ids)
 
     monkeypatch.setattr(loop.Loop, "backward", backward)
-    studies.tune(searching(f"sqlite:///{tmp_path / 'study.db'}", trials=3, pruner="none"), CELL)
+    settings = {"trials": 3, "pruner": "none", "parameters": ["pwa_mean", "pwa_offset"]}
+    studies.tune(searching(f"sqlite:///{tmp_path / 'study.db'}", **settings), CELL)
+    names = [name for name in trials() if name.startswith("params_")]
+    assert names == ["params_pwa_mean", "params_pwa_offset"]
+    assert read_yaml(tuned_file(CELL)) == {"threshold_u": 0.7}, "as given"
     assert trials()["state"].tolist() == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert not states_on_disk()

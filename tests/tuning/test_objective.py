@@ -184,6 +184,12 @@ def test_space_of_labels_and_of_training():
         "threshold_u", "pwa_mean", "pwa_variance", "pwa_offset", "lambda_unsup", "ema",
     }  # fmt: skip
     assert all(axis.low <= axis.given <= axis.high for axis in axes.values())
+    only = tune.model_copy(update={"parameters": ["pwa_offset", "threshold_u"]})
+    chosen = space(params.model_copy(update={"tune": only}), cell)
+    assert chosen == {name: axes[name] for name in ("threshold_u", "pwa_offset")}
+    wrong = params.tune.model_copy(update={"parameters": ["pwa_offset"]})
+    with pytest.raises(ConfigError, match=r"tune\.parameters: 'pwa_offset' .* threshold_u$"):
+        space(params.model_copy(update={"tune": wrong}), cell)
     # Eq. 9 stays positive all over the space.
     lowest = axes["pwa_offset"].low - 1 / np.sqrt(2 * np.pi * axes["pwa_variance"].low)
     assert lowest > 0

@@ -23,6 +23,7 @@ from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.training.mutual import make_refiner
 from semires.tuning.counts import PseudoLabel, count, save, sources
+from semires.tuning.curves import ALL_EQUAL
 from semires.tuning.storage import hidden
 from semires.tuning.study import tune, tune_all
 
@@ -96,7 +97,8 @@ def test_stage_writes_everything_and_goes_on(workspace, capsys):
     names = {path.name for path in folder.iterdir()}
     pictures = {"history.png", "curves.png", "importances.png", "plane.png"}
     tables = {"trials.csv", "curves.csv", "plane.csv"}
-    assert names == pictures | tables | {"best.yaml", "summary.json"}
+    counts = {"seen.npz", "held_out.npz"}
+    assert names == pictures | tables | counts | {"best.yaml", "summary.json"}
     for name in pictures:
         assert min(Image.open(folder / name).size) > 200
     trials = pd.read_csv(folder / "trials.csv")
@@ -140,8 +142,12 @@ def check_summary(summary, trials):
 def check_curves(folder, summary, best):
     """The curves hold the paper's and the best values exactly, and their figures' intervals."""
     curves = pd.read_csv(folder / "curves.csv")
-    assert set(curves["threshold"]) == {"threshold_u", "threshold_o"}
+    assert set(curves["threshold"]) == {"threshold_u", "threshold_o", ALL_EQUAL}
     for (half, name), curve in curves.groupby(["half", "threshold"]):
+        if name == ALL_EQUAL:
+            paper = curve.set_index("value").loc[0.7]
+            assert paper["oIoU"] == pytest.approx(summary[half]["paper"]["oIoU"])
+            continue
         assert curve["value"].is_monotonic_increasing
         assert set(np.linspace(0, 1, 101)) <= set(curve["value"])
         assert (curve["low"] <= curve["oIoU"]).all()
@@ -195,7 +201,7 @@ def test_grid_runs_the_papers_values_alone(workspace):
 def searching(params, methods):
     """The parameters of a study that searches ``methods`` at 1 % with seed 0."""
     block = Block(datasets=["refscenes"], fractions=[1.0], methods=methods, seeds=[0])
-    study = params.study.model_copy(update={"tune": [block]})
+    study = params.study.model_copy(update={"tune": [block], "runs": params.study.runs[:2]})
     return params.model_copy(update={"study": study})
 
 
