@@ -17,17 +17,14 @@ help:  ## this list
 .venv/.ready: requirements.lock pyproject.toml tools/setup.sh tools/uv.lock
 	@tools/setup.sh "$(PYTHON)"
 
-# One worker per core, one thread per process: the burn-ins, then the searches, whose thresholds runs of
-# all seeds use, then all runs; a worker makes all runs that start from one burn-in. DVC locks the workers
-# apart. The results do not depend on the number of workers.
+# One lane per core, one thread per process: a lane makes one stage after another. DVC locks the lanes
+# apart. The results do not depend on the number of lanes.
 define dvc_repro
 	dvc repro --glob 'propose@*' 'split@*'
-	dvc stage list --name-only | grep '^burn_in@' \
-	  | xargs -P $(LANES) -n 1 sh -c 'dvc --wait-for-lock repro -s "$$0" || exit 255'
-	if grep -q '^  tune:$$' experiments/grid.yaml; then dvc repro --glob 'tune@*'; fi
-	dvc stage list --name-only | sed -nE 's/^burn_in@(.*)-([0-9]+)$$/\1 \2/p' \
-	  | xargs -P $(LANES) -n 2 sh -c \
-	    'dvc --wait-for-lock repro -s --glob "burn_in@$$0-$$1" "*@$$0-*-$$1" || exit 255'
+	for kind in burn_in tune mutual; do \
+	  dvc stage list --name-only | grep "^$$kind@" | xargs -P $(LANES) -n 1 sh -c \
+	    'dvc --wait-for-lock repro -s "$$0" || exit 255' || exit; \
+	done
 	dvc repro
 endef
 
