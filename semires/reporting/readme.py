@@ -110,21 +110,27 @@ def _claims_line(folder: Path) -> str:
 
 
 def _claims() -> str:
-    """The number of claims per verdict, for each table and figure of the paper."""
+    """One line per claim: where in the paper, our differences, the number of each verdict."""
     path = _report() / "claims.csv"
     if not path.is_file():
         return ""
-    places = {
-        claim.id: claim.where.partition(" (")[0] for claim in load_claims(*load_definitions())
-    }
-    counts: dict[str, Counter[str]] = {}
+    found: dict[str, list[Line]] = {}
     for line in _lines(path):
-        place = places.get(line["id"], "no longer in claims.yaml")
-        counts.setdefault(place, Counter())[line["verdict"]] += 1
-    rows = [f"| claims of | {' | '.join(VERDICTS)} |", f"| --- |{' ---: |' * len(VERDICTS)}"]
-    for place, found in counts.items():
-        rows.append(f"| {md(place)} | {' | '.join(str(found[v]) for v in VERDICTS)} |")
-    return "\n".join(rows)
+        found.setdefault(line["id"], []).append(line)
+    rows = ["| claim | where | left - right, points | verdict |", "| --- | --- | --- | --- |"]
+    not_run = 0
+    for claim in load_claims(*load_definitions()):
+        lines = found.get(claim.id, [])
+        counts = Counter(line["verdict"] for line in lines)
+        if set(counts) <= {"not run"}:
+            not_run += 1
+            continue
+        ours = ", ".join(f"{float(line['ours']):+.1f}" for line in lines if line["ours"])
+        verdict = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+        where = claim.where.partition(" (")[0]
+        rows.append(f"| {md(claim.claim)} | {md(where)} | {ours} | {verdict} |")
+    table = "\n".join(rows)
+    return f"{table}\n\nNot run here: {not_run} claims." if not_run else table
 
 
 def _pipeline() -> str:
