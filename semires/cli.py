@@ -210,7 +210,7 @@ def _report(arguments: Arguments) -> None:
     from semires import tracking
     from semires.reporting.report import report
 
-    report(params, Path(arguments.reports))
+    report(params, Path(arguments.reports or params.study.reports))
     tracking.sync_in_background()
 
 
@@ -218,14 +218,14 @@ def _summary(arguments: Arguments) -> None:
     params = _params(arguments)
     from semires.reporting.report import print_summary
 
-    print_summary(params, Path(arguments.reports))
+    print_summary(params, Path(arguments.reports or params.study.reports))
 
 
 def _verify(arguments: Arguments) -> int:
     params = _params(arguments)
     from semires.reporting.verify import verify
 
-    return int(verify(params, Path(arguments.reports), arguments.against))
+    return int(verify(params, Path(arguments.reports or params.study.reports), arguments.against))
 
 
 def _use(arguments: Arguments) -> None:
@@ -374,7 +374,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--expression": {"metavar": "TEXT", "help": "an expression that refers to one object"},
     "--expressions": {"metavar": "CSV", "help": "a file with the columns image and expression"},
     "--output": {"help": "a PNG file; with --expressions, a folder"},
-    "--reports": {"default": "reports", "metavar": "FOLDER", "help": "the report's folder"},
+    "--reports": {"metavar": "FOLDER", "help": "the report's folder; default: `study.reports`"},
     "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
     "file": {
         "help": "a parameter file, such as experiments/refcoco.yaml",

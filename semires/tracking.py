@@ -295,12 +295,12 @@ def _searches() -> Iterator[Record]:
 
 
 def _reports() -> Iterator[Record]:
-    path = layout.REPORTS / "metrics.json"
-    if path.is_file() and (metrics := files.read_json(path)):
-        digest, ms = files.sha256_file(path), _modified(path)
-        tags = {"semires.key": layout.REPORTS.name, "stage": "report"}
-        tags["semires.run"] = _identity(layout.REPORTS, digest)
-        yield Record(Start(min(metrics), "report", tags, {}), digest, layout.REPORTS, ms, ms)
+    for path in sorted(layout.REPORTS.rglob("metrics.json")):
+        if metrics := files.read_json(path):
+            folder, digest, ms = path.parent, files.sha256_file(path), _modified(path)
+            tags = {"semires.key": folder.as_posix(), "stage": "report"}
+            tags["semires.run"] = _identity(folder, digest)
+            yield Record(Start(min(metrics), "report", tags, {}), digest, folder, ms, ms)
 
 
 def _history(record: Record) -> Rows:

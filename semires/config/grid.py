@@ -107,6 +107,7 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
         "mutual": _named(
             {**_item(params, key), "thresholds": _thresholds(params, key)} for key in mutual
         ),
+        "report": {Path(params.study.reports).name: {"folder": params.study.reports}},
     }
 
 

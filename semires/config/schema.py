@@ -50,9 +50,11 @@ class Study(Section):
     """The runs of the study: the union of the blocks of ``runs`` (:mod:`semires.config.grid`).
 
     The first block of ``runs`` fills the main table. ``tune`` lists blocks of threshold searches.
-    ``generated`` lists the data sets that the stage `generate` makes.
+    ``generated`` lists the data sets that the stage `generate` makes. ``reports`` is the folder of
+    the tables and figures.
     """
 
+    reports: Annotated[str, Field(pattern=r"^reports(/[\w-]+)?$")] = "reports"
     generated: list[Name]
     runs: list[Block] = Field(min_length=1)
     tune: list[Block]

@@ -37,7 +37,7 @@ def key(method: str, fraction: float = 1, seed: int = 0, source: str | None = No
 def test_the_runs_of_the_default_study():
     methods = ["supervised", "baseline", "cpi-u"]
     wanted = {key(method, fraction) for method in methods for fraction in (0.1, 1, 5, 10)}
-    wanted |= {key(method, 1) for method in ("control", "iom", "cpi", "cpi-u-tuned")}
+    wanted |= {key(method, 1) for method in ("control", "iom", "cpi-u-tuned")}
     params = validate(DEMO)
     assert set(expand(params)) == wanted
     assert searches(params) == [key(method) for method in ("iom", "cpi", "cpi-o", "cpi-u")]

@@ -59,7 +59,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_the_study_ends_with_its_tables(study: Any):
     assert study.stages[0] == "generate@refscenes"
-    assert study.stages[-1] == "report"
+    assert study.stages[-1] == "report@reports"
     assert {BURN_IN, "mutual@refscenes-10-cpi-u-0", "tune@refscenes-10-cpi-u-0"} < set(study.stages)
     for method in ("supervised", "baseline", "cpi-u"):
         metrics = read(study, f"{RUN}/{method}/seed0/metrics.json")
@@ -275,7 +275,7 @@ TARGETS = {
                      ".work/runs-refscenes-10-cpi-u-seed0-*"),
     "tune": Target(f"tune {CELL} --method cpi-u", ["tune/refscenes/10/cpi-u/seed0"],
                    "tune@refscenes-10-cpi-u-0", ".work/optuna/studies.db"),
-    "report": Target("report", ["reports"], "report"),
+    "report": Target("report", ["reports"], "report@reports"),
 }  # fmt: skip
 
 
