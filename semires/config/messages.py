@@ -21,7 +21,7 @@ def explain(error: Any, root: type[BaseModel]) -> str:
         return f"{key}: unknown key{nearest(parts[-1], fields_of(annotation))}"
     if error["type"] == "missing":
         return f"{key}: missing"
-    if error["loc"][-1] == "[key]" and error["type"] == "string_type":
+    if error["loc"][-1:] == ("[key]",) and error["type"] == "string_type":
         return f'{key}: a key must be text; write "{parts[-1]}" in quotes'
     message = error["msg"].removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
@@ -52,7 +52,7 @@ def follow(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
             continue
         parts.append(str(part))
         if is_model(annotation):
-            variants = [annotation, *annotation.__subclasses__()]  # `model` has several classes
+            variants = variants_of(annotation)  # `model` has several classes
             found = (v.model_fields[str(part)] for v in variants if part in v.model_fields)
             field = next(found, None)
             if field is None:
@@ -96,8 +96,13 @@ def tags_of(annotation: Any) -> list[str]:
 
 def fields_of(annotation: Any) -> list[str]:
     """Return the field names of a section and of the sections derived from it."""
-    variants = [annotation, *annotation.__subclasses__()] if is_model(annotation) else []
+    variants = variants_of(annotation) if is_model(annotation) else []
     return list(dict.fromkeys(name for variant in variants for name in variant.model_fields))
+
+
+def variants_of(section: type[BaseModel]) -> list[type[BaseModel]]:
+    """Return a section and all sections derived from it."""
+    return [section, *(v for child in section.__subclasses__() for v in variants_of(child))]
 
 
 def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) -> None:

@@ -5,6 +5,7 @@ To add the parameters of a model, derive a class from `ModelSection` and add it 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,12 +15,14 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from semires.config.messages import nearest
-from semires.config.types import Dropout, Section, Small, Width
+from semires.config.types import Dropout, NonNegative, Section, Small, Width
 
+GROUPS = 32  # of the group norms in ReLA's pixel decoder
 FourSmall = Annotated[list[Small], Field(min_length=4, max_length=4)]
 
 
@@ -117,15 +120,13 @@ def _dividing(heads: list[int], embed_dim: int | None) -> list[int]:
     return heads
 
 
-class Lavt(ModelSection):
-    """The parameters of LAVT with Swin and BERT."""
+class FusedSection(ModelSection):
+    """The parameters that models on Swin, BERT and PWAM share."""
 
-    name: Literal["lavt"]
     swin: Swin
     bert: Bert
     fusion_heads: FourSmall
     fusion_dropout: Dropout
-    decoder_width: Width | None
 
     @field_validator("fusion_heads")
     @classmethod
@@ -161,7 +162,69 @@ class Lavt(ModelSection):
             )
 
 
-MODEL_SECTIONS: dict[str, type[ModelSection]] = {"lavt": Lavt}
+class Lavt(FusedSection):
+    """The parameters of LAVT."""
+
+    name: Literal["lavt"]
+    decoder_width: Width | None
+
+
+class Rela(FusedSection):
+    """The parameters of ReLA (GRES).
+
+    ``pixel_width`` and ``mask_width`` are the channels of the pixel decoder and of the mask
+    features; null is ``width``. ``project_levels`` projects the pixel decoder's maps for the
+    regions also where the channels are equal. Published models use these three defaults.
+
+    ``minimap_target`` makes the regions' target from a mask: ``truncated`` is bilinear and cut off
+    to an integer, as published; ``majority`` is 1 where half of the region's pixels are the
+    object's. ``empty_is_no_target``: an empty label means "no target" (gRefCOCO).
+    """
+
+    name: Literal["rela"]
+    zero_gates: bool
+    width: Width
+    num_heads: Small
+    pixel_layers: Small
+    pixel_feedforward: Width
+    regions: Annotated[int, Field(ge=1, le=2**14)]
+    region_layers: Small
+    region_feedforward: Width
+    language_scale: float
+    minimap_weight: NonNegative
+    minimap_target: Literal["truncated", "majority"]
+    no_target_weight: NonNegative
+    empty_is_no_target: bool
+    pixel_width: Width | None = None
+    mask_width: Width | None = None
+    project_levels: bool = False
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Rela:
+        for key, width in (("width", self.width), ("pixel_width", self.pixel_width or self.width)):
+            if width % self.num_heads:
+                raise ValueError(f"num_heads: {self.num_heads} do not divide {key} {width}")
+        if (self.pixel_width or self.width) % GROUPS:
+            raise ValueError(
+                f"width: {self.pixel_width or self.width} is no multiple of {GROUPS}, the number "
+                "of groups of the pixel decoder's norms"
+            )
+        if self.width % 2:
+            raise ValueError(f"width: {self.width} is odd; sine positions need pairs of channels")
+        return self
+
+    def check(self, image_size: int) -> None:
+        """As the base class; also, the regions must form a square that the image covers."""
+        super().check(image_size)
+        side = math.isqrt(self.regions)
+        if side**2 != self.regions or side > image_size:
+            raise ValueError(
+                f"model.regions: {self.regions} is not the square of a number up to "
+                f"data.image_size {image_size}; the regions are the cells of a square grid"
+            )
+
+
+MODEL_SECTIONS: dict[str, type[ModelSection]] = {"lavt": Lavt, "rela": Rela}
 
 
 def parse_model(values: Any) -> ModelSection:

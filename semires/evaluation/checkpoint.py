@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 
-from semires.config.model import Lavt, ModelSection, parse_model
+from semires.config.model import FusedSection, ModelSection, parse_model
 from semires.config.schema import Data, Params
 from semires.data.tables import Tables
 from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
 from semires.evaluation.evaluate import evaluate_shared, summarise
 from semires.files import sha256_file
-from semires.models import LAVT, SegmentationModel, build_model, load_official_lavt
-from semires.models.lavt import new_bert
+from semires.models import ReLA, SegmentationModel, build_model, load_official
+from semires.models.encoder import new_bert
 from semires.models.pretrained import load_bert
 from semires.models.text import Tokenizer
 from semires.models.weights import load_weights
@@ -37,10 +38,11 @@ class Trained:
 
 
 def open_checkpoint(path: str | Path, params: Params | None) -> Trained:
-    """Open a run folder, its ``model.safetensors``, or a published LAVT / SemiRES ``.pth``.
+    """Open a run folder, its ``model.safetensors``, or a published ``.pth``.
 
-    A published checkpoint does not contain image size and vocabulary: they come from ``params``,
-    and so does the text encoder if the checkpoint has none. A run folder needs no parameters.
+    Published checkpoints are those of LAVT, SemiRES and GRES (ReLA); their tensors' names say which.
+    They do not contain image size and vocabulary: both come from ``params``, and so does the
+    text encoder if the checkpoint has none. A run folder needs no parameters.
 
     Raises:
         WeightsError: the path does not exist, or is none of these.
@@ -90,17 +92,19 @@ def _of_run(folder: Path) -> Trained:
     return Trained(model.eval(), tokenizer, data)
 
 
-def _published(path: Path, section: ModelSection, tokenizer: Tokenizer) -> LAVT:
+def _published(path: Path, section: ModelSection, tokenizer: Tokenizer) -> SegmentationModel:
     """A published checkpoint's model, for the tokens of ``tokenizer``.
 
     Raises:
-        WeightsError: no LAVT, or its text encoder is of another vocabulary or size.
+        WeightsError: the file is of no model of this project, or its text encoder is of another
+            vocabulary or size.
     """
-    if not isinstance(section, Lavt):
+    if not isinstance(section, FusedSection):
         raise WeightsError(
-            f"{path}: a published checkpoint is a LAVT: model.name must be lavt, not {section.name}"
+            f"{path}: a published checkpoint uses the `bert` section of a LAVT or ReLA, and "
+            f"model.name is {section.name}"
         )
-    bert, model = section.bert, load_official_lavt(path)
+    bert, model = section.bert, load_official(path)
     if model.bert is None:
         wanted = cast(Any, model.fusions[0]).attention.key.in_features
         if bert.pretrained is None or bert.hidden_size != wanted:
@@ -115,6 +119,12 @@ def _published(path: Path, section: ModelSection, tokenizer: Tokenizer) -> LAVT:
         raise WeightsError(
             f"{path}: has {rows} token embeddings, and the vocabulary has {tokenizer.vocab_size} "
             "tokens: set model.bert.vocabulary to the one it was trained with"
+        )
+    if isinstance(model, ReLA) and (weight := model.regions.language_weight.item()):
+        print(
+            f"{path}: lang_weight is {weight:.3g}; GRES's own evaluation code does not load it and "
+            "computes with 0",
+            file=sys.stderr,
         )
     return model.eval()
 

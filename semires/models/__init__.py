@@ -1,4 +1,4 @@
-"""The networks. `MODELS` maps ``model.name`` to a builder. LAVT is the paper's network.
+"""The networks. `MODELS` maps ``model.name`` to a builder: LAVT, and ReLA of the paper's Table 7.
 
 A new model is a class that derives from `SegmentationModel`, an entry of `MODELS`, and a section
 class in `semires.config.model`.
@@ -13,20 +13,27 @@ from semires.config.model import ModelSection
 from semires.errors import ConfigError
 from semires.models.base import Outputs, SegmentationModel
 from semires.models.lavt import LAVT, build_lavt
-from semires.models.official import load_official_lavt
+from semires.models.official import load_official, load_official_lavt, load_official_rela
+from semires.models.rela import ReLA, build_rela
 from semires.models.text import Tokenizer
 
 __all__ = [
     "LAVT",
     "MODELS",
     "Outputs",
+    "ReLA",
     "SegmentationModel",
     "build_model",
+    "load_official",
     "load_official_lavt",
+    "load_official_rela",
 ]
 
 # A builder takes the model's section, the tokenizer, and whether to load pretrained parts.
-MODELS: dict[str, Callable[[Any, Tokenizer, bool], SegmentationModel]] = {"lavt": build_lavt}
+MODELS: dict[str, Callable[[Any, Tokenizer, bool], SegmentationModel]] = {
+    "lavt": build_lavt,
+    "rela": build_rela,
+}
 
 
 def build_model(

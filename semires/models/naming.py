@@ -1,8 +1,9 @@
-"""Names and shapes of the published LAVT's weights, translated to the names of this project.
+"""Names and shapes of the published models' weights, translated to the names of this project.
 
-The published file has Swin's original (Microsoft) names under ``backbone.``, with fusion and gate
-inside each stage, and ``classifier.`` for the decoder. Two shapes differ: the published code stores
-query, key and value in one ``qkv``, and its 1x1 convolutions over tokens are linear layers here.
+The published files have Swin's original (Microsoft) names under ``backbone.``, with fusion and gate
+inside each stage. LAVT's decoder is under ``classifier.``, ReLA's under ``sem_seg_head.``. Two
+shapes differ: the published code stores Swin's query, key and value in one ``qkv``, and its 1x1
+convolutions over tokens are linear layers here.
 """
 
 from __future__ import annotations
@@ -50,8 +51,50 @@ CLASSIFIER: Rules = (
     ("bn1_{s}.", "decoder.merge{s}.bn1."),
     ("bn2_{s}.", "decoder.merge{s}.bn2."),
 )
+_LAYER = "transformer.encoder.layers.{s}."
+PIXEL_DECODER: Rules = (
+    ("input_proj.{s}.", "pixel_decoder.input_projections.{s}."),
+    ("transformer.level_embed", "pixel_decoder.level_embed"),
+    (_LAYER + "self_attn.", "pixel_decoder.encoder.layers.{s}.self_attn."),
+    (_LAYER + "norm1.", "pixel_decoder.encoder.layers.{s}.self_attn_layer_norm."),
+    (_LAYER + "norm2.", "pixel_decoder.encoder.layers.{s}.final_layer_norm."),
+    (_LAYER + "linear1.", "pixel_decoder.encoder.layers.{s}.fc1."),
+    (_LAYER + "linear2.", "pixel_decoder.encoder.layers.{s}.fc2."),
+    ("adapter_1.norm.", "pixel_decoder.adapter_1.1."),
+    ("adapter_1.", "pixel_decoder.adapter_1.0."),
+    ("layer_1.norm.", "pixel_decoder.layer_1.1."),
+    ("layer_1.", "pixel_decoder.layer_1.0."),
+    ("mask_features.", "pixel_decoder.mask_projection."),
+)
+PREDICTOR: Rules = (
+    ("query_feat.", "regions.features."),
+    ("static_query.", "regions.features."),  # its name in early files
+    ("query_embed.", "regions.positions."),
+    ("level_embed.", "regions.level_embed."),
+    ("input_proj.{s}.", "regions.project.{s}."),
+    ("lang_proj.", "regions.language_project."),
+    ("lang_weight", "regions.language_weight"),
+    ("RLA_lang_att.multihead_attn.", "regions.language.attention."),
+    ("RLA_lang_att.norm.", "regions.language.norm."),
+    ("RIA_layers.{s}.multihead_attn.", "regions.layers.{s}.image.attention."),
+    ("RIA_layers.{s}.norm.", "regions.layers.{s}.image.norm."),
+    ("RLA_vision.{s}.self_attn.", "regions.layers.{s}.regions.attention."),
+    ("RLA_vision.{s}.norm.", "regions.layers.{s}.regions.norm."),
+    ("transformer_ffn_layers.{s}.", "regions.layers.{s}."),
+    ("decoder_norm.", "regions.norm."),
+    ("minimap_embed.", "regions.minimap."),
+    ("nt_embed.", "regions.no_target."),
+    ("mask_embed.", "regions.mask_embed."),
+)
+PARTS: dict[str, Rules] = {  # by prefix
+    "backbone.": BACKBONE,
+    "classifier.": CLASSIFIER,
+    "sem_seg_head.pixel_decoder.": PIXEL_DECODER,
+    "sem_seg_head.predictor.": PREDICTOR,
+}
 _DERIVED = re.compile(
     r"relative_position_index$|attn_mask$|position_ids$|^(backbone\.)?(head|norm)\.|^pooler\."
+    r"|^pixel_(mean|std)$|^criterion\."
 )
 
 
@@ -89,18 +132,17 @@ def split_qkv(state: State) -> State:
 
 
 def to_ours(published: State) -> State:
-    """The published ``model`` entry under this project's names and shapes.
+    """The published ``model`` entry, without a text encoder, under this project's names and shapes.
 
     Raises:
-        ValueError: a name is not one of LAVT's.
+        ValueError: a name is of none of the published models.
     """
     state = {}
     for name, value in split_qkv(published).items():
         if is_derived(name):
             continue
-        part, _, inner = name.partition(".")
-        rules = {"backbone": BACKBONE, "classifier": CLASSIFIER}.get(part, ())
-        ours = rename(inner, rules)
+        part = next((prefix for prefix in PARTS if name.startswith(prefix)), "")
+        ours = rename(name.removeprefix(part), PARTS.get(part, ()))
         if ours is None:
             raise ValueError(f"unknown name {name}")
         state[ours] = value.squeeze(-1) if ours.startswith("fusions.") else value

@@ -1,8 +1,8 @@
-"""Published LAVT and SemiRES checkpoints (``.pth``), read without executing anything in them.
+"""Published checkpoints (``.pth``) of LAVT, SemiRES and GRES (ReLA), read without executing anything.
 
-In: a file with ``model`` (backbone and classifier) and usually ``bert_model``, with or without the
-prefixes of DDP and `torch.compile`. Out: a :class:`LAVT` whose sizes come from the tensors' shapes
-(names: ``naming.py``).
+LAVT and SemiRES: a file with ``model`` (backbone and classifier) and usually ``bert_model``. GRES:
+``model`` with detectron2's names, usually with the text encoder among them. Both with or without
+the prefixes of DDP and `torch.compile`. Sizes come from the tensors' shapes (names: ``naming.py``).
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from semires.config.messages import explain
-from semires.config.model import Lavt
+from semires.config.model import FusedSection, Lavt, Rela
 from semires.errors import WeightsError
 from semires.models import swin as swin_ops
-from semires.models.lavt import LAVT, new_bert
+from semires.models.encoder import FusedEncoder, new_bert
+from semires.models.lavt import LAVT
 from semires.models.naming import is_derived, to_ours
+from semires.models.pixel_decoder import POINTS_PER_HEAD
+from semires.models.rela import ReLA
 from semires.models.weights import (
     State,
     check_tensors,
@@ -33,8 +38,57 @@ from semires.models.weights import (
     weights_errors,
 )
 
-NO_LAVT = "no published LAVT checkpoint"
+NO_LAVT, NO_RELA = "no published LAVT checkpoint", "no published GRES checkpoint"
+RELA_PART = "sem_seg_head."  # prefix of names that only GRES's checkpoints have
+LAVT_PART = "classifier."
 PUBLISHED_HEADS = [1, 1, 1, 1]  # PWAM's heads in the published code, per stage
+Section = TypeVar("Section", bound=FusedSection)
+Model = TypeVar("Model", bound=FusedEncoder)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The content of a published checkpoint.
+
+    Args:
+        where: the file, for messages.
+        model: weights under the published names, without the text encoder.
+        text: BERT's weights under transformers' names, or None.
+        args: the entry ``args`` of the training script, or None.
+    """
+
+    where: str
+    model: State
+    text: State | None
+    args: Any
+
+    @property
+    def is_rela(self) -> bool:
+        """Whether the names are those of GRES's ReLA."""
+        return any(name.startswith(RELA_PART) for name in self.model)
+
+    @property
+    def is_lavt(self) -> bool:
+        """Whether the names are those of LAVT."""
+        return any(name.startswith(LAVT_PART) for name in self.model)
+
+
+def load_official(path: str | Path) -> LAVT | ReLA:
+    """A LAVT or a ReLA in eval mode from a published checkpoint, whichever it is by its names.
+
+    Raises:
+        WeightsError: the file is missing, damaged, unsafe or of neither model.
+    """
+    published = read_published(path)
+    if published.is_rela:
+        return rela_of(published)
+    if not published.is_lavt:
+        shown = one_line(", ".join([*published.model][:3]), 120) or "nothing"
+        raise WeightsError(
+            f"{path}: neither a LAVT (`{LAVT_PART}...`) nor a GRES checkpoint (`{RELA_PART}...`): "
+            f"its `model` holds {shown}"
+        )
+    return lavt_of(published)
 
 
 def load_official_lavt(
@@ -52,30 +106,91 @@ def load_official_lavt(
     Raises:
         WeightsError: the file is missing, damaged, unsafe or not a LAVT checkpoint.
     """
-    content = read_checkpoint(path)
-    where = str(path)
+    return lavt_of(read_published(path), bert, fusion_heads)
+
+
+def load_official_rela(
+    path: str | Path,
+    bert: nn.Module | None = None,
+    fusion_heads: list[int] | None = None,
+    text_heads: int | None = None,
+) -> ReLA:
+    """A ReLA in eval mode from a published GRES checkpoint.
+
+    All sizes are read from the tensors, except those of ``fusion_heads`` and ``text_heads``. The
+    published code has one number of heads for both decoders, 4 sampling points and post-norm
+    layers. The weight of RLA's language part, ``lang_weight``, is loaded; the published code loses
+    it when it loads a file, and evaluates with 0.
+
+    Args:
+        path: the ``.pth`` file.
+        bert: text encoder for a checkpoint without ``text_encoder.*``; without either,
+            :meth:`ReLA.encode_text` raises an error; :meth:`ReLA.heads` and
+            :meth:`ReLA.segment` work.
+        fusion_heads: PWAM's heads; 1 per stage by default, as published.
+        text_heads: heads of the checkpoint's BERT; one per 64 channels by default, as published.
+
+    Raises:
+        WeightsError: the file is missing, damaged, unsafe or not a GRES checkpoint.
+    """
+    return rela_of(read_published(path), bert, fusion_heads, text_heads)
+
+
+def read_published(path: str | Path) -> Published:
+    """Read a published checkpoint of either model.
+
+    Raises:
+        WeightsError: the file is missing, damaged or unsafe, or holds no weights.
+    """
+    content, where = read_checkpoint(path), str(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         entries = ", ".join(map(str, content)) if isinstance(content, dict) else "no mapping"
         raise WeightsError(
-            f"{where}: {NO_LAVT}: it has no `model` weights, but {one_line(entries) or 'nothing'}"
+            f"{where}: no published checkpoint: it has no `model` weights, but "
+            f"{one_line(entries) or 'nothing'}"
         )
-    published = plain_names(check_tensors(content["model"], where))
+    model = plain_names(check_tensors(content["model"], where))
     text = content.get("bert_model")
-    # `lavt_one` stores its text encoder in `model`.
-    inside = {n: published.pop(n) for n in list(published) if n.startswith("text_encoder.")}
+    # GRES and `lavt_one` store the text encoder in `model`.
+    inside = {n: model.pop(n) for n in list(model) if n.startswith("text_encoder.")}
     if text is None:
         text = {name.removeprefix("text_encoder."): v for name, v in inside.items()} or None
     text_state = None if text is None else _text_state(plain_names(check_tensors(text, where)))
-    heads = fusion_heads or _fusion_heads(content.get("args"), where)
-    with weights_errors(where, NO_LAVT):  # wrong sizes or names raise almost any exception
-        settings = _settings(_sizes(published, text_state, heads), where)
-        state = to_ours(published)
-        if text_state is not None:
-            state |= {f"bert.{name}": value for name, value in text_state.items()}
-        model = _build(settings, text_state, state)
-    if text_state is None and bert is not None:
-        model.bert = bert
-    return model.eval()
+    return Published(where, model, text_state, content.get("args"))
+
+
+def lavt_of(
+    published: Published, bert: nn.Module | None = None, fusion_heads: list[int] | None = None
+) -> LAVT:
+    """The LAVT of a checkpoint; arguments and errors as :func:`load_official_lavt`."""
+    heads = fusion_heads or _fusion_heads(published.args, published.where)
+
+    def empty(settings: Lavt, text_encoder: Any) -> LAVT:
+        return LAVT(
+            swin_ops.new_swin(settings.swin), text_encoder, settings.bert.hidden_size,
+            settings.fusion_heads, settings.fusion_dropout, settings.decoder_width,
+        )  # fmt: skip
+
+    with weights_errors(published.where, NO_LAVT):  # wrong sizes or names raise anything
+        sizes = _encoder_sizes(published, heads, None)
+        width = len(published.model["classifier.conv1_4.weight"])
+        sizes |= {"name": "lavt", "decoder_width": width}
+        settings = _settings(Lavt, sizes, f"{published.where}: {NO_LAVT}")
+        return _build(empty, settings, published, bert)
+
+
+def rela_of(
+    published: Published,
+    bert: nn.Module | None = None,
+    fusion_heads: list[int] | None = None,
+    text_heads: int | None = None,
+) -> ReLA:
+    """The ReLA of a checkpoint; arguments and errors as :func:`load_official_rela`."""
+    with weights_errors(published.where, NO_RELA):
+        sizes = _encoder_sizes(published, fusion_heads or PUBLISHED_HEADS, text_heads)
+        sizes |= _rela_sizes(published.model)
+        settings = _settings(Rela, sizes, f"{published.where}: {NO_RELA}")
+        return _build(ReLA, settings, published, bert)
 
 
 def _text_state(state: State) -> State:
@@ -114,71 +229,81 @@ def _fusion_heads(args: Any, where: str) -> list[int]:
     return [int(part) for part in text.split("-")]
 
 
-def _settings(sizes: dict[str, Any], where: str) -> Lavt:
+def _settings(section: type[Section], sizes: dict[str, Any], where: str) -> Section:
     """The validated section of these sizes.
 
     Raises:
-        WeightsError: the sizes are not valid for a LAVT.
+        WeightsError: the sizes are not valid for this model.
     """
     try:
-        return Lavt.model_validate(sizes)
+        return section.model_validate(sizes)
     except ValidationError as error:
-        fault = one_line(explain(error.errors()[0], Lavt))
-        raise WeightsError(f"{where}: {NO_LAVT}: wrong shape: {fault}") from error
+        fault = one_line(explain(error.errors()[0], section))
+        raise WeightsError(f"{where}: wrong shape: {fault}") from error
 
 
-def _build(settings: Lavt, text: State | None, state: State) -> LAVT:
-    """A LAVT with the weights of ``state``.
+def _build(
+    empty: Callable[[Section, Any], Model],
+    settings: Section,
+    published: Published,
+    bert: nn.Module | None,
+) -> Model:
+    """A model in eval mode with the checkpoint's weights.
 
     It is first built on the meta device, so that no memory is allocated for absurd shapes.
+
+    Args:
+        empty: makes the model of a section and a text encoder.
+        settings: the sizes.
+        published: the checkpoint.
+        bert: text encoder of the model if the checkpoint has none.
 
     Raises:
         ValueError: the weights do not fit.
     """
+    state, text = to_ours(published.model), published.text
+    if text is not None:
+        state |= {f"bert.{name}": value for name, value in text.items()}
 
-    def empty() -> LAVT:
-        bert = None if text is None else _new_bert(settings, text)
-        return LAVT(
-            swin_ops.new_swin(settings.swin), bert, settings.bert.hidden_size,
-            settings.fusion_heads, settings.fusion_dropout, settings.decoder_width,
-        )  # fmt: skip
+    def new() -> Model:
+        return empty(settings, None if text is None else _new_bert(settings, text))
 
     with torch.device("meta"):
-        problem = misfit(empty(), state)
+        problem = misfit(new(), state)
     if problem:
         raise ValueError(problem)
-    model = empty()
+    model = new()
     model.load_state_dict(state)
-    return model
+    if text is None and bert is not None:
+        model.bert = bert
+    return model.eval()
 
 
-def _new_bert(settings: Lavt, text: State) -> Any:
+def _new_bert(settings: FusedSection, text: State) -> Any:
     vocab_size = len(text["embeddings.word_embeddings.weight"])
     positions = len(text["embeddings.position_embeddings.weight"])
     return new_bert(settings.bert, vocab_size, positions)
 
 
-def _sizes(published: State, text: State | None, heads: list[int]) -> dict[str, Any]:
-    """The `model` section of a checkpoint, from its shapes.
+def _encoder_sizes(
+    published: Published, fusion_heads: list[int], text_heads: int | None
+) -> dict[str, Any]:
+    """The fields of a `model` section that both models have, from the shapes.
 
     Raises:
         KeyError: a tensor that determines a size is missing.
     """
-    patch = published["backbone.patch_embed.proj.weight"]
-    blocks = {
-        (int(m[1]), int(m[2]))
-        for m in (re.match(r"backbone\.layers\.(\d)\.blocks\.(\d+)\.", n) for n in published)
-        if m
-    }
+    model = published.model
+    patch = model["backbone.patch_embed.proj.weight"]
     first = [f"backbone.layers.{i}.blocks.0." for i in range(4)]
-    tables = [published[f"{prefix}attn.relative_position_bias_table"] for prefix in first]
-    ratio = len(published[f"{first[0]}mlp.fc1.weight"]) / len(patch)
-    positions = published.get("backbone.absolute_pos_embed")
+    tables = [model[f"{prefix}attn.relative_position_bias_table"] for prefix in first]
+    ratio = len(model[f"{first[0]}mlp.fc1.weight"]) / len(patch)
+    positions = model.get("backbone.absolute_pos_embed")
     swin = dict(
         pretrained=None,
         patch_size=patch.shape[-1],
         embed_dim=len(patch),
-        depths=[sum(stage == i for stage, _ in blocks) for i in range(4)],
+        depths=[count(model, f"backbone.layers.{i}.blocks.") for i in range(4)],
         num_heads=[table.shape[1] for table in tables],
         window_size=(round(len(tables[0]) ** 0.5) + 1) // 2,
         mlp_ratio=ratio,
@@ -186,22 +311,61 @@ def _sizes(published: State, text: State | None, heads: list[int]) -> dict[str, 
         absolute_embeddings=positions is not None,
         **({} if positions is None else {"position_grid": round(positions.shape[1] ** 0.5)}),
     )
-    text_dim = published["backbone.layers.0.fusion.image_lang_att.f_key.0.weight"].shape[1]
-    width = len(published["classifier.conv1_4.weight"])
+    text_dim = model["backbone.layers.0.fusion.image_lang_att.f_key.0.weight"].shape[1]
+    bert = _bert_sizes(published.text, text_dim, text_heads)
+    return dict(swin=swin, bert=bert, fusion_heads=fusion_heads, fusion_dropout=0.0)
+
+
+def count(state: State, prefix: str) -> int:
+    """The number of modules of a list, whose weights are named ``PREFIX0.``, ``PREFIX1.``, ..."""
+    return len({n[len(prefix) :].split(".")[0] for n in state if n.startswith(prefix)})
+
+
+def _rela_sizes(model: State) -> dict[str, Any]:
+    """The fields of ReLA's section beside the encoder's, from the shapes.
+
+    The extra losses are the published ones (gRefCOCO's).
+
+    Raises:
+        KeyError: a tensor that determines a size is missing.
+    """
+    pixel, predictor = f"{RELA_PART}pixel_decoder.", f"{RELA_PART}predictor."
+    layers = f"{pixel}transformer.encoder.layers."
+    queries = model[f"{predictor}query_feat.weight"]
+    offsets = model[f"{layers}0.self_attn.sampling_offsets.weight"]
     return dict(
-        name="lavt", swin=swin, bert=_bert_sizes(text, text_dim), fusion_heads=heads,
-        fusion_dropout=0.0, decoder_width=width,
-    )  # fmt: skip
+        name="rela",
+        zero_gates=False,
+        width=queries.shape[1],
+        num_heads=len(offsets) // (2 * POINTS_PER_HEAD),
+        pixel_layers=count(model, layers),
+        pixel_feedforward=len(model[f"{layers}0.linear1.weight"]),
+        regions=len(queries),
+        region_layers=count(model, f"{predictor}RIA_layers."),
+        region_feedforward=len(model[f"{predictor}transformer_ffn_layers.0.linear1.weight"]),
+        language_scale=0.1,
+        minimap_weight=0.1,
+        minimap_target="truncated",
+        no_target_weight=0.1,
+        empty_is_no_target=True,
+        pixel_width=offsets.shape[1],
+        mask_width=len(model[f"{pixel}mask_features.weight"]),
+        project_levels=f"{predictor}input_proj.0.weight" in model,
+    )
 
 
-def _bert_sizes(text: State | None, text_dim: int) -> dict[str, Any]:
-    """BERT's sizes. Heads cannot be read from shapes: 64 channels each, or 4 heads if smaller."""
+def _bert_sizes(text: State | None, text_dim: int, heads: int | None) -> dict[str, Any]:
+    """BERT's sizes. Heads cannot be read from shapes.
+
+    The default is one per 64 channels, or 4 heads if the channels are not a multiple of 64.
+    """
     layers, inner = 1, 1
     if text is not None:
-        layers = len({n.split(".")[2] for n in text if n.startswith("encoder.layer.")})
+        layers = count(text, "encoder.layer.")
         inner = len(text["encoder.layer.0.intermediate.dense.weight"])
+    if heads is None:
+        heads = text_dim // 64 if text_dim % 64 == 0 else math.gcd(text_dim, 4)
     return dict(
         pretrained=None, vocabulary=None, hidden_size=text_dim, num_layers=layers,
-        num_heads=text_dim // 64 if text_dim % 64 == 0 else math.gcd(text_dim, 4),
-        intermediate_size=inner, dropout=0.1,
+        num_heads=heads, intermediate_size=inner, dropout=0.1,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from semires.data.prepare import prepare
 from semires.errors import WeightsError
 from semires.evaluation.checkpoint import evaluate_checkpoint, open_checkpoint
 from semires.files import JSON_SEAL, sha256_file
-from semires.models import build_model
+from semires.models import ReLA, build_model
 from semires.models.text import Tokenizer
 from semires.models.weights import read_checkpoint
 from semires.runs.key import RunKey
@@ -32,7 +32,8 @@ from semires.runs.record import RunRecord
 from semires.training.record import save_model
 
 PUBLISHED = ROOT / "tests/golden/lavt_w7.pth"
-TOKENS = 120  # of the golden checkpoint
+GRES = ROOT / "tests/golden/rela_tiny.pth"
+TOKENS = 120  # of the golden checkpoints
 
 
 def parameters(**bert: Any) -> Params:
@@ -71,6 +72,22 @@ def test_a_published_checkpoint_is_evaluated(refcoco: Params):
         update={"evaluation": refcoco.evaluation.model_copy(update={"sentences": "one"})}
     )
     assert len(evaluate_checkpoint(one, PUBLISHED, "refscenes", "val")[1]) == refs
+
+
+def test_a_published_gres_checkpoint_is_evaluated(
+    refcoco: Params, capsys: pytest.CaptureFixture[str]
+):
+    trained = open_checkpoint(GRES, refcoco)
+    assert isinstance(trained.model, ReLA)
+    assert "lang_weight is 0.7; GRES's own evaluation code" in capsys.readouterr().err
+    metrics, table = evaluate_checkpoint(refcoco, GRES, "refscenes", "val")
+    assert metrics["oIoU"] == 100 * table["intersection"].sum() / table["union"].sum()
+
+
+def test_a_published_file_of_another_model_is_one_line(refcoco: Params):
+    torch.save({"model": {"encoder.weight": torch.zeros(1)}}, "x.pth")
+    with pytest.raises(WeightsError, match=r"x\.pth: neither a LAVT .* nor a GRES checkpoint"):
+        open_checkpoint("x.pth", refcoco)
 
 
 def test_another_vocabulary_is_one_line(refcoco: Params):
