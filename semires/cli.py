@@ -106,7 +106,9 @@ def _key(arguments: Arguments, method: str, source: str | None = None) -> RunKey
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
     _percent(arguments.fraction)
-    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source)
+    return RunKey(
+        arguments.dataset, arguments.fraction, method, arguments.seed, source, arguments.model
+    )
 
 
 def _percent(fraction: float) -> None:
@@ -159,7 +161,7 @@ def _propose(arguments: Arguments) -> None:
 
 def _burn_in(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
+    _known(params, dataset=arguments.dataset, model=arguments.model)
     from semires.training.burn_in import burn_in
 
     burn_in(params, _key(arguments, SUPERVISED), profile=arguments.profile)
@@ -199,7 +201,13 @@ def _tune(arguments: Arguments) -> None:
 def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
     """Return all parameters, and the run that the arguments name."""
     params, source = _params(arguments), arguments.source
-    _known(params, dataset=arguments.dataset, method=arguments.method, source=source)
+    _known(
+        params,
+        dataset=arguments.dataset,
+        method=arguments.method,
+        source=source,
+        model=arguments.model,
+    )
     if source == params.proposals.source:
         source = None
     return params, _key(arguments, arguments.method, source)
@@ -292,6 +300,7 @@ def _known(
     dataset: str | None = None,
     method: str | None = None,
     source: str | None = None,
+    model: str | None = None,
 ) -> None:
     """Check that params.yaml contains the given names, before any heavy import."""
     from semires.config.messages import require
@@ -301,6 +310,7 @@ def _known(
         (dataset, params.datasets, "--dataset", "datasets"),
         (method, params.refine, "--method", "refine"),
         (source, params.proposals.sources, "--source", "proposals.sources"),
+        (model, params.models, "--model", "models"),
     )
     for name, known, option, where in given:
         if name is not None:
@@ -319,17 +329,17 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "burn-in": (
         _burn_in,
         "train on the labelled images",
-        ("dataset", "fraction", "seed", "profile"),
+        ("dataset", "fraction", "seed", "model", "profile"),
     ),
     "mutual": (
         _mutual,
         "train by mutual learning with one method",
-        ("dataset", "fraction", "method", "seed", "source"),
+        ("dataset", "fraction", "method", "seed", "source", "model"),
     ),
     "tune": (
         _tune,
         "search the thresholds of one method; with --all, run all searches of the study",
-        ("dataset", "fraction", "method", "seed", "source", "all", "on"),
+        ("dataset", "fraction", "method", "seed", "source", "model", "all", "on"),
     ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
     "summary": (_summary, "print the main table and the paths of all results", ("reports",)),
@@ -362,6 +372,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "metavar": "X",
         "help": "a key of `proposals.sources`; default: `proposals.source`",
     },
+    "--model": {"metavar": "N", "help": "a key of `models`; default: the section `model`"},
     "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
     "--on": {
         "choices": ("val", "labelled"),

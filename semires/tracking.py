@@ -286,11 +286,9 @@ def _trainings() -> Iterator[Record]:
 
 def _searches() -> Iterator[Record]:
     for table in sorted(Path("tune").glob("*/*/*/seed*/trials.csv")):
-        _, dataset, fraction, label, seed = table.parent.parts
-        method, _, source = label.partition("+")
-        key = RunKey(dataset, float(fraction), method, int(seed[4:]), source or None)
+        key = RunKey.of_folder(table.parent)
         digest, ms = files.sha256_file(table), _modified(table)
-        start = Start(dataset, f"tune-{key.name}", _tags(table.parent, digest, "tune", key), {})
+        start = Start(key.dataset, f"tune-{key.name}", _tags(table.parent, digest, "tune", key), {})
         yield Record(start, digest, table.parent, ms, ms)
 
 

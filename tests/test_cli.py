@@ -80,7 +80,7 @@ def test_every_stage_of_the_pipeline_parses():
 
     values = {
         "dataset": "refscenes", "key": "refscenes", "fraction": "0.1", "method": "cpi-u",
-        "seed": "0", "source": "sam", "label": "cpi-u",
+        "seed": "0", "source": "sam", "label": "cpi-u", "option": " --model rela",
     }  # fmt: skip
     from semires.config.validate import read_yaml
 

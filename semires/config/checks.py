@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from semires.config.grid import burn_in_of, expand, search_of, searches, sources_of
+from semires.config.grid import expand, search_of, searches, sources_of
 from semires.config.messages import require
 from semires.config.schema import Block, Params
 from semires.runs.key import SUPERVISED, fraction_name
@@ -31,8 +31,8 @@ def _names(params: Params) -> None:
     _no_duplicates(params.study.generated, "study.generated")
     source = params.proposals.source
     require([source], params.proposals.sources, "proposals.source", "proposals.sources")
-    for section, known in (("refine", params.refine), ("datasets", params.datasets)):
-        for name in known:
+    for section in ("refine", "datasets", "models"):
+        for name in getattr(params, section):
             if "." in name or (section == "refine" and ("+" in name or name == SUPERVISED)):
                 raise ValueError(f"{section}.{name}: this name is reserved, or has a dot or a plus")
 
@@ -44,7 +44,9 @@ def _block(params: Params, block: Block, key: str) -> None:
     sources = params.proposals.sources
     require(block.sources or [], sources, f"{key}.sources", "proposals.sources")
     if block.model is not None:
-        raise ValueError(f"{key}.model: reserved for a second model; leave it null")
+        require([block.model], params.models, f"{key}.model", "models")
+        if key == "study.runs.0":
+            raise ValueError(f"{key}.model: leave it null; the main table shows `model`")
     for name, values in block:
         if isinstance(values, list):
             _no_duplicates(values, f"{key}.{name}")
@@ -85,7 +87,7 @@ def _tuning(params: Params) -> None:
             if params.refine[name].strategy == "none":
                 raise ValueError(f"{key}.methods: {name} has no threshold to search")
         for search in searches(params, [block]):
-            if burn_in_of(search) not in runs:
+            if search.burn_in not in runs:
                 raise ValueError(
                     f"{key}: {search.dataset} at {fraction_name(search.fraction)} %, seed "
                     f"{search.seed}, has no burn-in; add it to a block of study.runs"

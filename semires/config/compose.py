@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semires.config.grid import sources_of, write_grid
+from semires.config.grid import files_of, sources_of, write_grid
 from semires.config.load import validate_file
 from semires.config.schema import Params
 from semires.config.validate import read_yaml
@@ -109,7 +109,7 @@ def missing_files(params: Params) -> Iterator[str]:
     sources = params.proposals.sources
     if any(sources[name].kind == "segment_anything" for name in sources_of(params)):
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
-    for key, source in params.model.files().items():
+    for key, source in files_of(params).items():
         yield from _absent(key, source, hub=True)
     for name in params.study.datasets:
         place = params.datasets[name]
@@ -154,7 +154,7 @@ def _raw_paths(params: Params) -> Iterator[str]:
             yield from (f"{place.root}/{place.dataset}", place.images)
             yield from place.labelled_lists.values()
     yield params.sam.checkpoint
-    yield from params.model.files().values()
+    yield from files_of(params).values()
 
 
 def untracked_inputs(params: Params) -> Iterator[str]:

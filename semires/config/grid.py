@@ -7,12 +7,13 @@ file is committed to Git. A stage stops with an error if it does not match param
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from semires.config.model import ModelSection
 from semires.config.schema import Block, Params
 from semires.errors import ConfigError
 from semires.files import write_text
@@ -37,7 +38,7 @@ def expand(params: Params, blocks: Iterable[Block] | None = None) -> list[RunKey
     runs: dict[RunKey, None] = {}
     for block in params.study.runs if blocks is None else blocks:
         for dataset, fraction, seed in product(block.datasets, block.fractions, block.seeds):
-            runs[RunKey(dataset, fraction, SUPERVISED, seed)] = None
+            runs[RunKey(dataset, fraction, SUPERVISED, seed, model=block.model)] = None
         runs |= dict.fromkeys(_methods(params, block))
     return list(runs)
 
@@ -55,12 +56,7 @@ def _methods(params: Params, block: Block) -> Iterator[RunKey]:
         block.datasets, block.fractions, methods, block.sources or [default], block.seeds
     ):
         used = source != default and params.refine[method].strategy != "none"
-        yield RunKey(dataset, fraction, method, seed, source if used else None)
-
-
-def burn_in_of(key: RunKey) -> RunKey:
-    """Return the burn-in that a run starts from."""
-    return dataclasses.replace(key, method=SUPERVISED, source=None)
+        yield RunKey(dataset, fraction, method, seed, source if used else None, block.model)
 
 
 def search_of(params: Params, key: RunKey) -> RunKey | None:
@@ -73,13 +69,30 @@ def search_of(params: Params, key: RunKey) -> RunKey | None:
     kind, _, other = params.refine[key.method].thresholds.partition(":")
     if kind == "paper":
         return None
-    return dataclasses.replace(key, method=other or key.method)
+    return replace(key, method=other or key.method)
 
 
 def sources_of(params: Params) -> list[str]:
     """Return the proposal sources that the study uses, the default source first."""
     keys = [*expand(params), *searches(params)]
     return list(dict.fromkeys([params.proposals.source, *(k.source for k in keys if k.source)]))
+
+
+def models_of(params: Params) -> dict[str, ModelSection]:
+    """Return the sections of the networks that the study uses, by their keys in params.yaml."""
+    keys = [*expand(params), *searches(params)]
+    others = list(dict.fromkeys(key.model for key in keys if key.model is not None))
+    named = {f"models.{name}.model": params.models[name].model for name in others}
+    return {"model": params.model, **named}
+
+
+def files_of(params: Params) -> dict[str, str]:
+    """Return the files, folders and hub ids that these networks read, by parameter key."""
+    return {
+        f"{where}{key.removeprefix('model')}": source
+        for where, section in models_of(params).items()
+        for key, source in section.files().items()
+    }
 
 
 def stages(params: Params) -> dict[str, dict[str, Item]]:
@@ -116,16 +129,24 @@ def _item(params: Params, key: RunKey) -> Item:
     item: Item = {"dataset": key.dataset, "fraction": fraction, "seed": key.seed}
     if key.method != SUPERVISED:
         source = key.source or params.proposals.source
-        item |= {"method": key.method, "source": source, "label": key.label}
-    return item
+        item |= {"method": key.method, "source": source, "start": key.burn_in.label}
+    # The parameters of the run's model, and the option of the command that selects it.
+    model = f"models.{key.model}" if key.model else "model"
+    return item | {"label": key.label, "model": model, "option": key.option}
 
 
 def _named(items: Iterable[Item]) -> dict[str, Item]:
-    """Map the name of each item, such as ``refscenes-1-cpi-u-0``, to the item."""
+    """Map the name of each item, such as ``refscenes-1-cpi-u-0``, to the item.
+
+    The name of a burn-in has no method: ``refscenes-1-0``, ``refscenes-1-rela-0``.
+    """
     named: dict[str, Item] = {}
     for item in items:
-        parts = (item.get(part) for part in ("dataset", "fraction", "label", "seed"))
-        name = "-".join(str(part) for part in parts if part is not None)
+        label = str(item["label"])
+        if "method" not in item:
+            label = label.rpartition(".")[0]
+        parts = (item["dataset"], item["fraction"], label, item["seed"])
+        name = "-".join(str(part) for part in parts if part != "")
         if name in named:
             raise ConfigError(f"study: two runs are named {name}; rename a data set or a method")
         named[name] = item

@@ -1,7 +1,7 @@
-"""Resolve the parameters of one method: its overrides, its tuned thresholds, its colour.
+"""Resolve the parameters of one run: its model, overrides and tuned thresholds.
 
-The stages `mutual` and `tune` run with the parameters that :func:`resolve` returns. Run records,
-fingerprints and MLflow therefore show the values that were used.
+The stages `burn-in`, `mutual` and `tune` run with the parameters that :func:`resolve` returns. Run
+records, fingerprints and MLflow therefore show the values that were used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
 from semires.runs import layout
-from semires.runs.key import RunKey, fraction_name
+from semires.runs.key import SUPERVISED, RunKey, fraction_name
 
 COLOURS = {  # of methods in figures and MLflow; the colour-blind safe palette of Okabe and Ito
     "supervised": "#000000",
@@ -26,44 +26,58 @@ COLOURS = {  # of methods in figures and MLflow; the colour-blind safe palette o
     "cpi-u": "#D55E00",
     "cpi-o": "#CC79A7",
 }
-OVERRIDABLE = ("mutual", "augment", "loss", "tune")  # sections that a method's overrides change
+# Sections that the overrides of a method and of a further model change.
+OF_METHODS = ("mutual", "augment", "loss", "tune")
+OF_MODELS = ("optimizer", "burn_in", "mutual")
 
 
 def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
-    """Return the parameters of one run, with the overrides of ``refine[key.method]`` applied.
+    """Return the parameters of one run: its model, and the overrides of model and method.
+
+    The section of ``key.model`` in ``models`` replaces the section ``model``.
 
     Args:
         params: all parameters.
-        key: the run; its method is a key of ``refine``.
+        key: the run; its method is `supervised` or a key of ``refine``.
         tuned: read the thresholds of a method with tuned thresholds from ``experiments/tuned``.
             A threshold search sets this to False.
 
     Raises:
         ConfigError: an override or a tuned threshold is invalid, or the search has not been run.
     """
-    method = params.refine[key.method]
-    tree = params.model_dump()
-    for dotted, value in method.overrides.items():
-        override(tree, dotted, value, f"refine.{key.method}.overrides")
-    search = search_of(params, key)
-    if tuned and search is not None:
-        tree["refine"][key.method].update(tuned_thresholds(search, method.threshold_values))
-    return validate(tree, f"refine.{key.method}")
+    tree, where = params.model_dump(), ""
+    if key.model is not None:
+        other, where = params.models[key.model], f"models.{key.model}"
+        tree["model"] = other.model.model_dump()
+        for dotted, value in other.overrides.items():
+            override(tree, dotted, value, f"{where}.overrides", OF_MODELS)
+    if key.method != SUPERVISED:
+        method, where = params.refine[key.method], f"refine.{key.method}"
+        for dotted, value in method.overrides.items():
+            override(tree, dotted, value, f"{where}.overrides", OF_METHODS)
+        search = search_of(params, key)
+        if tuned and search is not None:
+            tree["refine"][key.method].update(tuned_thresholds(search, method.threshold_values))
+    return validate(tree, where) if where else params
 
 
 def check_overrides(params: Params) -> None:
-    """Check the overrides of all methods before any work starts.
+    """Check the overrides of all methods and the sections of all models before any work starts.
 
     Raises:
-        ConfigError: an override is invalid.
+        ConfigError: an override or a model is invalid.
     """
+    for name in params.models:
+        resolve(params, RunKey(params.study.datasets[0], 1, SUPERVISED, 0, model=name))
     for name, method in params.refine.items():
         if method.overrides:
             resolve(params, RunKey(params.study.datasets[0], 1, name, 0), tuned=False)
 
 
-def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the dotted ``key`` of one of ``OVERRIDABLE`` in a tree of parameters.
+def override(
+    tree: dict[str, Any], key: str, value: Any, where: str, sections: tuple[str, ...]
+) -> None:
+    """Set the dotted ``key`` of one of ``sections`` in a tree of parameters.
 
     Raises:
         ConfigError: the key does not exist.
@@ -72,8 +86,8 @@ def override(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     node: Any = tree
     for folder in folders:
         node = node.get(folder) if isinstance(node, dict) else None
-    if not folders or folders[0] not in OVERRIDABLE or not isinstance(node, dict):
-        raise ConfigError(f"{where}: {key!r} is not a dotted key of {', '.join(OVERRIDABLE)}")
+    if not folders or folders[0] not in sections or not isinstance(node, dict):
+        raise ConfigError(f"{where}: {key!r} is not a dotted key of {', '.join(sections)}")
     if name not in node:
         raise ConfigError(
             f"{where}: {key!r}: {'.'.join(folders)} has no {name!r}{nearest(name, node)}"
@@ -92,7 +106,7 @@ def tuned_thresholds(search: RunKey, names: Iterable[str]) -> dict[str, float]:
         raise ConfigError(
             f"{path}: no such file; the method has tuned thresholds: run `semires tune --dataset "
             f"{search.dataset} --fraction {fraction_name(search.fraction)} --method "
-            f"{search.method}`"
+            f"{search.method}{search.option}`"
         )
     values = read_yaml(path)
     if not isinstance(values, dict) or not set(names) <= set(values):

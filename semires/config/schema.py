@@ -28,14 +28,16 @@ from semires.config.types import (
 from semires.refine.strategies import STRATEGIES
 from semires.runs.key import SUPERVISED
 
+Overrides = dict[str, bool | int | float | str | list[float] | list[str] | None]
+
 
 class Block(Section):
     """A product of lists: data sets x labelled fractions (percent) x methods x seeds x sources.
 
     ``methods`` are keys of ``refine``. Every combination of data set, fraction and seed includes
     its burn-in, the method ``supervised``, even if it is not listed. ``sources`` are keys of
-    ``proposals.sources``; null means ``proposals.source``. ``model`` is reserved for a second
-    model; only null is accepted, which means the section ``model``.
+    ``proposals.sources``; null means ``proposals.source``. ``model`` is a key of ``models``; null
+    means the section ``model``.
     """
 
     datasets: list[Name] = Field(min_length=1)
@@ -171,6 +173,17 @@ class Proposals(Section):
     shard_images: Positive
 
 
+class OtherModel(Section):
+    """A further network, for the blocks of the study that name it.
+
+    ``model`` is a section like the top-level one. ``overrides`` maps dotted keys of ``optimizer``,
+    ``burn_in`` or ``mutual`` to the values that its trainings use instead.
+    """
+
+    model: Model
+    overrides: Overrides = Field(default={})
+
+
 class Data(Section):
     """The samples: side of the square image (pixels), maximum tokens, expressions per epoch."""
 
@@ -273,9 +286,7 @@ class Method(Section):
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
     thresholds: Annotated[str, Field(pattern=r"^(paper|tuned|tuned:.+)$")] = "paper"
-    overrides: dict[str, bool | int | float | str | list[float] | list[str] | None] = Field(
-        default={}
-    )
+    overrides: Overrides = Field(default={})
 
     @property
     def threshold_values(self) -> dict[str, float]:
@@ -369,6 +380,7 @@ class Params(Section):
     sam: Sam
     proposals: Proposals
     model: Model
+    models: dict[Name, OtherModel] = Field(default={})
     data: Data
     augment: Augment
     loss: Loss

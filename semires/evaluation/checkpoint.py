@@ -40,9 +40,9 @@ class Trained:
 def open_checkpoint(path: str | Path, params: Params | None) -> Trained:
     """Open a run folder, its ``model.safetensors``, or a published ``.pth``.
 
-    Published checkpoints are those of LAVT, SemiRES and GRES (ReLA); their tensors' names say which.
-    They do not contain image size and vocabulary: both come from ``params``, and so does the
-    text encoder if the checkpoint has none. A run folder needs no parameters.
+    Published checkpoints are those of LAVT, SemiRES and GRES (ReLA); the tensors' names say which.
+    They do not contain image size and vocabulary: both come from ``params``, and so does the text
+    encoder if the checkpoint has none. A run folder needs no parameters.
 
     Raises:
         WeightsError: the path does not exist, or is none of these.

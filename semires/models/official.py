@@ -1,4 +1,4 @@
-"""Published checkpoints (``.pth``) of LAVT, SemiRES and GRES (ReLA), read without executing anything.
+"""Published checkpoints (``.pth``) of LAVT, SemiRES and GRES (ReLA), read by weights_only.
 
 LAVT and SemiRES: a file with ``model`` (backbone and classifier) and usually ``bert_model``. GRES:
 ``model`` with detectron2's names, usually with the text encoder among them. Both with or without

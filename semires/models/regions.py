@@ -8,6 +8,7 @@ foreground.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -88,8 +89,7 @@ class Mlp(nn.Module):
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in pairs)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., first width) to (..., last width)."""

@@ -1,6 +1,6 @@
 """The losses of ReLA beside the mask's: the minimap's and the no-target output's.
 
-The published loss is ``5 * (mask + 0.1 * minimap + 0.1 * no-target)`` over the last layer, each part
+The published loss is ``5 * (mask + 0.1 * minimap + 0.1 * no-target)`` of the last layer, each part
 a :func:`weighted_cross_entropy`. Here the mask loss is the training's own, and the factor 5, which
 AdamW cancels, is left out.
 """

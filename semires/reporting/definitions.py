@@ -33,7 +33,8 @@ DISPLAY_NAMES = {**PAPER_NAMES, "refscenes": "RefScenes", "refcocog": "G-Ref (UM
 class TableRow(Section):
     """One row: the runs that fill it and the path of the paper's values.
 
-    ``method`` is a key of `refine` or ``supervised`` (burn-in). ``smallest`` is the share of
+    ``method`` is a key of `refine` or ``supervised`` (burn-in). ``model`` is a
+    key of `models`, null for the section `model`. ``smallest`` is the share of
     references, those with the smallest masks, that the row uses; ``shuffled`` uses the evaluation
     with every expression given to another reference. ``paper`` is a path in paper.json, with
     ``{dataset}`` and ``{fraction}`` filled in, or one path per fraction; a path without
@@ -45,6 +46,7 @@ class TableRow(Section):
     method: Name
     fraction: Percent | None = None
     source: Name | None = None
+    model: Name | None = None
     smallest: Annotated[float, Field(gt=0, le=1)] | None = None
     shuffled: bool = False
     marks: list[bool] = Field(default_factory=list)

@@ -220,8 +220,8 @@ def _group(run: Run) -> tuple[str, str, str]:
     return (run.key.dataset, fraction_name(run.key.fraction), run.key.label)
 
 
-def _burn_in(run: Run) -> tuple[str, float, int]:
-    return (run.key.dataset, run.key.fraction, run.key.seed)
+def _burn_in(run: Run) -> RunKey:
+    return run.key.burn_in
 
 
 def _order(run: Run) -> tuple[str, float, str, int]:

@@ -55,7 +55,12 @@ class Selection:
     def key(self, row: TableRow, dataset: str, fraction: float) -> RunKey:
         """The row's run of the study's first seed; a row's fixed fraction replaces ``fraction``."""
         key = RunKey(
-            dataset, row.fraction or fraction, row.method, study.seeds(self.params)[0], row.source
+            dataset,
+            row.fraction or fraction,
+            row.method,
+            study.seeds(self.params)[0],
+            row.source,
+            row.model,
         )
         return key.relative_to(self.params.proposals.source)
 

@@ -27,7 +27,7 @@ def methods(params: Params, fraction: float) -> list[str]:
     tuned = [
         key.method
         for key in expand(params)
-        if key.fraction == fraction and search_of(params, key) is not None
+        if key.fraction == fraction and key.model is None and search_of(params, key) is not None
     ]
     return list(dict.fromkeys([SUPERVISED, *params.study.methods, *tuned]))
 
@@ -57,17 +57,18 @@ def fill_command(keys: Iterable[RunKey], params: Params) -> str:
 
 def fill_blocks(keys: list[RunKey], seeds: list[int]) -> list[str]:
     """Blocks of ``study.runs`` whose runs are the given ones, each as YAML on one line."""
-    methods: dict[tuple[str, str | None, float], list[str]] = {}
+    methods: dict[tuple[str, str, float], list[str]] = {}
     for key in keys:
-        listed = methods.setdefault((key.dataset, key.source, key.fraction), [])
+        options = {"sources": f"[{key.source}]" if key.source else None, "model": key.model}
+        more = "".join(f", {name}: {value}" for name, value in options.items() if value)
+        listed = methods.setdefault((key.dataset, more, key.fraction), [])
         if key.method not in listed:
             listed.append(key.method)
-    fractions: dict[tuple[str, str | None, tuple[str, ...]], list[float]] = {}
-    for (dataset, source, fraction), listed in methods.items():
-        fractions.setdefault((dataset, source, tuple(listed)), []).append(fraction)
+    fractions: dict[tuple[str, str, tuple[str, ...]], list[float]] = {}
+    for (dataset, more, fraction), listed in methods.items():
+        fractions.setdefault((dataset, more, tuple(listed)), []).append(fraction)
     return [
         f"{{datasets: [{dataset}], fractions: [{', '.join(map(fraction_name, values))}], "
-        f"methods: [{', '.join(listed)}], seeds: {seeds}"
-        + (f", sources: [{source}]}}" if source else "}")
-        for (dataset, source, listed), values in fractions.items()
+        f"methods: [{', '.join(listed)}], seeds: {seeds}{more}}}"
+        for (dataset, more, listed), values in fractions.items()
     ]

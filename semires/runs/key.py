@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 RUNS = Path("runs")
 SUPERVISED = "supervised"  # the method of burn-in, the paper's Supervised row
@@ -18,8 +19,9 @@ def fraction_name(fraction: float) -> str:
 class RunKey:
     """One training: data set, labelled fraction (percent), method (`supervised` = burn-in), seed.
 
-    ``source`` is set if the proposals are not the study's default ones; the method's name then
-    contains it (``cpi-u+felzenszwalb``).
+    ``source`` is set if the proposals are not the study's default ones; the method's label then
+    contains it (``cpi-u+felzenszwalb``). ``model`` is set if the network is not that of the section
+    `model`, but of a section of `models`; the label then begins with it (``rela.cpi-u``).
     """
 
     dataset: str
@@ -27,6 +29,20 @@ class RunKey:
     method: str
     seed: int
     source: str | None = None
+    model: str | None = None
+
+    @staticmethod
+    def of_folder(folder: Path) -> RunKey:
+        """The key of a folder that ends with ``D/F/M/seedS``, as of :attr:`folder`."""
+        dataset, fraction, label, seed = folder.parts[-4:]
+        model, _, label = label.rpartition(".")
+        method, _, source = label.partition("+")
+        number = int(seed.removeprefix("seed"))
+        return RunKey(dataset, float(fraction), method, number, source or None, model or None)
+
+    def values(self) -> dict[str, Any]:
+        """The fields for records and fingerprints, which omit ``model`` if it is not set."""
+        return {k: v for k, v in asdict(self).items() if k != "model" or v is not None}
 
     def relative_to(self, default_source: str | None) -> RunKey:
         """The same run as a study names it: ``source`` is None if it is the study's default."""
@@ -34,8 +50,19 @@ class RunKey:
 
     @property
     def label(self) -> str:
-        """The method, with its source of proposals if that is not the default."""
-        return f"{self.method}+{self.source}" if self.source else self.method
+        """The method, with its model and its source of proposals if they are not the default."""
+        method = f"{self.method}+{self.source}" if self.source else self.method
+        return f"{self.model}.{method}" if self.model else method
+
+    @property
+    def option(self) -> str:
+        """The option of the `semires` command that selects the model, with a leading space."""
+        return f" --model {self.model}" if self.model else ""
+
+    @property
+    def burn_in(self) -> RunKey:
+        """The burn-in that the run starts from."""
+        return replace(self, method=SUPERVISED, source=None)
 
     @property
     def name(self) -> str:

@@ -54,7 +54,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write ``run.json`` into a run's folder."""
-        write_json(folder / RECORD, asdict(self), seal=True)
+        write_json(folder / RECORD, {**asdict(self), "key": self.key.values()}, seal=True)
 
     @staticmethod
     def read(folder: Path) -> RunRecord:

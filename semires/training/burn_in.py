@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from semires import tracking
+from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.runs import layout
 from semires.runs.key import RunKey
@@ -25,7 +26,7 @@ SECTIONS = ("data", "model", "loss", "optimizer", "burn_in", "evaluation")
 
 
 def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
-    """Train on the labelled part and write the run's folder.
+    """Train on the labelled part and write the run's folder. The run's model is resolved here.
 
     Args:
         params: all parameters.
@@ -36,7 +37,7 @@ def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
         Interrupted: a signal arrived; the next call continues from the saved state.
         NonFiniteLossError: training diverged.
     """
-    started = time.time()
+    started, params = time.time(), resolve(params, key)
     context = RunContext(params, key, SECTIONS)
     with (
         context.lock(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,14 @@ class RunContext:
     @property
     def burn_in_folder(self) -> Path:
         """The run folder of the burn-in that this run starts from."""
-        key = self.key
-        return RunKey(key.dataset, key.fraction, SUPERVISED, key.seed).folder
+        return self.key.burn_in.folder
 
     @property
     def work(self) -> Path:
         """The folder of the unfinished run's state."""
         batches_per_step = self.group.world * self.params.runtime.accumulate
         identity: list[Any] = [
-            self.fingerprints, asdict(self.key), self.val_images, batches_per_step, STATE_FORMAT,
+            self.fingerprints, self.key.values(), self.val_images, batches_per_step, STATE_FORMAT,
         ]  # fmt: skip
         if self.labelled_images is not None:
             identity.append(self.labelled_images)

@@ -203,7 +203,7 @@ def sources(params: Params, key: RunKey) -> dict[str, Any]:
     Raises:
         SemiresError: the burn-in or the proposals are missing; the text names the file.
     """
-    burn_in = RunKey(key.dataset, key.fraction, "supervised", key.seed).folder
+    burn_in = key.burn_in.folder
     teacher = burn_in / "model.safetensors"
     if not teacher.is_file():
         raise DataError(f"{teacher}: no such file; run the burn-in of {burn_in} first")

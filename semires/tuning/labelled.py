@@ -17,7 +17,7 @@ from semires.errors import DataError
 from semires.files import fingerprint
 from semires.models.weights import load_weights
 from semires.proposals.cache import open_proposals
-from semires.runs.key import SUPERVISED, RunKey
+from semires.runs.key import RunKey
 from semires.training.burn_in import SECTIONS, train_burn_in
 from semires.training.context import RunContext
 from semires.training.record import save_model
@@ -85,7 +85,7 @@ def folds(images: list[int], number: int, seed: int) -> list[tuple[int, ...]]:
 
 def _labels(params: Params, key: RunKey, folder: Path) -> Iterator[PseudoLabel]:
     """The pseudo-labels of all labelled references, each from the teacher without its fold."""
-    burn_in = RunKey(key.dataset, key.fraction, SUPERVISED, key.seed)
+    burn_in = key.burn_in
     # Val must not choose a teacher's best step: one evaluation, after the last one.
     settings = params.burn_in.model_copy(update={"evaluations": 1})
     params = params.model_copy(update={"burn_in": settings})

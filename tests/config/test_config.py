@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from semires.config.compose import composed, use
+from semires.config.compose import composed, missing_files, use
 from semires.config.grid import grid_text
 from semires.config.load import load_params, validate_file
 from semires.config.resolve import resolve
@@ -143,7 +143,12 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("study/runs/0/fractions", [0.1234567], "0.1234567 has more than six digits; its folder "
          "would be named 0.123457"),
         ("study/runs/0/fractions", [1, 100], "100 leaves no unlabelled image for baseline"),
-        ("study/runs/0/model", "rela", "study.runs.0.model: reserved for a second model"),
+        ("study/runs/0/model", "rela", "study.runs.0.model: leave it null; the main table"),
+        ("study/runs/1/model", "rella", "study.runs.1.model: 'rella' is not a key of `models`; "
+         "did you mean 'rela'?"),
+        ("models/a.b", {}, "models.a.b.model: missing"),
+        ("models/rela/model/witdh", 15, "models.rela.model.witdh: unknown key; did you mean"),
+        ("models/rela/model/width", 48, "models.rela.model: width: 48 is no multiple of 32"),
         ("study/generated", ["refscene"], "study.generated: 'refscene' is not a key of `datasets`"),
         ("study/tune/0/fractions", [3], "study.tune.0: refscenes at 3 %, seed 0, has no burn-in"),
         ("study/tune/0/seeds", [4], "study.tune.0: refscenes at 1 %, seed 4, has no burn-in"),
@@ -332,6 +337,45 @@ def test_overrides_reach_the_parameters():
     assert resolved.loss.pwa.offset == 2.0
     assert params.mutual.ema != 0.5
     assert resolve(params, RunKey("refscenes", 1, "iom", 0)) == params
+
+
+def test_a_run_of_another_model_has_its_section_and_its_overrides():
+    tree = validate(read_yaml(ROOT / "experiments/demo.yaml")).model_dump()
+    tree["models"]["rela"]["overrides"] = {"burn_in.lr": 0.5, "mutual.ema": 0.25}
+    tree["refine"]["mine"] = {
+        "strategy": "none", "pwa": False, "overrides": {"mutual.ema": 0.75}
+    }  # fmt: skip
+    params = validate(tree)
+    supervised = resolve(params, RunKey("refscenes", 1, "supervised", 0, model="rela"))
+    assert supervised.model == params.models["rela"].model
+    assert (supervised.burn_in.lr, supervised.mutual.ema) == (0.5, 0.25)
+    mine = resolve(params, RunKey("refscenes", 1, "mine", 0, model="rela"))
+    assert (mine.model.name, mine.mutual.ema) == ("rela", 0.75), "the method's override comes last"
+    for method in ("supervised", "iom"):
+        assert resolve(params, RunKey("refscenes", 1, method, 0)) == params
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model/regions", 15, "models.rela: model.regions: 15 is not the square of a number"),
+        ("overrides", {"mutual.emma": 1}, "models.rela.overrides: 'mutual.emma': mutual has no"),
+        ("overrides", {"refine.iom": 1}, "'refine.iom' is not a dotted key of optimizer, burn_in"),
+        ("overrides", {"mutual.ema": 5}, "models.rela: mutual.ema: "),
+    ],
+)
+def test_another_model_is_checked_before_any_work(key: str, value: Any, says: str):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        validate_file(changed(f"models/rela/{key}", value), "params.yaml")
+
+
+def test_files_of_other_models_are_named_only_if_the_study_uses_them():
+    tree = validate(read_yaml(ROOT / "experiments/demo.yaml")).model_dump()
+    tree["models"]["rela"]["model"]["swin"]["pretrained"] = "nowhere.pth"
+    assert not any("nowhere.pth" in line for line in missing_files(validate(tree)))
+    tree["study"]["runs"][1]["model"] = "rela"
+    lines = list(missing_files(validate(tree)))
+    assert any(line.startswith("models.rela.model.swin.pretrained: nowhere.pth") for line in lines)
 
 
 @pytest.mark.parametrize("key", ["model.name", "mutual", "mutual.emma", "loss.pwa.x.y"])

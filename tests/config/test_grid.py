@@ -74,6 +74,36 @@ def test_a_source_names_a_run_only_where_it_matters():
     assert set(stages(params)["propose"]) == {"refscenes-sam", "refscenes-felzenszwalb"}
 
 
+def test_a_model_names_its_runs_and_its_parameters():
+    params = study(
+        block(methods=["cpi-u"]),
+        block(methods=["cpi-u"], sources=["felzenszwalb"], model="rela"),
+    )
+    rela = RunKey("refscenes", 1, "cpi-u", 0, "felzenszwalb", "rela")
+    assert set(expand(params)) == {key("supervised"), key("cpi-u"), rela, rela.burn_in}
+    assert rela.burn_in == RunKey("refscenes", 1, "supervised", 0, model="rela")
+    made = stages(params)
+    assert set(made["burn_in"]) == {"refscenes-1-0", "refscenes-1-rela-0"}
+    assert set(made["mutual"]) == {"refscenes-1-cpi-u-0", "refscenes-1-rela.cpi-u+felzenszwalb-0"}
+    item = made["mutual"]["refscenes-1-rela.cpi-u+felzenszwalb-0"]
+    assert (item["model"], item["option"]) == ("models.rela", " --model rela")
+    assert f"runs/refscenes/1/{item['start']}/seed0" == str(rela.burn_in.folder)
+    assert f"runs/refscenes/1/{item['label']}/seed0" == str(rela.folder)
+    lavt = made["mutual"]["refscenes-1-cpi-u-0"]
+    assert (lavt["start"], lavt["model"], lavt["option"]) == ("supervised", "model", "")
+
+
+def test_a_folder_names_its_run():
+    for run in (
+        key("supervised"),
+        key("cpi-u", 0.1, 7, "felzenszwalb"),
+        RunKey("refscenes", 5, "supervised", 0, model="rela"),
+        RunKey("a+b", 0.5, "cpi", 3, "sam", "rela"),
+    ):
+        assert RunKey.of_folder(run.folder) == RunKey.of_folder(Path("x") / run.folder) == run
+    assert "model" not in key("cpi-u").values(), "run.json of the default model keeps its bytes"
+
+
 def test_every_run_starts_from_a_burn_in_of_the_grid_on_proposals_of_the_grid():
     params = study(
         block(methods=["cpi-u"], fractions=[0.1, 5], seeds=[0, 1], sources=["felzenszwalb"]),

@@ -138,7 +138,7 @@ def test_a_claim_without_runs_names_the_command(workspace, small_params):
     assert (found.verdict, found.ours, found.seeds) == ("not run", None, 0)
     block = "{datasets: [refscenes], fractions: [1], methods: [cpi-o], seeds: [0, 1]}"
     assert found.reason == f"add `- {block}` to `study.runs` in params.yaml, then `make repro`"
-    assert "second RES model" in one(judged, "second-model-semires").reason
+    assert "seeds: [0, 1], model: rela}" in one(judged, "second-model-semires").reason
     text = claims_markdown(small_params, judged)
     (line,) = [line for line in text.splitlines() if line.endswith(f"; {found.reason}.")]
     assert "cpi-o-above-baseline" in line

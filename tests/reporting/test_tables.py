@@ -84,7 +84,28 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     block = "`- {datasets: [refscenes], fractions: [1], methods: [cpi-o], seeds: [0, 1]}`"
     assert block in table.footnotes[rows["CPI-O"].footnote]
     table, _ = build(small_params, "table7")
-    assert any("second RES model" in note for note in table.footnotes)
+    assert any("seeds: [0, 1], model: rela}`" in note for note in table.footnotes)
+    table, _ = build(small_params, "table8")
+    assert any("needs SEEM as a proposal source" in note for note in table.footnotes)
+
+
+def test_runs_of_two_models_stay_apart(own_workspace, small_params):
+    rela = [
+        RunKey("refscenes", 1, method, seed, model="rela")
+        for method in ("supervised", "cpi-u")
+        for seed in (0, 1)
+    ]
+    before, _ = build(small_params, "table7")
+    for key in rela:
+        fake_runs.write_run(key, gain=1.0 if key.method == "supervised" else 20.0)
+    after, _ = build(small_params, "table7")
+    rows = [{row.label: row for row in t.sections[0].rows} for t in (before, after)]
+    assert rows[0]["LAVT SemiRES"] == rows[1]["LAVT SemiRES"]
+    assert not rows[0]["ReLA SemiRES"].values
+    assert rows[1]["ReLA SemiRES"].runs == tuple(rela[2:])
+    values = {label: row.values["val"].value for label, row in rows[1].items() if row.values}
+    assert values["ReLA SemiRES"] > values["LAVT SemiRES"] > values["ReLA Supervised"] + 4
+    assert values.keys() == set(rows[1]) - {"ReLA Baseline"}
 
 
 @pytest.mark.parametrize("name", [f"table{n}" for n in range(2, 10)])
