@@ -1,6 +1,6 @@
 """Claim: the cost of the paper's study can be estimated from counted operations.
 
-    python benchmarks/operations.py [--params experiments/refcoco.yaml] [--peak 312] [--gpus 1]
+    python benchmarks/operations.py [--params FILE] [--model rela] [--peak 312] [--gpus 1]
 
 torch's FlopCounterMode counts the matrix products and convolutions (a multiply-add is two
 operations) of the models of this project on the meta device. This needs no weights, data or GPU,
@@ -21,9 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semires.config.grid import expand
 from semires.config.load import load_params
+from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
-from semires.models.lavt import LAVT
+from semires.models import LAVT, ReLA
+from semires.models.encoder import FusedEncoder, new_bert
+from semires.runs.key import SUPERVISED, RunKey
 
 REFCOCO = ("refcoco", "unc")
 VOCABULARY = 30_522  # BERT-base, uncased
@@ -51,13 +54,18 @@ def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
-def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]]:
-    """Return the configured LAVT on the meta device, ready to train, and its forward pass."""
+def network(params: Params, samples: int) -> tuple[FusedEncoder, Callable[[], torch.Tensor]]:
+    """Return the configured model on the meta device, ready to train, and its forward pass."""
+    settings: Any = params.model
     with torch.device("meta"):
-        model = LAVT.from_config(params.model, VOCABULARY)
+        if settings.name == "lavt":
+            model: FusedEncoder = LAVT.from_config(settings, VOCABULARY)
+        else:
+            model = ReLA(settings, new_bert(settings.bert, VOCABULARY))
+            model.pixel_decoder.eval()  # in training it reads values; without dropout all is equal
         pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
         ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
-    model.text_is_pretrained = params.model.bert.pretrained is not None
+    model.text_is_pretrained = settings.bert.pretrained is not None
     model.freeze(params.optimizer)
     model.set_grad_checkpointing(params.runtime.grad_checkpointing)
 
@@ -68,16 +76,16 @@ def lavt(params: Params, samples: int) -> tuple[LAVT, Callable[[], torch.Tensor]
     return model, forward
 
 
-def count_lavt(params: Params) -> dict[str, float]:
-    """Return the TFLOP of LAVT for one sample."""
-    model, forward = lavt(params, 1)
+def count_network(params: Params) -> dict[str, float]:
+    """Return the TFLOP of the model for one sample."""
+    model, forward = network(params, 1)
     pixels = torch.empty(1, 3, params.data.image_size, params.data.image_size, device="meta")
     train = count(lambda: torch.autograd.backward(forward().sum()))
-    with torch.no_grad():
-        model.eval()
-        shared, whole = count(lambda: model.encode_image(pixels)), count(forward)
+    model.eval().requires_grad_(False)
+    shared, whole = count(lambda: model.encode_image(pixels)), count(forward)
     named = {"forward": whole, "forward, once per image": shared, "forward and backward": train}
-    return {f"LAVT, one sample: {name}": value for name, value in named.items()}
+    title = type(model).__name__
+    return {f"{title}, one sample: {name}": value for name, value in named.items()}
 
 
 def count_sam(params: Params) -> dict[str, float]:
@@ -100,7 +108,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
 
     Args:
         params: all parameters.
-        sample: the result of :func:`count_lavt`.
+        sample: the result of :func:`count_network`.
         image: TFLOP of the proposals of one image.
     """
     expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
@@ -130,7 +138,7 @@ def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, 
 def memory(params: Params) -> dict[str, float]:
     """Return GiB of GPU memory and disk in float32; bf16 about halves the saved activations."""
     samples = params.mutual.labelled_batch + params.mutual.unlabelled_batch
-    model, forward = lavt(params, samples)
+    model, forward = network(params, samples)
     weights = 4 * sum(p.numel() for p in model.parameters()) / GIB
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / GIB
     kept = []
@@ -150,12 +158,15 @@ def memory(params: Params) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--params", default="experiments/refcoco.yaml")
+    parser.add_argument("--model", help="a key of `models`; default: the section `model`")
     parser.add_argument("--peak", type=float, default=312, help="TFLOP/s (an A100's, bf16)")
     parser.add_argument("--utilisation", type=float, default=0.4)
     parser.add_argument("--gpus", type=int, default=1)
     options = parser.parse_args()
     params, rate = load_params(options.params), options.peak * options.utilisation * options.gpus
-    sample, picture = count_lavt(params), count_sam(params)
+    key = RunKey(params.study.datasets[0], 1, SUPERVISED, 0, model=options.model)
+    params = resolve(params, key)
+    sample, picture = count_network(params), count_sam(params)
     print("| counted | GFLOP |\n| --- | --- |")
     for name, value in {**sample, **picture}.items():
         print(f"| {name} | {1e3 * value:,.0f} |")

@@ -52,7 +52,8 @@ def new_pixel_decoder(
 @torch.no_grad()
 def initialise(decoder: Any) -> None:
     """Initial weights as published: Xavier; each head samples along a direction of its own."""
-    nn.init.normal_(decoder.level_embed)
+    # The library makes it with `torch.Tensor`, which ignores `torch.device("meta")`.
+    decoder.level_embed = nn.Parameter(torch.randn(decoder.level_embed.shape))
     for projection in decoder.input_projections:
         nn.init.xavier_uniform_(projection[0].weight)
         nn.init.zeros_(projection[0].bias)

@@ -7,6 +7,7 @@ Evaluation uses the mask only, because every expression of RefCOCO has a target.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -114,7 +115,9 @@ class ReLA(FusedEncoder):
         decoder = self.pixel_decoder
 
         def run(*maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            with torch.autocast(maps[0].device.type, enabled=False):
+            device = maps[0].device.type
+            known = torch.amp.is_autocast_available(device)  # not of the meta device
+            with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
                 dtype = decoder.level_embed.dtype
                 # Contiguous as in the published code: other layouts round in another way.
                 out = decoder([each.contiguous().to(dtype) for each in maps])

@@ -1,7 +1,7 @@
 """One of several processes of a training; test_distributed.py starts it under torchrun.
 
-    rank.py train METHOD [STOP]    STOP: rank 1 gets a signal at its STOP-th poll
-    rank.py gradients METHOD FILE  one backward pass; rank 0 saves the gradients that DDP computed
+    rank.py train LABEL [STOP]    STOP: rank 1 gets a signal at its STOP-th poll
+    rank.py gradients LABEL FILE  one backward pass; rank 0 saves the gradients that DDP computed
     rank.py evaluate FILE          predictions of the burn-in's weights; rank 0 saves them
 
 With DOUBLE in the environment everything is float64. In float32, AdamW would turn the rounding
@@ -99,7 +99,7 @@ def main(what: str, *rest: str) -> None:
         return evaluate(
             RunContext(params, RunKey("refscenes", 25, "supervised", 0), SECTIONS), rest[0]
         )
-    key = RunKey("refscenes", 25, rest[0], 0)
+    key = RunKey.of_folder(Path("refscenes/25", rest[0], "seed0"))
     if what == "gradients":
         save_gradients(rest[1])
     elif len(rest) > 1:

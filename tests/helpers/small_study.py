@@ -25,6 +25,11 @@ def small_params(**changes: Any) -> Params:
     )  # fmt: skip
     tree["model"].update(decoder_width=16, fusion_dropout=0.0)
     tree["model"]["bert"].update(num_layers=1, hidden_size=32, intermediate_size=32, dropout=0.0)
+    tree["models"]["rela"]["model"].update(
+        swin=tree["model"]["swin"], bert=tree["model"]["bert"], fusion_dropout=0.0, width=32,
+        num_heads=2, pixel_layers=1, pixel_feedforward=32, regions=16, region_layers=2,
+        region_feedforward=32,
+    )  # fmt: skip
     tree["proposals"].update(source="felzenszwalb")
     for block in (*tree["study"]["runs"], *tree["study"]["tune"]):
         block.update(fractions=[25])

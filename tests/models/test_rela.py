@@ -12,10 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from semires.config.load import load_params
+from semires.config.model import Rela
+from semires.config.resolve import resolve
 from semires.errors import ConfigError, WeightsError
 from semires.models import ReLA, build_model, load_official_rela
+from semires.models.encoder import new_bert
 from semires.models.rela_losses import minimap_target, weighted_cross_entropy
 from semires.models.text import Tokenizer
+from semires.runs.key import RunKey
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -276,3 +280,31 @@ def test_a_text_encoder_may_be_absent(rela: ReLA, inputs: Inputs):
     assert rela.segment(pixels, text, mask).shape == (3, 2, 48, 40)
     with pytest.raises(WeightsError, match=r"no text encoder.*ReLA\.segment"):
         rela(pixels, ids, mask)
+
+
+@pytest.mark.slow
+def test_a_training_step_of_the_published_size():
+    """Random Swin-B, BERT-base and ReLA of experiments/refcoco.yaml on one sample of 480 pixels."""
+    params = load_params("experiments/refcoco.yaml")
+    params = resolve(params, RunKey("refcoco", 1, "supervised", 0, model="rela"))
+    assert isinstance(params.model, Rela)
+    torch.manual_seed(0)
+    model = ReLA(params.model, new_bert(params.model.bert, 30_522)).train()
+    model.text_is_pretrained = True
+    model.freeze(params.optimizer)
+    model.set_grad_checkpointing(True)
+    size, tokens = params.data.image_size, params.data.max_tokens
+    ids, mask = torch.randint(1000, 2000, (1, tokens)), torch.ones(1, tokens, dtype=torch.long)
+    outputs = model.training_outputs(torch.randn(1, 3, size, size), ids, mask)
+    labels = torch.zeros(1, size, size, dtype=torch.long)
+    labels[:, 100:300, 50:200] = 1
+    losses = [
+        F.cross_entropy(outputs.logits, labels),
+        *model.extra_losses(outputs, labels).values(),
+    ]
+    sum(losses).backward()
+    assert outputs.logits.shape == (1, 2, 480, 480)
+    assert outputs.extra["minimap"].shape == (1, 2, 100)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
+    assert 200e6 < sum(p.numel() for p in model.parameters()) < 240e6

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from helpers import HELPERS, ROOT
 from helpers.small_study import small_params
 from safetensors.torch import load_file
 
+from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
@@ -40,6 +42,7 @@ def params_of(**changes: Any) -> Params:
     """A small study whose BERT has a frozen layer: DDP must not wait for its gradient."""
     tree = small_params(**changes).model_dump()
     tree["model"]["bert"]["num_layers"] = 2
+    tree["models"]["rela"]["model"]["bert"]["num_layers"] = 2
     tree["optimizer"]["bert_layers_trained"] = 1
     return validate(tree)
 
@@ -65,6 +68,7 @@ def burned(small_study: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEMIRES_TRACKING", "off")
         burn_in(params_of(), BURN_IN)
+        burn_in(params_of(), replace(BURN_IN, model="rela"))
     shutil.copytree(BURN_IN.folder, "kept")
     return small_study
 
@@ -113,18 +117,20 @@ def test_burn_in_by_two_is_burn_in_with_twice_the_batch(start: Path, evaluations
     assert distance(weights, load_file(start / "model.safetensors")) < 1e-9
 
 
-@pytest.mark.usefixtures("double")
-def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(start: Path):
+@pytest.mark.usefixtures("double", "start")
+@pytest.mark.parametrize("name", [None, "rela"])
+def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(name: str | None):
     """Batch statistics are those of all samples; matched and unmatched mix within a process."""
     params = params_of(refine={"mixed": {"strategy": "iom", "threshold": THRESHOLD, "pwa": True}})
-    which = RunKey("refscenes", 25, "mixed", 0)
-    together("gradients", "mixed", "gradients.pt", params=params)
+    which = RunKey("refscenes", 25, "mixed", 0, model=name)
+    together("gradients", which.label, "gradients.pt", params=params)
     found = torch.load("gradients.pt", weights_only=True)
 
+    params = resolve(params, which)
     context = RunContext(params, which, SECTIONS)
     model = context.build_model(pretrained=False)
     model.freeze(params.optimizer.model_copy(update={"bert_layers_trained": 1}))
-    load_weights(model, start / "model.safetensors")
+    load_weights(model, which.burn_in.folder / "model.safetensors")
     datasets = training_datasets(context, params.refine["mixed"])
 
     def half_of(rank: int) -> MutualBatch:
@@ -141,17 +147,22 @@ def test_mutual_learning_by_two_takes_the_mean_of_the_halves_gradients(start: Pa
             logits = model.eval()(*half.unlabelled.inputs)
         targets.append(refiner(logits.float(), half.unlabelled.partitions))
     inputs = [i for half in halves for i in (half.labelled.inputs, half.unlabelled.strong_inputs)]
-    logits = model.train()(*map(torch.cat, zip(*inputs, strict=True))).float()
-    losses = [
-        supervised_loss(logits[at : at + 3], halves[half].labelled.mask)
-        + unsupervised_loss(logits[at + 3 : at + 6], targets[half])
-        for half, at in enumerate((0, 6))
-    ]
+    outputs = model.train().training_outputs(*map(torch.cat, zip(*inputs, strict=True)))
+    losses = []
+    for half, at in enumerate((0, 6)):
+        sure, strong = outputs.select(slice(at, at + 3)), outputs.select(slice(at + 3, at + 6))
+        mask, refined = halves[half].labelled.mask, targets[half]
+        losses += [
+            supervised_loss(sure.logits.float(), mask)
+            + unsupervised_loss(strong.logits.float(), refined)
+            + sum(model.extra_losses(sure, mask).values())
+            + sum(model.extra_losses(strong, refined.labels).values())
+        ]
     loss = (losses[0] + losses[1]) / 2
     loss.backward()
     wanted = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
-    assert len({int(t.matched.sum()) for t in targets}) == 2, "halves of the same mixture"
+    assert name or len({int(t.matched.sum()) for t in targets}) == 2, "halves of the same mixture"
     assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
     assert distance(wanted, found["gradients"]) < 1e-5
 
