@@ -109,7 +109,8 @@ def seal(folder):
 
 PROVENANCE = Provenance(
     started="2026-11-23T00:00:00+00:00", finished="2026-11-23T00:01:00+00:00", duration_s=60.25,
-    peak_rss_mb=512.0, platform="Linux x86_64", git_commit="0" * 40, code="cd" * 32,
+    peak_rss_mb=512.0, platform="Linux x86_64", cpu={"name": "CPU"}, git_commit="0" * 40,
+    code="cd" * 32,
 )  # fmt: skip
 
 

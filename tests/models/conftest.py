@@ -81,6 +81,11 @@ def lavt() -> LAVT:
     return model.eval()
 
 
+@pytest.fixture(name="new_rela")
+def new_rela_fixture() -> Any:
+    return new_rela
+
+
 @pytest.fixture
 def rela() -> ReLA:
     torch.manual_seed(0)

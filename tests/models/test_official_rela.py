@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import new_rela
 from helpers.published import to_gres, to_published
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -44,7 +43,12 @@ def test_our_names_back_to_the_published_file_exactly():
     ],
 )
 def test_sizes_are_read_off_shapes(
-    tmp_path: Path, rela_settings: Any, inputs: Inputs, randomise: Any, change: dict[str, Any]
+    new_rela: Any,
+    tmp_path: Path,
+    rela_settings: Any,
+    inputs: Inputs,
+    randomise: Any,
+    change: dict[str, Any],
 ):
     model = new_rela(rela_settings(fusion_heads=[1, 1, 1, 1], **change)).eval()
     randomise(model)

@@ -147,10 +147,8 @@ def test_images_are_shared(rela: ReLA, inputs: Inputs):
         torch.testing.assert_close(shared, rela(pixels[[0, 1, 0]], ids, mask))
 
 
-def test_words_matter_and_padding_does_not(rela_settings: Any, inputs: Inputs):
+def test_words_matter_and_padding_does_not(new_rela: Any, rela_settings: Any, inputs: Inputs):
     """But for RLA's language part, which attends to padding as published; it starts at zero."""
-    from conftest import new_rela
-
     pixels, ids, mask = inputs
     torch.manual_seed(2)
     rela = new_rela(rela_settings()).eval()
@@ -162,9 +160,7 @@ def test_words_matter_and_padding_does_not(rela_settings: Any, inputs: Inputs):
     assert (whole - other).abs().max() > 1e-3
 
 
-def test_zero_gates_never_open(rela_settings: Any, inputs: Inputs):
-    from conftest import new_rela
-
+def test_zero_gates_never_open(new_rela: Any, rela_settings: Any, inputs: Inputs):
     for zero in (True, False):
         model = new_rela(rela_settings(zero_gates=zero))
         model(*inputs).square().mean().backward()
@@ -202,9 +198,7 @@ def test_recomputation_changes_no_gradient(rela: ReLA, inputs: Inputs):
         torch.testing.assert_close(one, other)
 
 
-def test_mixed_precision(rela_settings: Any, inputs: Inputs):
-    from conftest import new_rela
-
+def test_mixed_precision(new_rela: Any, rela_settings: Any, inputs: Inputs):
     torch.manual_seed(1)
     model = new_rela(rela_settings()).eval()
     with torch.no_grad():
@@ -224,10 +218,8 @@ def test_extra_losses_of_no_samples_are_zero(rela: ReLA, inputs: Inputs):
 
 
 def test_an_empty_label_is_no_target_only_if_the_parameters_say_so(
-    rela_settings: Any, inputs: Inputs
+    new_rela: Any, rela_settings: Any, inputs: Inputs
 ):
-    from conftest import new_rela
-
     labels = torch.zeros(3, 48, 40, dtype=torch.long)
     labels[0, 5:20, 5:20] = 1
     for says, wanted in ((True, [0, 1, 1]), (False, [0, 0, 0])):
