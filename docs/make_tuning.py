@@ -1,6 +1,6 @@
 """The pictures of docs/tuning.md: a search in MLflow's UI and in optuna-dashboard, in a browser.
 
-    python docs/make_tuning.py                    # mlflow.db, mlartifacts/ and .work/ of this checkout
+    python docs/make_tuning.py                    # the stores of this checkout
     python docs/make_tuning.py --run tune-cpi-1-seed0
 
 Needs Chromium; without optuna-dashboard, its picture is left out. Both stores are copied first.
@@ -18,8 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from make_compare import HEIGHT, KIND, WIDE, Page, browsing, copy_store, find_runs, free_port
-from make_compare import running, take
+from make_compare import (
+    HEIGHT,
+    KIND,
+    WIDE,
+    Page,
+    browsing,
+    copy_store,
+    find_runs,
+    free_port,
+    running,
+    take,
+)
 
 FOLDER = Path(__file__).parent / "tuning"
 STUDIES = Path(".work/optuna/studies.db")
@@ -48,12 +58,13 @@ async def visit(page: Page, server: str, experiment: str, run: str, studies: str
     row = "document.querySelector('[role=row] a[href*=\"/runs/\"]')"
     await page.open(url + quote("tags.stage = 'tune'"), row)
     await page.picture("searches", 500, WIDE)
-    await page.open(url + quote(f"tags.`mlflow.parentRunId` = '{run}'"), row)
-    await page.picture("trials", 700, WIDE)
+    trials = quote(f"tags.`mlflow.parentRunId` = '{run}'") + "&compareRunsMode=CHART"
+    await page.open(url + trials, "document.querySelector('.js-plotly-plot')")
+    await page.picture("trials", HEIGHT, WIDE)
     artifact = "document.querySelector('[artifact-name=\"curves.png\"]')"
     await page.open(f"{server}/#/experiments/{experiment}/runs/{run}/artifacts", artifact)
     await page.click(f"[{artifact}]")
-    await page.picture("curves", 700, WIDE)
+    await page.picture("curves", HEIGHT, WIDE)
     if studies is not None:
         await page.open(f"{studies}/dashboard", "document.querySelector('a[href*=studies]')")
         await page.click("[document.querySelector('a[href*=studies]')]")
