@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -91,8 +91,8 @@ def running(command: list[str], url: str, log: Path) -> Iterator[None]:
 class Page:
     """A browser's page, driven over its debugging protocol."""
 
-    def __init__(self, channel: Any) -> None:
-        self.channel, self.number = channel, 0
+    def __init__(self, channel: Any, folder: Path) -> None:
+        self.channel, self.folder, self.number = channel, folder, 0
 
     async def call(self, method: str, **values: Any) -> dict[str, Any]:
         """One command and its result."""
@@ -138,8 +138,9 @@ class Page:
         await self.value("document.querySelectorAll('.modebar').forEach(e => e.remove())")
         shot = await self.call("Page.captureScreenshot", format="png")
         image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-        image.quantize(128, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
-        print(f"{FOLDER.name}/{name}.png {(FOLDER / f'{name}.png').stat().st_size // 1000} kB")
+        path = self.folder / f"{name}.png"
+        image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        print(f"{self.folder.name}/{path.name} {path.stat().st_size // 1000} kB")
 
     async def resize(self, height: int, width: int = WIDTH) -> None:
         """Make the window as high as what is to be seen."""
@@ -148,15 +149,15 @@ class Page:
         await asyncio.sleep(2)
 
 
-async def take(debugger: str, server: str, experiment: str, runs: list[str]) -> None:
-    """All pictures."""
+async def take(debugger: str, folder: Path, visit: Callable[[Page], Awaitable[None]]) -> None:
+    """All pictures of a visit, into a folder."""
     import aiohttp
 
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{debugger}/json/list") as answer:
             pages = [page for page in await answer.json() if page["type"] == "page"]
         async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as channel:
-            await visit(Page(channel), server, experiment, runs)
+            await visit(Page(channel, folder))
 
 
 async def visit(page: Page, server: str, experiment: str, runs: list[str]) -> None:
@@ -179,28 +180,21 @@ async def visit(page: Page, server: str, experiment: str, runs: list[str]) -> No
     await page.picture("panels", 420, WIDE)
 
 
-def main() -> None:
-    """Take the pictures."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("--store", type=Path, default=Path("mlflow.db"))
-    parser.add_argument("--artifacts", type=Path, default=Path("mlartifacts"))
-    parser.add_argument("--runs", nargs="+", default=["baseline-1-seed0", "cpi-u-1-seed0"])
-    options = parser.parse_args()
+@contextlib.contextmanager
+def browsing(store: Path, artifacts: Path) -> Iterator[tuple[str, str, Path]]:
+    """Addresses of a server of a copy of the store and of a browser's debugger, and the copy."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if chromium is None or not options.store.is_file():
-        sys.exit(f"{options.store}: no such file" if chromium else "chromium is not installed")
-    FOLDER.mkdir(exist_ok=True)
+    if chromium is None or not store.is_file():
+        sys.exit(f"{store}: no such file" if chromium else "chromium is not installed")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        copy_store(options.store, folder / "mlflow.db")
-        experiment, runs = find_runs(folder / "mlflow.db", options.runs)
+        copy_store(store, folder / "mlflow.db")
         ports = free_port(), free_port()
         server, debugger = (f"http://127.0.0.1:{port}" for port in ports)
         serve = [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
             *("--port", str(ports[0]), "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-            *("--artifacts-destination", str(options.artifacts.absolute())),
+            *("--artifacts-destination", str(artifacts.absolute())),
         ]
         browse = [
             *(chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
@@ -211,7 +205,21 @@ def main() -> None:
             running(serve, f"{server}/health", folder / "server.log"),
             running(browse, f"{debugger}/json/version", folder / "browser.log"),
         ):
-            asyncio.run(take(debugger, server, experiment, runs))
+            yield server, debugger, folder / "mlflow.db"
+
+
+def main() -> None:
+    """Take the pictures."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--store", type=Path, default=Path("mlflow.db"))
+    parser.add_argument("--artifacts", type=Path, default=Path("mlartifacts"))
+    parser.add_argument("--runs", nargs="+", default=["baseline-1-seed0", "cpi-u-1-seed0"])
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    with browsing(options.store, options.artifacts) as (server, debugger, database):
+        experiment, runs = find_runs(database, options.runs)
+        asyncio.run(take(debugger, FOLDER, lambda page: visit(page, server, experiment, runs)))
 
 
 if __name__ == "__main__":

@@ -100,11 +100,11 @@ def _tuning(params: Params) -> None:
                 )
             results.add(result)
     for run in runs:
-        search = search_of(params, run)
-        if search is not None and (run.dataset, run.fraction, search.label) not in results:
+        needed = search_of(params, run)
+        if needed is not None and (run.dataset, run.fraction, needed.label) not in results:
             raise ValueError(
                 f"refine.{run.method}: `thresholds: {params.refine[run.method].thresholds}` needs "
-                f"a search of {search.label} for {run.dataset} at {fraction_name(run.fraction)} %; "
+                f"a search of {needed.label} for {run.dataset} at {fraction_name(run.fraction)} %; "
                 "add it to study.tune"
             )
 

@@ -55,7 +55,7 @@ def style_of(method: str) -> tuple[str, str, str, str]:
     return colour, marker, dash, method
 
 
-def _fix_style() -> None:
+def fix_style() -> None:
     """Make figures independent of the user's matplotlibrc and of the fonts of the machine."""
     import matplotlib as mpl
     from matplotlib.font_manager import fontManager
@@ -80,7 +80,7 @@ class FigureMaker:
     """Draws definitions from records; every drawing method gives {file stem: Figure}."""
 
     def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
-        _fix_style()
+        fix_style()
         self.params, self.records, self.paper = params, records, paper
 
     def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:

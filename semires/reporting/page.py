@@ -24,6 +24,7 @@ from semires.reporting.records import METRICS, Records
 from semires.reporting.render import claimed, place, to_html
 from semires.reporting.runs_table import log_path
 from semires.reporting.tables import FilledTable
+from semires.reporting.thresholds_render import PURPOSE, TITLE, Grid, thresholds_html
 from semires.runs.key import RunKey
 from semires.runs.record import flatten
 from semires.tracking import run_links
@@ -49,12 +50,21 @@ class DrawnFigure:
     pictures: list[tuple[str, bytes]]
 
 
+@dataclass(frozen=True)
+class ThresholdSection:
+    """The tables and the pictures, (stem, PNG bytes), of the searches."""
+
+    grids: list[Grid]
+    pictures: list[tuple[str, bytes]]
+
+
 def render_page(
     params: Params,
     records: Records,
     tables: list[tuple[FilledTable, FilledTable | None]],
     figures: list[DrawnFigure],
     judgements: list[Judgement],
+    thresholds: ThresholdSection,
 ) -> str:
     """The page's HTML.
 
@@ -64,6 +74,7 @@ def render_page(
         tables: each table with its paired differences, if any.
         figures: drawn figures, in order.
         judgements: the judged claims, in order.
+        thresholds: the searches.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -74,6 +85,7 @@ def render_page(
     for table in shown:
         contents.append((f"s-{table['name']}", table["heading"]))
         contents += [(f"s-{f['name']}", f["heading"]) for f in drawn if f["after"] == table["name"]]
+    contents += [("s-thresholds", TITLE)] if thresholds.grids else []
     names = ("labels", "runs", "environment", "parameters")
     titles = ("Pseudo-labels and proposals", "Runs", "Environment", "Parameters")
     contents += [(f"s-{n}", title) for n, title in zip(names, titles, strict=True)]
@@ -84,6 +96,7 @@ def render_page(
         tables=shown,
         figures=drawn,
         contents=contents,
+        thresholds=_thresholds_entry(thresholds),
         n_runs=len(records.all),
         datasets=", ".join(display_name(params, d) for d in study.datasets(params)),
         labels=_labels(records),
@@ -125,7 +138,7 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
         (
             style_of(stem.removeprefix(f"{figure.name}-"))[3],
             f"{definition.title} ({stem})",
-            f"data:image/png;base64,{base64.b64encode(png).decode()}",
+            _data_uri(png),
         )
         for stem, png in figure.pictures
     ]
@@ -138,6 +151,20 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
         "images": images,
         "after": after if after in tables else tables[-1],
     }
+
+
+def _thresholds_entry(section: ThresholdSection) -> dict[str, Any]:
+    return {
+        "heading": TITLE,
+        "where": PURPOSE,
+        "html": thresholds_html(section.grids) if section.grids else "",
+        "files": [f"{grid.name}.tex" for grid in section.grids],
+        "images": [(stem, _data_uri(png)) for stem, png in section.pictures],
+    }
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _html_table(head: list[str], rows: list[list[str]], kind: str = "") -> str:

@@ -103,7 +103,21 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 </figure>
 </section>
 {% endfor %}{% endfor %}
-<section id="s-labels"><h2>Pseudo-labels and proposals</h2>
+{% if thresholds.html %}<section id="s-thresholds"><h2>{{ thresholds.heading }}</h2>
+<p class="where">Not in the paper: {{ thresholds.where }}.</p>
+{{ thresholds.html | safe }}
+<p class="small">Also as <a href="thresholds.md">thresholds.md</a>,
+<a href="thresholds.csv">thresholds.csv</a>{% for name in thresholds.files %},
+<a href="{{ name }}">{{ name }}</a>{% endfor %}.</p>
+{% for stem, uri in thresholds.images %}<figure>
+<div class="scroll"><img src="{{ uri }}" alt="{{ stem }}" loading="lazy"></div>
+<figcaption>{{ stem }}: {% if stem.endswith("plane") %}overall IoU of the labels over both
+thresholds, with the trials on it.{% else %}response of the refined labels to each threshold, the
+others at their best values; bands are 95 % intervals over images. Points, if any: students trained
+with these thresholds.{% endif %}</figcaption>
+</figure>
+{% endfor %}</section>
+{% endif %}<section id="s-labels"><h2>Pseudo-labels and proposals</h2>
 <p>Overall IoU of the burn-in teacher's pseudo-labels on unlabelled references with their hidden
 ground truth, before and after refinement, and the shares refined (%).</p>
 <details><summary>All runs that refine</summary>{{ labels | safe }}</details>

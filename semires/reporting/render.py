@@ -38,6 +38,9 @@ class Text:
     mark: str = ""
 
 
+Body = list[tuple[str, list[list[Text]]]]  # sections: title and rows of cells
+
+
 def signed(value: float) -> str:
     """Two decimals with a sign (a Unicode minus); no sign at zero."""
     text = f"{value:+.2f}"
@@ -72,7 +75,7 @@ def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
     return titles
 
 
-def body(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[tuple[str, list[list[Text]]]]:
+def body(table: FilledTable, metrics: Sequence[str] = MAIN) -> Body:
     """Sections: title and rows of cells, in the order of :func:`headers`."""
     return [(s.title, [_cells(table, s, row, metrics) for row in s.rows]) for s in table.sections]
 
@@ -143,29 +146,30 @@ def _csv_line(
     line = {name: csv_text(text) for name, text in line.items()}
     value = row.values.get(split)
     if value is not None:
-        line |= {"value": _plain(value.value), "ci_low": _plain(value.low)}
-        line |= {"ci_high": _plain(value.high), "seeds": str(value.seeds)}
+        line |= {"value": plain(value.value), "ci_low": plain(value.low)}
+        line |= {"ci_high": plain(value.high), "seeds": str(value.seeds)}
         line |= {"images": str(value.images), "expressions": str(value.expressions)}
         if value.sd is not None:
-            line["sd"] = _plain(value.sd)
+            line["sd"] = plain(value.sd)
         for metric in OTHERS:
             if (other := row.of(metric).get(split)) is not None:
                 line |= _csv_other(metric, other)
     elif row.footnote is not None:
         line["missing"] = csv_text(table.footnotes[row.footnote].replace("`", ""))
     if row.paper and split in row.paper:
-        line |= {"paper": _plain(row.paper[split])}
+        line |= {"paper": plain(row.paper[split])}
         line |= {"comparable": "yes" if section.comparable else "no"}
     return line
 
 
 def _csv_other(metric: str, value: Value) -> dict[str, str]:
-    line = {metric: _plain(value.value), f"{metric}_low": _plain(value.low)}
-    line |= {f"{metric}_high": _plain(value.high)}
-    return line if value.sd is None else {**line, f"{metric}_sd": _plain(value.sd)}
+    line = {metric: plain(value.value), f"{metric}_low": plain(value.low)}
+    line |= {f"{metric}_high": plain(value.high)}
+    return line if value.sd is None else {**line, f"{metric}_sd": plain(value.sd)}
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
+    """Two decimals for a machine; no minus sign at zero."""
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text
 
@@ -187,18 +191,19 @@ def to_markdown(table: FilledTable) -> str:
         lines += [f"**{claimed(table)}** {md(table.claim)}", ""]
     if table.where:
         lines += [f"{md(place(table))}.", ""]
-    lines += [*_md_table(table, MAIN), ""]
-    lines += ["Mean IoU and P@0.5:", "", *_md_table(table, OTHERS), ""]
+    lines += [*md_table(headers(table), body(table)), ""]
+    others = md_table(headers(table, OTHERS), body(table, OTHERS))
+    lines += ["Mean IoU and P@0.5:", "", *others, ""]
     lines += [f"- {md_note(note)}" for note in table.notes]
     lines += [f"- {letter(i)}: {md_note(note)}" for i, note in enumerate(table.footnotes)]
     return "\n".join(lines) + "\n"
 
 
-def _md_table(table: FilledTable, metrics: Sequence[str]) -> list[str]:
-    titles = headers(table, metrics)
+def md_table(titles: list[str], sections: Body) -> list[str]:
+    """The lines of a pipe table."""
     lines = [_md_row([md(title) for title in titles])]
     lines.append(_md_row(["---", *("---:" for _ in titles[1:])]))
-    for title, rows in body(table, metrics):
+    for title, rows in sections:
         lines.append(_md_row([f"**{md(title)}**", *("" for _ in titles[1:])]))
         lines += [_md_row([_md_cell(cell) for cell in row]) for row in rows]
     return lines
@@ -232,6 +237,7 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}",
     "–": "--", "−": "$-$", "±": r"$\pm$", "✓": r"$\bullet$", "×": r"$\times$", "≥": r"$\geq$",
+    "→": r"$\to$",
     "*": r"$^{*}$",
 }  # fmt: skip
 
@@ -247,34 +253,45 @@ def tex_escape(text: str) -> str:
 
 
 def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
-    r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it.
+    """See :func:`tex_table`.
 
     It has the paper's values but no column of differences from them, because a page is too narrow.
     """
     titles = [title for title in headers(table, metrics) if title != "Ours − paper's"]
     label = table.name.replace("_", "-") + ("" if metrics == MAIN else "-miou")
     names = "" if metrics == MAIN else f" ({' and '.join(metrics)})"
+    caption = f"{table.title}{names}. {table.claim}"
+    return tex_table(label, caption, titles, body(table, metrics), table.notes, table.footnotes)
+
+
+def tex_table(
+    label: str,
+    caption: str,
+    titles: list[str],
+    sections: Body,
+    notes: Sequence[str],
+    footnotes: Sequence[str] = (),
+) -> str:
+    r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it."""
     head = [r"\toprule", " & ".join(tex_escape(title) for title in titles) + r" \\"]
     lines = [
         r"% Made by `semires report` from run records. Needs \usepackage{booktabs,longtable}.",
         r"{\scriptsize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{longtable}}{{@{{}}p{{0.27\linewidth}}{'c' * (len(titles) - 1)}@{{}}}}",
-        rf"\caption{{{tex_escape(f'{table.title}{names}. {table.claim}')}}}",
+        rf"\caption{{{tex_escape(caption)}}}",
         rf"\label{{tab:{label}}} \\",
         *head, r"\midrule", r"\endfirsthead",
         *head, r"\midrule", r"\endhead",
         r"\bottomrule", r"\endfoot",
     ]  # fmt: skip
-    for number, (title, rows) in enumerate(body(table, metrics)):
+    for number, (title, rows) in enumerate(sections):
         lines += [r"\midrule"] if number else []
         lines.append(rf"\multicolumn{{{len(titles)}}}{{@{{}}l}}{{\emph{{{tex_escape(title)}}}}} \\")
         for row in rows:
             lines += _tex_lines(row[: len(titles)])
     lines += [r"\end{longtable}", r"\noindent\begin{minipage}{\linewidth}\raggedright"]
-    lines += [rf"{_tex_note(note)}\par" for note in table.notes]
-    lines += [
-        rf"$^{{{letter(i)}}}$~{_tex_note(note)}\par" for i, note in enumerate(table.footnotes)
-    ]
+    lines += [rf"{_tex_note(note)}\par" for note in notes]
+    lines += [rf"$^{{{letter(i)}}}$~{_tex_note(note)}\par" for i, note in enumerate(footnotes)]
     return "\n".join([*lines, r"\end{minipage}}"]) + "\n"
 
 
@@ -347,11 +364,11 @@ def _html_row(
     for column, cell in enumerate(main[1:], start=1):
         is_number = first <= column < first + len(table.splits)
         shown = [cell, *(c[column] for c in others)] if is_number and cell.small else [cell]
-        cells.append(f"<td>{_html_cell(shown)}</td>")
+        cells.append(f"<td>{html_cell(shown)}</td>")
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _html_cell(shown: list[Text]) -> str:
+def html_cell(shown: list[Text]) -> str:
     """One cell, or one `<span>` per metric, of which the page's style shows one."""
     texts = []
     for cell in shown:

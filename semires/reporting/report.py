@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semires import tracking
 from semires.config.messages import require
@@ -26,8 +26,18 @@ from semires.reporting.records import Records, load_records
 from semires.reporting.render import OTHERS, body, to_csv, to_markdown, to_tex
 from semires.reporting.runs_table import log_path, logs, runs_csv
 from semires.reporting.tables import FilledTable, TableBuilder
+from semires.reporting.thresholds import Thresholds, compare_thresholds
+from semires.reporting.thresholds_render import (
+    grids,
+    thresholds_csv,
+    thresholds_markdown,
+    thresholds_tex,
+)
 from semires.runs import layout
 from semires.runs.key import RUNS, SUPERVISED, fraction_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Tables = list[tuple[FilledTable, FilledTable | None]]
 #: What `make bench` and `make study` write into the report's folder; a new report keeps it.
@@ -36,11 +46,12 @@ KEPT = ("benchmarks.md", "growth.svg", "study")
 
 @dataclass(frozen=True)
 class Results:
-    """The inputs of a report: runs, filled tables with their differences, judged claims."""
+    """The inputs of a report: runs, filled tables with their differences, claims, searches."""
 
     records: Records
     tables: Tables
     judgements: list[Judgement]
+    thresholds: Thresholds
 
 
 def report(params: Params, output: Path = layout.REPORTS) -> None:
@@ -70,13 +81,14 @@ def read_runs(params: Params) -> Records:
 
 
 def build(params: Params) -> Results:
-    """Read all runs, fill all tables, judge all claims."""
+    """Read all runs and searches, fill all tables, judge all claims."""
     records = read_runs(params)
     tables, figures = load_definitions()
     paper = PaperValues()
     judge = Judge(params, records, paper, tables, figures)
     judgements = judge.judge(load_claims(tables, figures))
-    return Results(records, build_tables(params, records), judgements)
+    thresholds = compare_thresholds(params, records)
+    return Results(records, build_tables(params, records), judgements, thresholds)
 
 
 def build_tables(params: Params, records: Records) -> Tables:
@@ -118,6 +130,11 @@ def write_data(params: Params, results: Results, folder: Path) -> None:
     if results.judgements:
         write_text(folder / "claims.csv", claims_csv(results.judgements))
         write_text(folder / "claims.md", claims_markdown(params, results.judgements))
+    if made := grids(params, results.thresholds):
+        write_text(folder / "thresholds.md", thresholds_markdown(made))
+        write_text(folder / "thresholds.csv", thresholds_csv(results.thresholds))
+        for grid in made:
+            write_text(folder / f"{grid.name}.tex", thresholds_tex(grid))
     samples = params.evaluation.bootstrap_samples
     write_text(folder / "runs.csv", runs_csv(results.records, samples))
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -126,8 +143,9 @@ def write_data(params: Params, results: Results, folder: Path) -> None:
 
 
 def _write_figures_and_page(params: Params, results: Results, folder: Path) -> None:
-    from semires.reporting.figures import FigureMaker, save
-    from semires.reporting.page import DrawnFigure, render_page
+    from semires.reporting.figures import FigureMaker
+    from semires.reporting.page import DrawnFigure, ThresholdSection, render_page
+    from semires.reporting.threshold_figures import threshold_figures
 
     _, definitions = load_definitions()
     maker = FigureMaker(params, results.records, PaperValues())
@@ -138,14 +156,26 @@ def _write_figures_and_page(params: Params, results: Results, folder: Path) -> N
         if definition.kind == "panels" and (overview := maker.overview(definition)) is not None:
             figures = {"qualitative": overview, **figures}
         for stem, figure in figures.items():
-            png, svg = save(figure)
-            write_bytes(folder / f"{stem}.png", png)
-            write_bytes(folder / f"{stem}.svg", svg)
+            png = _write_figure(folder / stem, figure)
             if stem != "qualitative":
                 pictures.append((stem, png))
         drawn.append(DrawnFigure(name, definition, pictures))
-    page = render_page(params, results.records, results.tables, drawn, results.judgements)
+    searched = []
+    for stem, figure in threshold_figures(results.thresholds).items():
+        searched.append((stem, _write_figure(folder / stem, figure)))
+    section = ThresholdSection(grids(params, results.thresholds), searched)
+    page = render_page(params, results.records, results.tables, drawn, results.judgements, section)
     write_text(folder / "index.html", page)
+
+
+def _write_figure(stem: Path, figure: Figure) -> bytes:
+    """Write ``stem``.png and .svg; return the PNG's bytes."""
+    from semires.reporting.figures import save
+
+    png, svg = save(figure)
+    write_bytes(stem.with_name(f"{stem.name}.png"), png)
+    write_bytes(stem.with_name(f"{stem.name}.svg"), svg)
+    return png
 
 
 def metrics_of(tables: Tables) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _unit(result: Result) -> str:
     return f"val oIoU, {part} (%)" if training else f"oIoU of refined labels, {part} (%)"
 
 
-def _figure(columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def _figure(columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
     """A figure without pyplot, so that no display or global state is involved."""
     from matplotlib.figure import Figure
 
@@ -84,34 +84,35 @@ def curves_figure(
     best: Mapping[str, float],
     students: pd.DataFrame | None = None,
 ) -> Figure:
-    """The oIoU of the labels with its interval over images (first row) and their mIoU.
+    """A row for each threshold: the labels' oIoU with its interval over images, and their mIoU.
 
     Args:
-        curves: see `curves.response_curves`; a column for each of its thresholds.
+        curves: see `curves.response_curves`.
         names: of both parts of the labels.
         given: the thresholds of params.yaml (the paper's).
         best: the best thresholds.
-        students: trainings to show in a third row: threshold, value, oIoU, low, high.
+        students: trainings to show in a third column: threshold, value, oIoU, low, high.
     """
     thresholds = list(dict.fromkeys(curves["threshold"]))
-    rows = 2 if students is None else 3
-    figure, panels = _figure(len(thresholds), rows)
+    columns = 2 if students is None else 3
+    figure, panels = _figure(columns, len(thresholds))
     for i, name in enumerate(thresholds):
-        column = panels[i :: len(thresholds)]
+        row = panels[i * columns : (i + 1) * columns]
         for half, colour in COLOURS.items():
             table = curves[(curves["half"] == half) & (curves["threshold"] == name)]
-            column[0].fill_between(
+            row[0].fill_between(
                 table["value"], table["low"], table["high"], color=colour, alpha=0.15, lw=0
             )
-            for panel, metric in zip(column, ("oIoU", "mIoU"), strict=False):
+            for panel, metric in zip(row, ("oIoU", "mIoU"), strict=False):
                 panel.plot(table["value"], table[metric], color=colour, label=names[half])
                 panel.set_ylabel(f"{metric} of refined labels (%)")
         if students is not None:
-            _students(column[2], students[students["threshold"] == name])
-        for panel in column:
+            _students(row[2], students[students["threshold"] == name])
+        for panel in row:
             for values, style in ((given, PAPER), (best, BEST)):
-                for value in {values[name]} if name in values else set():
-                    panel.axvline(value, **style)
+                marked = {values[name]} if name in values else set(values.values())
+                if len(marked) == 1:  # of ALL_EQUAL, only if they are equal
+                    panel.axvline(marked.pop(), **style)
             panel.set(xlabel=name, xlim=(0, 1))
     panels[0].legend(frameon=False, fontsize=7)
     return figure

@@ -10,6 +10,7 @@ import pytest
 from helpers.small_study import small_params
 
 from semires import process
+from semires.cli import main
 from semires.errors import DataError, Interrupted
 from semires.files import read_json
 from semires.runs.key import RunKey
@@ -95,6 +96,22 @@ def test_an_interrupted_fold_continues(
     assert "teacher of fold 1," not in said
     assert "resuming from step 3 of 6" in said
     assert {path.name: path.read_bytes() for path in FOLDER.iterdir()} == unbroken
+
+
+def test_the_option_of_the_command(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def run(**changes: Any) -> int:
+        path = tmp_path / "params.yaml"
+        path.write_text(searching(tmp_path, **changes).model_dump_json())
+        cell = ["--dataset", "refscenes", "--fraction", "25", "--method", "cpi-u"]
+        return main(["--params", str(path), "tune", *cell, "--on", "labelled"])
+
+    assert run(on="val") == 0
+    assert read_json(FOLDER / "summary.json")["on"] == "labelled"
+    assert "Pseudo-labels' oIoU on val: " in (FOLDER / "best.yaml").read_text()
+    assert run(on="val", objective="training") == 2
+    assert "`on: labelled` needs `objective: labels`" in capsys.readouterr().err
 
 
 def test_folds_divide_the_images():

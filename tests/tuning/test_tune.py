@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.fake_searches import pseudo_labels
 from PIL import Image
 
 from semires.config.grid import searches
@@ -17,36 +18,16 @@ from semires.data.tables import write_tables
 from semires.errors import ConfigError, CorruptCacheError, SemiresError
 from semires.files import fingerprint, read_json, write_json
 from semires.refine import PartitionBatch
-from semires.refine.partition import Partition
 from semires.refine.strategies import STRATEGIES, Strategy
 from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.training.mutual import make_refiner
-from semires.tuning.counts import PseudoLabel, count, save, sources
+from semires.tuning.counts import count, save, sources
 from semires.tuning.curves import ALL_EQUAL
 from semires.tuning.storage import hidden
 from semires.tuning.study import tune, tune_all
 
 ROOT = Path(__file__).parents[2]
-
-
-def ellipses(rng, number, size=24):
-    yy, xx = np.mgrid[:size, :size]
-    centre, radius = rng.uniform(0, size, (2, number, 1, 1)), rng.uniform(2, 9, (2, number, 1, 1))
-    return ((yy - centre[0]) / radius[0]) ** 2 + ((xx - centre[1]) / radius[1]) ** 2 <= 1
-
-
-def pseudo_labels(seed=0, images=30, refs=2):
-    rng = np.random.default_rng(seed)
-    partitions, labels = {}, []
-    for image in range(images):
-        masks = ellipses(rng, 8)
-        partitions[image] = Partition.from_masks(masks)
-        for ref in range(refs):
-            truth = masks[rng.integers(8)]
-            label = np.roll(truth, rng.integers(-3, 4, 2), (0, 1)) & (rng.random((24, 24)) < 0.8)
-            labels.append(PseudoLabel(image * refs + ref, image, 0, label, truth))
-    return labels, partitions
 
 
 def counts_path(params, cell):

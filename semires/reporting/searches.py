@@ -1,0 +1,134 @@
+"""The threshold searches that the report reads: `tune/D/F/M/seedS/`, as `semires tune` writes them.
+
+A search keeps the counts of its labels, so that any thresholds can be evaluated exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from semires.config.grid import searches
+from semires.config.schema import Params
+from semires.errors import CorruptCacheError
+from semires.evaluation.bootstrap import ImageSums, image_sums
+from semires.evaluation.metrics import iou_per_expression
+from semires.files import read_json
+from semires.runs import layout
+from semires.runs.key import RunKey
+from semires.tuning.counts import load
+from semires.tuning.refined import Table, make_table
+from semires.tuning.results import PARTS
+
+_FILES = ("summary.json", "trials.csv", "curves.csv", "seen.npz", "held_out.npz")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A finished search: its key, strategy, ``summary.json`` and folder."""
+
+    key: RunKey
+    strategy: str
+    summary: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The best thresholds, by name."""
+        return dict(self.summary["thresholds"])
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The thresholds of params.yaml: the paper's."""
+        return dict(self.summary["paper_thresholds"])
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The names of the ``seen`` and the ``held_out`` labels."""
+        return PARTS[self.summary["on"]]
+
+    @property
+    def on_val(self) -> bool:
+        """Whether both parts of the labels are halves of val."""
+        return str(self.summary["on"]) == "val"
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether it searched the thresholds that are best for the labels."""
+        return str(self.summary["objective"]) == "labels"
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """The tables of the ``seen`` and the ``held_out`` labels."""
+        return {
+            name: make_table(load(self.folder / f"{name}.npz", made_from=""), self.strategy)
+            for name in ("seen", "held_out")
+        }
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """See `tuning.curves.response_curves`."""
+        return self._csv("curves.csv")
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial."""
+        return self._csv("trials.csv")
+
+    @property
+    def plane(self) -> pd.DataFrame | None:
+        """See `tuning.curves.response_plane`; None for one threshold."""
+        return self._csv("plane.csv") if (self.folder / "plane.csv").is_file() else None
+
+    def _csv(self, name: str) -> pd.DataFrame:
+        path = self.folder / name
+        try:
+            return pd.read_csv(path)
+        except (OSError, ValueError, pd.errors.ParserError) as error:
+            raise CorruptCacheError(f"{path}: no readable table ({error})") from error
+
+
+def read_searches(params: Params) -> dict[RunKey, Search | None]:
+    """All searches of the study, in order; None for one that has not been run.
+
+    A search of an earlier version, without all files, counts as not run.
+
+    Raises:
+        CorruptCacheError: a file is damaged; the text names it.
+    """
+    return {key: _read(params, key) for key in searches(params)}
+
+
+def _read(params: Params, key: RunKey) -> Search | None:
+    folder = layout.tune_folder(key)
+    if not all((folder / name).is_file() for name in _FILES):
+        return None
+    summary = read_json(folder / "summary.json")
+    if not isinstance(summary, dict) or not {"thresholds", "paper_thresholds", "on"} <= set(
+        summary
+    ):
+        raise CorruptCacheError(f"{folder}/summary.json: no summary; run `semires tune` again")
+    return Search(key, params.refine[key.method].strategy, summary, folder)
+
+
+def label_sums(tables: Sequence[Table], thresholds: Mapping[str, float], metric: str) -> ImageSums:
+    """Sums by image of a metric (oIoU or mIoU) of the labels, refined with these thresholds."""
+    images: list[Any] = []
+    over: list[Any] = []
+    under: list[Any] = []
+    for table in tables:
+        outcome = table.outcome(thresholds)
+        images.append(table.labels.image_ids)
+        if metric == "oIoU":
+            over.append(outcome.intersection)
+            under.append(outcome.union)
+        else:
+            over.append(iou_per_expression(outcome.intersection, outcome.union))
+            under.append(np.ones(len(table.labels)))
+    return image_sums(*(np.concatenate(part) for part in (images, over, under)))

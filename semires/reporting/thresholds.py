@@ -1,0 +1,235 @@
+"""Does tuning the thresholds help? The searches beside the trainings with what they found.
+
+Three tables. *Thresholds*: each search, its best values, the labels on the images that the trials
+used and on others, and students trained with the paper's and with the best values. *Transfer*:
+thresholds that one search found, on the labels of another. *Trained values*: the trainings of the
+paper's Table 3 beside the labels with the same thresholds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from semires.config.grid import search_of
+from semires.config.schema import Method, Params
+from semires.evaluation.bootstrap import ImageSums, Interval, confidence_interval, paired_difference
+from semires.reporting.claims import NOT_RUN, verdict_of
+from semires.reporting.definitions import TableRow
+from semires.reporting.records import Records
+from semires.reporting.searches import Search, label_sums, read_searches
+from semires.reporting.selection import Selection, Value
+from semires.runs.key import RunKey, fraction_name
+
+METRICS = ("oIoU", "mIoU")
+Number = Interval | Value
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric with the paper's values, with the best ones, and the paired difference.
+
+    None where a run is missing.
+    """
+
+    paper: Number | None = None
+    best: Number | None = None
+    difference: Number | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One search: ``labels`` by part and metric, ``students`` by split and metric.
+
+    ``tuned`` is the method that is trained with the result, None if there is none.
+    """
+
+    key: RunKey
+    search: Search | None
+    labels: dict[tuple[str, str], Change]
+    students: dict[tuple[str, str], Change]
+    tuned: str | None
+
+    def verdict(self, metric: str = "oIoU") -> str:
+        """The verdict on "tuning helps": the students' difference on val."""
+        difference = self.students.get(("val", metric), Change()).difference
+        if difference is None:
+            return NOT_RUN
+        return verdict_of(difference.low, difference.high)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Thresholds of ``origin`` (None: the paper's) on the held-out labels of ``target``."""
+
+    origin: Search | None
+    target: Search
+    value: Interval
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training with the thresholds ``value`` beside the labels of all of val with the same.
+
+    ``labels`` and ``students`` hold a number for each metric; a missing one has no run.
+    """
+
+    search: Search
+    method: str
+    value: float
+    labels: dict[str, Interval]
+    students: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Everything that the report says about the searches."""
+
+    comparisons: list[Comparison]
+    transfers: list[Transfer]
+    trained: list[Trained]
+
+
+def compare_thresholds(params: Params, records: Records) -> Thresholds:
+    """Read the study's searches and the trainings that belong to them."""
+    found = read_searches(params)
+    selection = Selection(params, records)
+    done = [search for search in found.values() if search is not None]
+    return Thresholds(
+        [_comparison(params, selection, key, search) for key, search in found.items()],
+        list(_transfers(selection, done)),
+        [
+            trained
+            for search in done
+            if search.on_val and search.of_labels
+            for trained in _trained(params, selection, search)
+        ],
+    )
+
+
+def _comparison(
+    params: Params, selection: Selection, key: RunKey, search: Search | None
+) -> Comparison:
+    labels = {}
+    if search is not None:
+        for (part, table), metric in product(search.tables.items(), METRICS):
+            sums = [label_sums([table], at, metric) for at in (search.given, search.best)]
+            labels[part, metric] = _change(sums, selection.samples)
+    tuned = next(iter(_tuned_methods(params, key)), None)
+    names = (_paper_method(params, key.method), tuned)
+    splits = [s for s in params.datasets[key.dataset].splits if s != "train"]
+    students = {
+        (split, metric): _students(selection, key, names, split, metric)
+        for split, metric in product(splits, METRICS)
+    }
+    return Comparison(key, search, labels, students, tuned)
+
+
+def _students(
+    selection: Selection, key: RunKey, names: tuple[str | None, str | None], split: str, metric: str
+) -> Change:
+    """Trainings of two methods, with the paper's and with the best thresholds."""
+    paper, best = (
+        TableRow(label=name, method=name, source=key.source) if name else None for name in names
+    )
+    at = (key.dataset, key.fraction, split, metric)
+    return Change(
+        selection.value(paper, *at) if paper else None,
+        selection.value(best, *at) if best else None,
+        selection.difference((best, paper), *at) if paper and best else None,
+    )
+
+
+def _change(sums: list[ImageSums], samples: int) -> Change:
+    paper, best = sums
+    return Change(
+        confidence_interval([paper], samples),
+        confidence_interval([best], samples),
+        paired_difference([best], [paper], samples),
+    )
+
+
+def _tuned_methods(params: Params, key: RunKey) -> list[str]:
+    """The methods that are trained with a search's thresholds."""
+    runs = {name: dataclasses.replace(key, method=name) for name in params.refine}
+    return [name for name, run in runs.items() if search_of(params, run) == key]
+
+
+def _paper_method(params: Params, name: str) -> str | None:
+    """The method with the same settings and the thresholds of params.yaml."""
+    wanted = _settings(params.refine[name])
+    return next(
+        (
+            other
+            for other, method in params.refine.items()
+            if method.thresholds == "paper" and _settings(method) == wanted
+        ),
+        None,
+    )
+
+
+def _settings(method: Method, thresholds: bool = True) -> dict[str, object]:
+    """What a training depends on, without the origin of its thresholds."""
+    values = method.model_dump(exclude={"thresholds", "overrides"})
+    if not thresholds:
+        values = {k: v for k, v in values.items() if k not in method.threshold_values}
+    kept = {k: v for k, v in method.overrides.items() if not k.startswith("tune.")}
+    return {**values, "overrides": kept}
+
+
+def _transfers(selection: Selection, done: list[Search]) -> Iterator[Transfer]:
+    """Every search's thresholds on the held-out half of val of every search of the strategy."""
+    origins = [search for search in done if search.of_labels]
+    for target in (search for search in origins if search.on_val):
+        table = target.tables["held_out"]
+        paper = label_sums([table], target.given, "oIoU")
+        same = [s for s in origins if (s.strategy, s.key.source) == _rule(target)]
+        for origin in (None, *same):
+            sums = label_sums([table], origin.best if origin else target.given, "oIoU")
+            change = _change([paper, sums], selection.samples)
+            assert isinstance(change.best, Interval)
+            assert isinstance(change.difference, Interval)
+            yield Transfer(origin, target, change.best, change.difference)
+
+
+def _rule(search: Search) -> tuple[str, str | None]:
+    return (search.strategy, search.key.source)
+
+
+def _trained(params: Params, selection: Selection, search: Search) -> Iterator[Trained]:
+    """The methods that differ from the searched one in their thresholds alone, all equal."""
+    key, wanted = search.key, _settings(params.refine[search.key.method], thresholds=False)
+    tables = list(search.tables.values())
+    found = []
+    for name, method in params.refine.items():
+        values = set(method.threshold_values.values())
+        same = _settings(method, thresholds=False) == wanted
+        if same and method.thresholds == "paper" and len(values) == 1 and _plain(method):
+            found.append((next(iter(values)), name))
+    for value, name in sorted(found):
+        at = dict.fromkeys(search.given, value)
+        row = TableRow(label=name, method=name, source=key.source)
+        numbers = {
+            metric: selection.value(row, key.dataset, key.fraction, "val", metric)
+            for metric in METRICS
+        }
+        labels = {
+            metric: confidence_interval([label_sums(tables, at, metric)], selection.samples)
+            for metric in METRICS
+        }
+        students = {metric: number for metric, number in numbers.items() if number is not None}
+        yield Trained(search, name, value, labels, students)
+
+
+def _plain(method: Method) -> bool:
+    """Whether the method is no entry for a search with other settings."""
+    return not method.overrides
+
+
+def where(search: Search) -> str:
+    """A search's fraction and, if it did not use val, its images."""
+    text = f"{fraction_name(search.key.fraction)} %"
+    return text if search.on_val else f"{text}, {search.parts['seen']}"

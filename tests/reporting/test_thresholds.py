@@ -1,0 +1,187 @@
+"""The searches in the report: tables, transfer, figures, verdict, and what is missing."""
+
+import csv
+import shutil
+
+import pytest
+from helpers import fake_runs
+from helpers.fake_searches import write_search
+
+from semires.config.validate import validate
+from semires.errors import CorruptCacheError
+from semires.reporting.claims import SUPPORTED
+from semires.reporting.records import load_records
+from semires.reporting.report import report
+from semires.reporting.searches import read_searches
+from semires.reporting.thresholds import compare_thresholds
+from semires.runs import layout
+from semires.runs.key import RunKey
+
+BLOCK = {"datasets": ["refscenes"], "seeds": [0]}
+
+
+def key(method, fraction=1):
+    return RunKey("refscenes", fraction, method, 0)
+
+
+@pytest.fixture(scope="module")
+def params(small_params):
+    values = small_params.model_dump()
+    tuned = {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-tuned"], "seeds": [0, 1]}
+    values["study"]["runs"].append(tuned)
+    values["study"]["tune"] = [
+        {**BLOCK, "fractions": [1.0, 10.0], "methods": ["cpi", "cpi-u"]},
+        {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-labelled"]},
+        {**BLOCK, "fractions": [10.0], "methods": ["cpi-o"]},  # not run
+    ]
+    return validate(values)
+
+
+@pytest.fixture(scope="module")
+def searched(made_workspace, params, tmp_path_factory):
+    """A workspace with four searches and the trainings with what one of them found."""
+    root = tmp_path_factory.mktemp("searched") / "workspace"
+    shutil.copytree(made_workspace, root, ignore=shutil.ignore_patterns("reports"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("SEMIRES_TRACKING", "off")
+        for seed in (0, 1):
+            fake_runs.write_run(RunKey("refscenes", 1, "cpi-u-tuned", seed), gain=17.0)
+        fake_runs.write_run(key("cpi-u-60"))
+        for fraction, seed in ((1, 0), (10, 1)):
+            for method in ("cpi", "cpi-u"):
+                write_search(params, key(method, fraction), seed)
+        write_search(params, key("cpi-u-labelled"))
+        report(params)
+        yield root
+
+
+@pytest.fixture
+def here(searched, monkeypatch):
+    monkeypatch.chdir(searched)
+    return searched / "reports"
+
+
+def lines(folder, table):
+    with open(folder / "thresholds.csv", newline="") as file:
+        return [line for line in csv.DictReader(file) if line["table"] == table]
+
+
+def found(params):
+    return compare_thresholds(params, load_records(default_source="sam", seeds=(0, 1)))
+
+
+def test_labels_and_students_with_the_papers_and_the_best_values(here, params):
+    results = found(params)
+    (ours,) = [c for c in results.comparisons if c.key == key("cpi-u")]
+    summary = ours.search.summary
+    for part in ("seen", "held_out"):
+        for metric in ("oIoU", "mIoU"):
+            change = ours.labels[part, metric]
+            assert change.paper.value == pytest.approx(summary[part]["paper"][metric])
+            assert change.best.value == pytest.approx(summary[part]["best"][metric])
+        stated = summary[part]["best_minus_paper"]
+        difference = ours.labels[part, "oIoU"].difference
+        assert (difference.value, difference.low) == pytest.approx((stated["value"], stated["low"]))
+    assert ours.tuned == "cpi-u-tuned"
+    for split in ("val", "testA", "testB"):
+        change = ours.students[split, "oIoU"]
+        assert change.difference.value == pytest.approx(change.best.value - change.paper.value)
+        assert change.difference.seeds == 2
+    assert ours.verdict() == SUPPORTED
+    with open(here / "claims.csv", newline="") as file:
+        claims = [line for line in csv.DictReader(file) if line["id"] == "tuning-helps-cpi-u"]
+    assert [(line["fraction"], line["verdict"]) for line in claims] == [
+        ("1", SUPPORTED), ("10", "not run"),
+    ]  # fmt: skip
+    text = (here / "thresholds.md").read_text()
+    assert f"threshold\\_u 0.70 → {ours.search.best['threshold_u']:.2f}" in text
+    assert "No search yet: cpi-o-10-seed0; `dvc repro` runs them." in text
+    assert "No method uses the result of cpi, " not in text  # cpi-tuned does, though it has no run
+    assert text.count("**RefScenes, 1 % labelled**") == 1
+    assert "**RefScenes, 10 %, CPI-U**" in text
+    assert "**RefScenes, 10 %, CPI**" not in text, "no training with these thresholds"
+
+
+def test_the_csv_has_every_number(here, params):
+    rows = {
+        (line["fraction"], line["row"], line["split"]): line for line in lines(here, "thresholds")
+    }
+    (ours,) = [c for c in found(params).comparisons if c.key == key("cpi-u")]
+    line = rows["1", "cpi-u, difference", "students val"]
+    assert float(line["value"]) == round(ours.students["val", "oIoU"].difference.value, 2)
+    assert (line["verdict"], line["seeds"]) == (SUPPORTED, "2")
+    assert rows["1", "cpi-u, paper", "labels seen"]["thresholds"] == "threshold_u=0.7000"
+    assert rows["10", "cpi-o, best", "labels seen"]["missing"] == "not run"
+    assert rows["1", "cpi, best", "students val"]["missing"] == "not run"
+
+
+def test_thresholds_of_one_fraction_are_used_at_another(here, params):
+    results = [t for t in found(params).transfers if t.target.key == key("cpi-u", 10)]
+    origins = {t.origin.key if t.origin else None: t for t in results}
+    assert set(origins) == {None, key("cpi-u"), key("cpi-u", 10), key("cpi-u-labelled")}
+    summary = origins[None].target.summary["held_out"]
+    assert origins[None].value.value == pytest.approx(summary["paper"]["oIoU"])
+    assert origins[key("cpi-u", 10)].value.value == pytest.approx(summary["best"]["oIoU"])
+    assert origins[None].difference.value == 0
+    moved = origins[key("cpi-u")]
+    assert moved.difference.value == pytest.approx(moved.value.value - summary["paper"]["oIoU"])
+    assert len(lines(here, "thresholds_transfer")) == 4 * 2 + 3 * 2
+    text = (here / "thresholds.md").read_text()
+    assert "| RefScenes, 1 %, labelled images |" in text
+    assert "cpi-u-labelled-1-seed0: on the held-out half of val, the thresholds from" in text
+
+
+def test_trained_values_stand_beside_the_curve(here, params):
+    trained = [t for t in found(params).trained if t.search.key == key("cpi-u")]
+    assert [(t.method, t.value) for t in trained] == [
+        ("cpi-u-50", 0.5), ("cpi-u-60", 0.6), ("cpi-u", 0.7),
+    ]  # fmt: skip
+    assert [bool(t.students) for t in trained] == [False, True, True]
+    both = [t for t in found(params).trained if t.search.key == key("cpi")]
+    assert [t.method for t in both] == ["cpi-50", "cpi-60", "cpi"]
+
+
+def test_the_page_and_the_figures(here):
+    page = (here / "index.html").read_text()
+    assert '<section id="s-thresholds">' in page
+    names = {path.stem for path in here.glob("thresholds-*.svg")}
+    assert names == {"thresholds-cpi", "thresholds-cpi-plane", "thresholds-cpi-u"}
+    for name in names:
+        assert f'alt="{name}"' in page
+    for name in ("thresholds", "thresholds_transfer", "thresholds_trained"):
+        assert f'<table id="{name}">' in page
+        text = (here / f"{name}.tex").read_text()
+        assert text.isascii()
+        assert text.count("{") == text.count("}")
+
+
+def test_the_same_searches_give_the_same_bytes(here, params, tmp_path):
+    report(params, tmp_path / "again")
+    for path in (tmp_path / "again").glob("thresholds*"):
+        assert path.read_bytes() == (here / path.name).read_bytes(), path.name
+
+
+def test_without_searches_everything_is_a_dash(own_workspace, params):
+    report(params)
+    text = (own_workspace / "reports/thresholds.md").read_text()
+    assert "| CPI-U | oIoU | – | – | – |" in text
+    assert not list((own_workspace / "reports").glob("thresholds-*"))
+    values = params.model_dump()
+    values["study"]["tune"], values["study"]["runs"] = [], values["study"]["runs"][:1]
+    report(validate(values))
+    assert not list((own_workspace / "reports").glob("thresholds*"))
+    assert "s-thresholds" not in (own_workspace / "reports/index.html").read_text()
+
+
+def test_a_damaged_search_is_named(own_workspace, searched, params):
+    shutil.copytree(searched / "tune", own_workspace / "tune")
+    folder = layout.tune_folder(key("cpi-u"))
+    (folder / "seen.npz").write_bytes(b"damaged")
+    with pytest.raises(CorruptCacheError, match=r"cpi-u/seed0/seen\.npz: damaged counts"):
+        found(params)
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(CorruptCacheError, match=r"cpi-u/seed0/summary\.json: no summary"):
+        read_searches(params)
+    (folder / "seen.npz").unlink()  # as an earlier version wrote it
+    assert read_searches(params)[key("cpi-u")] is None
