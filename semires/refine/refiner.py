@@ -10,7 +10,7 @@ import torch
 from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import match
 from semires.refine.partition import Partition
-from semires.refine.strategies import get_strategy
+from semires.refine.strategies import get_strategy, rounded
 from semires.refine.weighting import pwa_weight
 
 
@@ -99,20 +99,29 @@ class PseudoLabelRefiner:
             matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         else:
             _check_sizes(labels, partitions)
-            labels, matched = self._match(labels, partitions)
+            soft = rounded(foreground(logits)) if self.strategy.soft else None
+            labels, matched = self._match(labels, partitions, soft)
         return RefinedLabels(labels.long(), self._weights(logits, matched), matched)
 
     def _match(
-        self, labels: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch
+        self,
+        labels: torch.Tensor,
+        partitions: Sequence[Partition] | PartitionBatch,
+        soft: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Refined labels, bool (B,H,W), and matched, bool (B,).
+
+        ``soft``: the rounded foreground probability, float32 (B,H,W), if the strategy is soft.
+        """
         if isinstance(partitions, PartitionBatch) or labels.device.type != "cpu":
             if not isinstance(partitions, PartitionBatch):
                 partitions = PartitionBatch.of(partitions)
             batch = partitions.to(labels.device)
-            return match_batch(self.strategy, batch, labels, self.thresholds)
+            return match_batch(self.strategy, batch, labels, self.thresholds, soft)
         refined, matched = labels.numpy(), torch.zeros(len(labels), dtype=torch.bool)
         for i, partition in enumerate(partitions):
-            union = match(self.strategy, partition, refined[i], self.thresholds)
+            probability = None if soft is None else soft[i].numpy()
+            union = match(self.strategy, partition, refined[i], self.thresholds, probability)
             if union is not None:
                 refined[i], matched[i] = union, True
         return labels, matched
@@ -120,9 +129,13 @@ class PseudoLabelRefiner:
     def _weights(self, logits: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
         if not self.pwa:
             return torch.ones_like(logits[:, 1])
-        probability = torch.sigmoid(logits[:, 1] - logits[:, 0])  # softmax over two classes
-        weights = pwa_weight(probability, self.mean, self.variance, self.offset)
+        weights = pwa_weight(foreground(logits), self.mean, self.variance, self.offset)
         return weights.masked_fill_(matched[:, None, None], 1)
+
+
+def foreground(logits: torch.Tensor) -> torch.Tensor:
+    """The foreground probability (B,H,W) of logits (B,2,H,W): softmax over two classes."""
+    return torch.sigmoid(logits[:, 1] - logits[:, 0])
 
 
 def _check_sizes(labels: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch) -> None:
