@@ -108,7 +108,7 @@ class FigureMaker:
         if not fractions:
             return {}
         paper = self.paper.at(definition.paper) if definition.paper else None
-        figure, axes = _axes(len(fractions) + (1 if paper else 0), height=2.3)
+        figure, axes = new_axes(len(fractions) + (1 if paper else 0), height=2.3)
         handles: dict[str, Any] = {}
         for axis, fraction in zip(axes, fractions, strict=False):
             starts = self._oious(dataset, fraction, "supervised")
@@ -149,7 +149,7 @@ class FigureMaker:
             method.lower(): [v["positive"], v["negative"], 0, v["none(PWA)"]]
             for method, v in self.paper.corrections(paper_name(self.params, dataset)).items()
         }
-        figure, axes = _axes(2 if theirs else 1, height=2.5, width=3.6)
+        figure, axes = new_axes(2 if theirs else 1, height=2.5, width=3.6)
         title = f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
         handles = _stacked(axes[0], found, title)
         if theirs:
@@ -177,7 +177,7 @@ class FigureMaker:
             return {}
         name = paper_name(self.params, dataset) or "RefCOCO"
         theirs = self._paper_cost(definition, name) if name == "RefCOCO" else {}
-        figure, axes = _axes(2 if theirs else 1, height=2.7, width=3.6)
+        figure, axes = new_axes(2 if theirs else 1, height=2.7, width=3.6)
         handles = _cost_lines(axes[0], ours, display_name(self.params, dataset))
         if theirs:
             _cost_lines(axes[1], theirs, f"Paper: {name}")
@@ -273,7 +273,9 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
     return png.getvalue(), svg.getvalue()
 
 
-def _axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
+def new_axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in rows of three; height and width of a panel in inches."""
+    _fix_style()
     from matplotlib.figure import Figure
 
     columns = min(count, 3)

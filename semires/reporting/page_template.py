@@ -121,7 +121,11 @@ with these thresholds.{% endif %}</figcaption>
 <p>Overall IoU of the burn-in teacher's pseudo-labels on unlabelled references with their hidden
 ground truth, before and after refinement, and the shares refined (%).</p>
 <details><summary>All runs that refine</summary>{{ labels | safe }}</details>
-<p>Proposals: how well the best proposal of each object covers it.</p>
+{% if rules %}<figure><div class="scroll"><img src="{{ rules }}" alt="Label quality of every rule"
+loading="lazy"></div><figcaption>The labels of the unlabelled part after every rule, measured
+without training. Numbers: <a href="labels.md">labels.md</a>, <a href="labels.csv">labels.csv</a>.
+</figcaption></figure>
+{% endif %}<p>Proposals: how well the best proposal of each object covers it.</p>
 {{ proposals | safe }}
 </section>
 <section id="s-runs"><h2>Runs</h2>
