@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 BINS = 15  # as in Guo et al. 2017
@@ -33,3 +34,22 @@ def expected_calibration_error(sums: NDArray[np.float64]) -> float:
     """
     pixels = max(float(sums[:, 0].sum()), 1.0)
     return float(100 * np.abs(sums[:, 1] - sums[:, 2]).sum() / pixels)
+
+
+def fit_temperature(difference: torch.Tensor, truth: torch.Tensor) -> float:
+    """The temperature with the smallest cross-entropy of pixels (Guo et al. 2017).
+
+    The cross-entropy is convex in the inverse of the temperature; bisection finds the zero of its
+    derivative between the temperatures 0.05 and 20.
+
+    Args:
+        difference: foreground logit minus background logit, any shape.
+        truth: bool of the same shape.
+    """
+    margin = difference.double().flatten() * (2 * truth.double().flatten() - 1)
+    low, high = 0.05, 20.0
+    for _ in range(40):
+        inverse = (low + high) / 2
+        slope = -(margin * torch.sigmoid(-inverse * margin)).mean()
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+    return 2 / (low + high)

@@ -295,6 +295,15 @@ def expected_iou_union(atoms: Atoms) -> Array:
     return covered
 
 
+def gated_union(atoms: Atoms, gate: float) -> Array:
+    """:func:`expected_iou_union` where its expected IoU exceeds the gate, else no atom."""
+    covered = expected_iou_union(atoms)
+    inside = (covered * atoms.probability).sum(-1)
+    area = (covered * atoms.areas).sum(-1)
+    sure = expected_iou(inside, area, atoms.probability.sum(-1)) > gate
+    return covered & sure[..., None]
+
+
 def get_strategy(name: str) -> Strategy:
     """Return the strategy of this name.
 
@@ -350,4 +359,5 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "expected-iou-atoms": Strategy(cover=expected_iou_atoms, soft=True),
     "expected-iou": Strategy(cover=expected_iou_union, soft=True),
+    "expected-iou-gated": Strategy({"gate": 0.5}, cover=gated_union, soft=True),
 }

@@ -280,7 +280,7 @@ def labels_of(
     teacher = context.build_model()
     load_weights(teacher, context.burn_in_folder / "model.safetensors")
     table = context.unlabelled_refs if part == "unlabelled" else context.tables.part(part)
-    return pseudo_labels(context, teacher, table, refs)
+    return pseudo_labels(context, teacher, table, refs, context.fitted_temperature())
 
 
 def pseudo_labels(
@@ -288,12 +288,14 @@ def pseudo_labels(
     teacher: SegmentationModel,
     refs: pd.DataFrame,
     limit: int | None = None,
+    temperature: float = 1.0,
 ) -> Iterator[PseudoLabel]:
     """A teacher's pseudo-labels of references: the first expression of each.
 
     The unit is the reference, counted once, as in the paper's Figure 6. The ground truth of
     unlabelled references is used for measurements only. With ``limit``, at most that many
-    references are drawn by the run's seed.
+    references are drawn by the run's seed. The probability is that of the logits divided by
+    ``temperature``.
     """
     from tqdm import tqdm
 
@@ -309,12 +311,13 @@ def pseudo_labels(
     )  # fmt: skip
     with tqdm(total=len(chosen), desc="pseudo-labels", unit="ref", disable=None) as bar:
         for batch, logits in batches:
-            arrays = (logits.argmax(1).bool(), batch.mask.bool(), foreground(logits))
+            probability = foreground(logits / temperature)
+            arrays = (logits.argmax(1).bool(), batch.mask.bool(), probability)
             masks = zip(*(array.cpu().numpy() for array in arrays), strict=True)
-            for sample, (label, truth, probability) in zip(batch.indices, masks, strict=True):
+            for sample, each in zip(batch.indices, masks, strict=True):
                 row = dataset.refs.iloc[int(dataset.ref_of[sample])]
                 ids = int(row["ref_id"]), int(row["image_id"])
-                yield PseudoLabel(*ids, 0, label, truth, probability)
+                yield PseudoLabel(*ids, 0, *each)
             bar.update(len(batch))
 
 
