@@ -15,7 +15,7 @@ import numpy as np
 from semires.config.resolve import COLOURS
 from semires.config.schema import Params
 from semires.files import read_json
-from semires.reporting import study
+from semires.reporting import quality, study
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -90,6 +90,7 @@ class FigureMaker:
             "corrections": self.corrections,
             "panels": self.panels,
             "cost": self.cost,
+            "quality": self.quality,
         }
         drawn: dict[str, Figure] = {}
         for position, dataset in enumerate(study.datasets(self.params)):
@@ -184,6 +185,24 @@ class FigureMaker:
             axes[1].set_facecolor("#f4f4f4")
         axes[0].set_ylabel("val oIoU (%)")
         _legend(figure, handles)
+        return {"": figure}
+
+    def quality(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
+        """Val oIoU of the student against the oIoU of its labels; one panel per fraction."""
+        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
+        found = {
+            fraction: points
+            for fraction in fractions_of(self.params, definition)
+            if (points := quality.points(
+                self.records, dataset, fraction, definition.methods, split
+            ))
+        }  # fmt: skip
+        if not found:
+            return {}
+        figure, axes = new_axes(len(found), height=3.4, width=3.6)
+        for axis, (fraction, points) in zip(axes, found.items(), strict=True):
+            quality.draw(axis, points, display_name(self.params, dataset), fraction)
+        axes[0].set_ylabel(f"{split} oIoU of the student (%)")
         return {"": figure}
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:

@@ -152,7 +152,8 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     return {
         "name": figure.name,
         "heading": heading(figure.name, definition.title),
-        "where": definition.where,
+        "where": f"{'In' if definition.in_paper else 'Not in'} the paper: {definition.where}",
+        "claimed": "The paper's claim." if definition.in_paper else "Expected.",
         "claim": definition.claim,
         "notes": definition.notes,
         "images": images,

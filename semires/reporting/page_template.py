@@ -92,13 +92,13 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 </section>
 {% for figure in figures if figure.after == table.name %}<section id="s-{{ figure.name }}">
 <h2>{{ figure.heading }}</h2>
-<p class="where">In the paper: {{ figure.where }}.</p>
+<p class="where">{{ figure.where }}.</p>
 <figure>
 {% for part, alt, uri in figure.images %}
 {%- if figure.images | length > 1 %}<p class="small"><strong>{{ part }}</strong></p>
 {% endif %}<div class="scroll"><img src="{{ uri }}" alt="{{ alt }}" loading="lazy"></div>
 {% else %}<p>– no run yet: <code>dvc repro</code> fills it.</p>
-{% endfor %}<figcaption><strong>The paper's claim.</strong> {{ figure.claim }}
+{% endfor %}<figcaption><strong>{{ figure.claimed }}</strong> {{ figure.claim }}
 {% for note in figure.notes %} {{ note }}{% endfor %}</figcaption>
 </figure>
 </section>
