@@ -71,6 +71,11 @@ class Overlaps:
         return self.probability / (self.total_probability + EPSILON)
 
     @property
+    def expected_iou(self) -> Array:
+        """The ratio of the expected intersection with the object to the expected union."""
+        return expected_iou(self.probability, self.areas, self.total_probability)
+
+    @property
     def mean_probability(self) -> Array:
         """Eq. 8 with pi in place of the label: the mean of pi in the proposal."""
         return self.probability / self.areas.clip(min=1)
@@ -359,5 +364,9 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "expected-iou-atoms": Strategy(cover=expected_iou_atoms, soft=True),
     "expected-iou": Strategy(cover=expected_iou_union, soft=True),
+    "expected-iou-one": Strategy(
+        choose=lambda overlaps: first_largest(overlaps.expected_iou) & (overlaps.probability > 0),
+        soft=True,
+    ),
     "expected-iou-gated": Strategy({"gate": 0.5}, cover=gated_union, soft=True),
 }

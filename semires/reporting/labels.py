@@ -34,6 +34,8 @@ _NAMES = {
     "soft-cpi-u": "soft CPI-U",
     "expected-iou-atoms": "expected IoU, atoms",
     "expected-iou": "expected IoU, proposals",
+    "expected-iou-one": "expected IoU, one proposal",
+    "expected-iou-gated": "expected IoU, gated",
     BEST: "best possible on atoms",
 }
 _SHARES = ("better", "worse", "unmatched")

@@ -119,6 +119,13 @@ def plain(name, masks, label, probability, t):
         found = prefix(masks, probability)
     elif name == "expected-iou":
         found = greedy(masks, probability)
+    elif name == "expected-iou-gated":
+        found = greedy(masks, probability)
+        found = found if expected(found, probability) > t["gate"] else set()
+    elif name == "expected-iou-one":
+        values = [expected(pixels(mask), probability) for mask in masks]
+        best = values.index(max(values)) if values and max(values) else None
+        found = set() if best is None else pixels(masks[best])
     else:
         found = union_of(masks, [
             any_pixel and {
@@ -138,7 +145,7 @@ def plain(name, masks, label, probability, t):
 
 BEYOND = [
     *("f-beta", "sepl", "majority", "mean-score", "soft-cpi", "soft-cpi-u"),
-    *("expected-iou-atoms", "expected-iou"),
+    *("expected-iou-atoms", "expected-iou", "expected-iou-one", "expected-iou-gated"),
 ]
 
 
