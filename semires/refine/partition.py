@@ -85,7 +85,8 @@ class Partition:
     def total(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """Sum ``values`` (H,W) over the pixels of every atom, (n_atoms,)."""
         n_atoms = self.members.shape[1]
-        return np.bincount(self.atoms.ravel(), weights=values.ravel(), minlength=n_atoms)
+        sums = np.bincount(self.atoms.ravel(), weights=values.ravel(), minlength=n_atoms)
+        return sums.astype(np.float64, copy=False)
 
     def sums(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum the ``counts`` (n_atoms,) over the atoms of every proposal; exact, (N,)."""

@@ -33,8 +33,9 @@ class RefinedLabels:
     def select(self, chosen: torch.Tensor) -> RefinedLabels:
         """Return the samples where ``chosen``, bool (B,), is True."""
         quality = None if self.quality is None else self.quality[chosen]
-        parts = (self.labels, self.weights, self.matched)
-        return RefinedLabels(*(part[chosen] for part in parts), quality)
+        return RefinedLabels(
+            self.labels[chosen], self.weights[chosen], self.matched[chosen], quality
+        )
 
 
 class PseudoLabelRefiner:

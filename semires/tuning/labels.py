@@ -88,8 +88,8 @@ def measure(counts: Counts, chosen: dict[str, Bools]) -> Iterator[dict[str, Any]
     """
     for rule, labels, outcome in outcomes(counts):
         for group, mask in chosen.items():
-            parts = (outcome.intersection, outcome.union, outcome.matched)
-            metrics = summarise(Outcome(*(part[mask] for part in parts)), labels.take(mask))
+            pixels = (outcome.intersection[mask], outcome.union[mask])
+            metrics = summarise(Outcome(*pixels, outcome.matched[mask]), labels.take(mask))
             shown = {name: metrics[name] for name in MEASURES}
             yield {"group": group, "rule": rule, "references": int(mask.sum()), **shown}
 

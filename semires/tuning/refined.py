@@ -271,9 +271,9 @@ def make_table(counts: Counts, strategy: str) -> Table:
 def _references(counts: Counts) -> list[Reference]:
     members = [m.astype(np.float64) for m in counts.members()]
     probability = counts.probability / PROBABILITY_STEPS
-    parts = (counts.area, counts.label, counts.truth, probability)
+    area, label, truth = counts.area, counts.label, counts.truth
     return [
-        Reference(members[image], *(part[a:b] for part in parts))
+        Reference(members[image], area[a:b], label[a:b], truth[a:b], probability[a:b])
         for image, a, b in zip(
             counts.image_index, counts.offsets[:-1], counts.offsets[1:], strict=True
         )
