@@ -198,6 +198,16 @@ def _tune(arguments: Arguments) -> None:
         tune(params, key)
 
 
+def _labels(arguments: Arguments) -> None:
+    params = _params(arguments)
+    _known(params, dataset=arguments.dataset)
+    from semires.reporting.labels import markdown
+    from semires.tuning.labels import write_labels
+
+    refs = arguments.refs or params.evaluation.correction_refs
+    print(markdown(params, write_labels(params, _key(arguments, SUPERVISED), refs)))
+
+
 def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
     """Return all parameters, and the run that the arguments name."""
     params, source = _params(arguments), arguments.source
@@ -341,6 +351,11 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         "search the thresholds of one method; with --all, run all searches of the study",
         ("dataset", "fraction", "method", "seed", "source", "model", "all", "on"),
     ),
+    "labels": (
+        _labels,
+        "measure the pseudo-labels of every rule with the burn-in teacher",
+        ("dataset", "fraction", "seed", "refs"),
+    ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
     "summary": (_summary, "print the main table and the paths of all results", ("reports",)),
     "verify": (
@@ -350,11 +365,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     ),
     "use": (_use, "make a parameter file the active params.yaml", ("file",)),
     "grid": (_grid, "write the runs of `study` to experiments/grid.yaml, for dvc.yaml", ()),
-    "evaluate": (
-        _evaluate,
-        "compute the metrics of a checkpoint",
-        ("checkpoint", "dataset", "split"),
-    ),
+    "evaluate": (_evaluate, "evaluate a checkpoint", ("checkpoint", "dataset", "split")),
     "predict": (
         _predict,
         "segment the object that an expression refers to",
@@ -373,6 +384,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "help": "a key of `proposals.sources`; default: `proposals.source`",
     },
     "--model": {"metavar": "N", "help": "a key of `models`; default: the section `model`"},
+    "--refs": {"type": int, "metavar": "N", "help": "unlabelled references at most"},
     "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
     "--on": {
         "choices": ("val", "labelled"),

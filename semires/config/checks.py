@@ -84,7 +84,7 @@ def _tuning(params: Params) -> None:
         if not block.methods or SUPERVISED in block.methods:
             raise ValueError(f"{key}.methods: list the methods to search, keys of `refine`")
         for name in block.methods:
-            if params.refine[name].strategy == "none":
+            if not params.refine[name].threshold_values:
                 raise ValueError(f"{key}.methods: {name} has no threshold to search")
         for search in searches(params, [block]):
             if search.burn_in not in runs:

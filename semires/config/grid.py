@@ -116,6 +116,12 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
             for dataset, source in sorted(proposals)
         },
         "burn_in": _named(_item(params, key) for key in runs if key.method == SUPERVISED),
+        "labels": _named(
+            {**_item(params, key), "source": params.proposals.source}
+            for key in runs
+            if key.method == SUPERVISED and key.model is None
+            if (key.dataset, params.proposals.source) in proposals
+        ),
         "tune": _named(_item(params, key) for key in searched),
         "mutual": _named(
             {**_item(params, key), "thresholds": _thresholds(params, key)} for key in mutual

@@ -250,9 +250,16 @@ class _Schedule(Section):
 
 
 class BurnIn(_Schedule):
-    """Supervised training on the labelled images (``batch_size`` is per process)."""
+    """Supervised training on the labelled images (``batch_size`` is per process).
+
+    ``held_out`` is the share of labelled images that burn-in does not train on: it fits the
+    temperature of its probabilities on them. Off by default.
+    """
 
     batch_size: Positive
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, exclude_if=lambda value: value == 0
+    )
 
 
 class Mutual(_Schedule):
@@ -265,6 +272,11 @@ class Mutual(_Schedule):
     ema: Unit
 
 
+def _optional(default: Any, **limits: Any) -> Any:
+    """A key that is left out of run records and fingerprints where it has its default value."""
+    return Field(default=default, exclude_if=lambda value: value == default, **limits)
+
+
 class Method(Section):
     """The treatment of pseudo-labels by one method.
 
@@ -275,6 +287,14 @@ class Method(Section):
     search found from ``experiments/tuned``; ``tuned:METHOD`` reads those of another method's
     search. ``overrides`` maps dotted keys of ``mutual``, ``augment``, ``loss`` or ``tune`` to
     values, for ablations and for searches with other settings.
+
+    ``weighting`` names the weight of the pixels of unmatched samples, a key of ``WEIGHTINGS``
+    (``semires/refine/weighting.py``); ``pwa: true`` is short for ``pwa``, and ``pwa: false`` for
+    ``none``. ``confidence`` is the threshold of ``confidence`` (FixMatch) and the first threshold
+    of ``corrmatch``; ``momentum`` is that of ``softmatch`` and ``corrmatch``. ``matched_weight:
+    expected-iou`` weighs a matched sample by the expected IoU of its refined label. ``views: 2``
+    trains on two strong views with complementary dropout (UniMatch). The teacher's logits are
+    divided by ``temperature``; ``fitted`` is the value that burn-in fitted on held-out images.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -282,6 +302,14 @@ class Method(Section):
 
     strategy: str
     pwa: bool
+    weighting: Literal["none", "pwa", "confidence", "softmatch", "corrmatch"] | None = _optional(
+        None
+    )
+    confidence: Unit | None = _optional(None)
+    momentum: Unit | None = _optional(None)
+    matched_weight: Literal["one", "expected-iou"] = _optional("one")
+    views: Literal[1, 2] = _optional(1)
+    temperature: PositiveFloat | Literal["fitted"] = _optional(1.0)
     unlabelled: bool = True
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     strong: bool = True
@@ -292,6 +320,22 @@ class Method(Section):
     def threshold_values(self) -> dict[str, float]:
         """The values of the thresholds, by name."""
         return dict(self.__pydantic_extra__)
+
+    @property
+    def weight_rule(self) -> str:
+        """The weighting of unmatched samples, a key of ``WEIGHTINGS``."""
+        return self.weighting or ("pwa" if self.pwa else "none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weighting_implies_pwa(cls, values: Any) -> Any:
+        """Fill in ``pwa`` where ``weighting`` is given."""
+        if isinstance(values, dict) and values.get("weighting") is not None:
+            implied = values["weighting"] == "pwa"
+            if values.get("pwa", implied) != implied:
+                raise ValueError("`pwa` contradicts `weighting`; give one of them")
+            return {**values, "pwa": implied}
+        return values
 
     @model_validator(mode="before")
     @classmethod

@@ -22,8 +22,8 @@ from semires.evaluation.evaluate import predict_masks
 from semires.files import atomic_path, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.samples.batch import UnlabelledBatch
-from semires.samples.dataset import UnlabelledDataset
+from semires.samples.batch import B, UnlabelledBatch
+from semires.samples.dataset import ExpressionDataset, UnlabelledDataset
 
 PANELS_PER_RULE = 3
 Predict = Callable[
@@ -115,7 +115,7 @@ def measure_corrections(
     return Corrections(table.drop(columns="sample"), panels)
 
 
-def sample_refs(dataset: UnlabelledDataset, limit: int | None, seed: int) -> list[int]:
+def sample_refs(dataset: ExpressionDataset[B], limit: int | None, seed: int) -> list[int]:
     """The first expression of each reference, of at most ``limit`` references drawn by seed."""
     firsts = np.flatnonzero(dataset.sentence_of == 0)
     if limit is not None and limit < len(firsts):

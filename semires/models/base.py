@@ -36,7 +36,13 @@ class SegmentationModel(nn.Module):
 
     Inputs are the same everywhere: ``pixel_values`` float32 (B,3,H,W), normalised with ImageNet's
     mean and deviation; ``input_ids`` and ``attention_mask`` int64 (B,L), BERT tokens padded with 0.
+
+    Attributes:
+        paired: the last 2 * paired samples of a training batch are pairs of views, first all first
+            views; :meth:`drop_channels` acts on them.
     """
+
+    paired: int = 0
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -89,6 +95,27 @@ class SegmentationModel(nn.Module):
             Scalar losses by name, each multiplied by its own weight.
         """
         return {}
+
+    def drop_channels(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Apply complementary dropout to the feature maps of paired views (UniMatch V2).
+
+        The two views of a pair keep complementary halves of the channels, doubled. Half of the
+        pairs, drawn at random, are unchanged. A model calls this on the maps that its decoder gets.
+
+        Args:
+            maps: feature maps (B,C_i,H_i,W_i); every map has its own channels.
+        """
+        if not self.paired:
+            return maps
+        unchanged = torch.randperm(self.paired)[: self.paired // 2]
+        return [self._drop(each, unchanged) for each in maps]
+
+    def _drop(self, features: torch.Tensor, unchanged: torch.Tensor) -> torch.Tensor:
+        first = 2 * torch.bernoulli(torch.full((self.paired, features.shape[1]), 0.5))
+        first[unchanged] = 1
+        others = torch.ones(len(features) - 2 * self.paired, features.shape[1])
+        factors = torch.cat([others, first, 2 - first]).to(features)
+        return features * factors[:, :, None, None]
 
     def parameter_options(self, name: str, settings: Optimizer) -> tuple[float, float]:
         """Weight decay and learning-rate multiplier of a parameter.

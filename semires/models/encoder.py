@@ -180,7 +180,7 @@ class FusedEncoder(SegmentationModel):
             maps.append(self.norms[i](fused).view(len(fused), *grid, -1).permute(0, 3, 1, 2))
             if i < 3:
                 tokens, grid = swin_ops.downsample(stage, tokens + self.gates[i](fused), grid)
-        return maps
+        return self.drop_channels(maps)
 
     def _blocks(self, i: int, tokens: torch.Tensor, grid: swin_ops.Grid) -> torch.Tensor:
         for block in self.swin.encoder.layers[i].blocks:

@@ -8,13 +8,13 @@ scatter counts all labels and one gather writes all unions. The results equal th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 
 from semires.refine.partition import Partition
-from semires.refine.strategies import Atoms, Overlaps, Strategy
+from semires.refine.strategies import PROBABILITY_STEPS, Atoms, Overlaps, Strategy
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def match_batch(
     batch: PartitionBatch,
     labels: torch.Tensor,
     thresholds: Mapping[str, float],
+    probability: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refine a batch of labels.
 
@@ -69,6 +70,7 @@ def match_batch(
         batch: the partitions of the B images.
         labels: hard pseudo-labels, bool (B,H,W), on the same device.
         thresholds: a value for each of the strategy's thresholds.
+        probability: float (B,H,W) as :func:`rounded` returns it; used if the strategy is soft.
 
     Returns:
         The labels, bool (B,H,W), refined where a proposal was matched and unchanged elsewhere; and
@@ -76,18 +78,31 @@ def match_batch(
     """
     atoms = batch.atoms.flatten().long()
     counts = _count(batch, atoms, labels.flatten())
+    sums = None if probability is None else _total(batch, atoms, probability.flatten())
     if strategy.cover is None:
-        # float64 is exact, and neither autocast nor TF32 changes it.
-        intersections = torch.bmm(batch.members.double(), counts[..., None])[..., 0]
-        label_area = counts.sum(1, keepdim=True)
-        chosen = strategy.select(Overlaps(intersections, batch.areas, label_area), thresholds)
+        overlaps = _overlaps(batch, counts, sums)
+        chosen = strategy.select(overlaps, thresholds)
         covered, matched = (batch.members & chosen[..., None]).any(1), chosen.any(1)
     else:
         areas = _count(batch, atoms, torch.ones_like(labels).flatten())
-        covered = strategy.covered(Atoms(batch.members, areas, counts), thresholds)
+        covered = strategy.covered(Atoms(batch.members, areas, counts, sums), thresholds)
         matched = covered.any(1)
     unions = covered.flatten()[atoms].view_as(labels)
+    if strategy.keeps_outside:
+        unions = unions | (labels & ~batch.members.any(1).flatten()[atoms].view_as(labels))
     return torch.where(matched[:, None, None], unions, labels), matched
+
+
+def _overlaps(batch: PartitionBatch, counts: torch.Tensor, sums: torch.Tensor | None) -> Overlaps:
+    """The overlaps (B,N) from the pixels and, if given, the sums of pi in every atom (B,A)."""
+    # float64 is exact, and neither autocast nor TF32 changes it.
+    members = batch.members.double()
+    intersections = torch.bmm(members, counts[..., None])[..., 0]
+    found = Overlaps(intersections, batch.areas, counts.sum(1, keepdim=True))
+    if sums is None:
+        return found
+    probability = torch.bmm(members, sums[..., None])[..., 0]
+    return replace(found, probability=probability, total_probability=sums.sum(1, keepdim=True))
 
 
 def _count(batch: PartitionBatch, atoms: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -95,3 +110,11 @@ def _count(batch: PartitionBatch, atoms: torch.Tensor, pixels: torch.Tensor) -> 
     count, _, columns = batch.members.shape
     counts = torch.zeros(count * columns, dtype=torch.int32, device=pixels.device)
     return counts.scatter_add_(0, atoms, pixels.int()).view(count, columns).double()
+
+
+def _total(batch: PartitionBatch, atoms: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Sum multiples of 1 / PROBABILITY_STEPS (B*H*W,) in every atom; returns float64 (B,A)."""
+    count, _, columns = batch.members.shape
+    sums = torch.zeros(count * columns, dtype=torch.int64, device=values.device)
+    sums.scatter_add_(0, atoms, (values * PROBABILITY_STEPS).long())
+    return sums.view(count, columns).double() / PROBABILITY_STEPS

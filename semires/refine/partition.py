@@ -82,6 +82,12 @@ class Partition:
         atoms = torch.from_numpy(inside.astype(np.int16 if n_atoms <= 2**15 else np.int32))
         return torch.bincount(atoms, minlength=n_atoms).numpy()
 
+    def total(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Sum ``values`` (H,W) over the pixels of every atom, (n_atoms,)."""
+        n_atoms = self.members.shape[1]
+        sums = np.bincount(self.atoms.ravel(), weights=values.ravel(), minlength=n_atoms)
+        return sums.astype(np.float64, copy=False)
+
     def sums(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum the ``counts`` (n_atoms,) over the atoms of every proposal; exact, (N,)."""
         # float32 represents every whole number up to 2**24 exactly

@@ -10,8 +10,8 @@ import torch
 from semires.refine.batch import PartitionBatch, match_batch
 from semires.refine.matching import match
 from semires.refine.partition import Partition
-from semires.refine.strategies import get_strategy
-from semires.refine.weighting import pwa_weight
+from semires.refine.strategies import expected_iou, get_strategy, rounded
+from semires.refine.weighting import Pwa, Weighting
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,23 @@ class RefinedLabels:
     """Targets of B samples.
 
     labels: int64 (B,H,W), the refined label of matched samples, the teacher's label of others.
-    weights: float32 (B,H,W), 1 for matched samples, the PWA weights for others.
+    weights: float32 (B,H,W), 1 for matched samples, the weights of PWA or another weighting for
+        others.
     matched: bool (B,).
+    quality: float32 (B,), the weights of matched samples; None stands for 1.
     """
 
     labels: torch.Tensor
     weights: torch.Tensor
     matched: torch.Tensor
+    quality: torch.Tensor | None = None
 
     def select(self, chosen: torch.Tensor) -> RefinedLabels:
         """Return the samples where ``chosen``, bool (B,), is True."""
-        return RefinedLabels(self.labels[chosen], self.weights[chosen], self.matched[chosen])
+        quality = None if self.quality is None else self.quality[chosen]
+        return RefinedLabels(
+            self.labels[chosen], self.weights[chosen], self.matched[chosen], quality
+        )
 
 
 class PseudoLabelRefiner:
@@ -52,6 +58,10 @@ class PseudoLabelRefiner:
         pwa_offset: gamma of Eq. 9.
         thresholds: values by the names that the strategy declares. They override the arguments
             above, which are ignored where the strategy has no such threshold.
+        weighting: weighs the pixels of unmatched samples; it replaces ``pwa`` and its parameters.
+        matched_weight: ``one``, or ``expected-iou``: the weight of a matched sample is the expected
+            IoU of its refined label under the teacher's probability.
+        temperature: the teacher's logits are divided by it.
 
     Raises:
         ValueError: an unknown strategy, or a threshold that the strategy does not declare.
@@ -68,6 +78,9 @@ class PseudoLabelRefiner:
         pwa_variance: float = 0.1,
         pwa_offset: float = 1.3,
         thresholds: Mapping[str, float] | None = None,
+        weighting: Weighting | None = None,
+        matched_weight: str = "one",
+        temperature: float = 1.0,
     ) -> None:
         self.strategy = get_strategy(strategy)
         named = {
@@ -78,8 +91,9 @@ class PseudoLabelRefiner:
         declared = self.strategy.thresholds
         given = {k: v for k, v in named.items() if k in declared and v is not None}
         self.thresholds = self.strategy.filled({**given, **(thresholds or {})})
-        self.pwa = pwa
-        self.mean, self.variance, self.offset = pwa_mean, pwa_variance, pwa_offset
+        own = Pwa(pwa_mean, pwa_variance, pwa_offset) if pwa else Weighting()
+        self.weighting = own if weighting is None else weighting
+        self.matched_weight, self.temperature = matched_weight, temperature
 
     @torch.no_grad()
     def __call__(
@@ -94,35 +108,55 @@ class PseudoLabelRefiner:
             ValueError: the number or the size of the partitions differs from that of the logits.
         """
         logits = teacher_logits.float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
         labels = logits[:, 1] > logits[:, 0]  # argmax; a tie is background
         if not self.strategy.uses_proposals:
             matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         else:
             _check_sizes(labels, partitions)
-            labels, matched = self._match(labels, partitions)
-        return RefinedLabels(labels.long(), self._weights(logits, matched), matched)
+            soft = rounded(foreground(logits)) if self.strategy.soft else None
+            labels, matched = self._match(labels, partitions, soft)
+        probability = foreground(logits)
+        weights = self.weighting(probability).masked_fill(matched[:, None, None], 1)
+        quality = _quality(probability, labels) if self.matched_weight != "one" else None
+        return RefinedLabels(labels.long(), weights, matched, quality)
 
     def _match(
-        self, labels: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch
+        self,
+        labels: torch.Tensor,
+        partitions: Sequence[Partition] | PartitionBatch,
+        soft: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Refined labels, bool (B,H,W), and matched, bool (B,).
+
+        ``soft``: the rounded foreground probability, float32 (B,H,W), if the strategy is soft.
+        """
         if isinstance(partitions, PartitionBatch) or labels.device.type != "cpu":
             if not isinstance(partitions, PartitionBatch):
                 partitions = PartitionBatch.of(partitions)
             batch = partitions.to(labels.device)
-            return match_batch(self.strategy, batch, labels, self.thresholds)
+            return match_batch(self.strategy, batch, labels, self.thresholds, soft)
         refined, matched = labels.numpy(), torch.zeros(len(labels), dtype=torch.bool)
         for i, partition in enumerate(partitions):
-            union = match(self.strategy, partition, refined[i], self.thresholds)
+            probability = None if soft is None else soft[i].numpy()
+            union = match(self.strategy, partition, refined[i], self.thresholds, probability)
             if union is not None:
                 refined[i], matched[i] = union, True
         return labels, matched
 
-    def _weights(self, logits: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-        if not self.pwa:
-            return torch.ones_like(logits[:, 1])
-        probability = torch.sigmoid(logits[:, 1] - logits[:, 0])  # softmax over two classes
-        weights = pwa_weight(probability, self.mean, self.variance, self.offset)
-        return weights.masked_fill_(matched[:, None, None], 1)
+
+def _quality(probability: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The expected IoU of labels, bool (B,H,W), under the foreground probability; float32 (B,)."""
+    mass = rounded(probability).double()
+    inside = (mass * labels).sum((1, 2))
+    quality: torch.Tensor = expected_iou(inside, labels.sum((1, 2)), mass.sum((1, 2)))
+    return quality.float()
+
+
+def foreground(logits: torch.Tensor) -> torch.Tensor:
+    """The foreground probability (B,H,W) of logits (B,2,H,W): softmax over two classes."""
+    return torch.sigmoid(logits[:, 1] - logits[:, 0])
 
 
 def _check_sizes(labels: torch.Tensor, partitions: Sequence[Partition] | PartitionBatch) -> None:

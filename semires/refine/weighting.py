@@ -1,10 +1,20 @@
-"""Pixel-Wise Adaptive weighting (PWA, paper Eq. 9): lower weights for uncertain pixels."""
+"""Weights of the pixels of unmatched samples: PWA (paper Eq. 9), and those of other methods.
+
+A weighting is a module from the teacher's foreground probability (B,H,W) to weights float32
+(B,H,W). Its state, if it has one, consists of buffers; it changes in training mode only. Under
+several processes, ``concat`` joins tensors (B,...) of all processes in order of rank, so that all
+have the same state.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import nn
+
+Concat = Callable[[torch.Tensor], torch.Tensor]
 
 
 def pwa_weight(
@@ -22,3 +32,124 @@ def pwa_weight(
     """
     density = torch.exp(-((probability - mean) ** 2) / (2 * variance))
     return offset - density / (math.sqrt(2 * math.pi) * math.sqrt(variance))
+
+
+class Weighting(nn.Module):
+    """Weight 1 for every pixel: no weighting, and the base class of the others."""
+
+    def forward(self, probability: torch.Tensor) -> torch.Tensor:
+        """Weights float32 (B,H,W) for the foreground probability (B,H,W)."""
+        return torch.ones_like(probability)
+
+
+class Pwa(Weighting):
+    """:func:`pwa_weight` with fixed parameters."""
+
+    def __init__(self, mean: float = 0.5, variance: float = 0.1, offset: float = 1.3) -> None:
+        super().__init__()
+        self.mean, self.variance, self.offset = mean, variance, offset
+
+    def forward(self, probability: torch.Tensor) -> torch.Tensor:
+        """See :class:`Weighting`."""
+        return pwa_weight(probability, self.mean, self.variance, self.offset)
+
+
+class Confidence(Weighting):
+    """FixMatch: 1 where the larger class probability is at least the threshold, else 0."""
+
+    def __init__(self, threshold: float = 0.95) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, probability: torch.Tensor) -> torch.Tensor:
+        """See :class:`Weighting`."""
+        return (confidence_of(probability) >= self.threshold).to(probability.dtype)
+
+
+class SoftMatch(Weighting):
+    """SoftMatch (Chen et al. 2023): a Gaussian of the confidence below its mean, 1 above.
+
+    Mean and variance of the confidence are moving averages over batches, updated before use. They
+    start at 1/2 and 1. The width of the Gaussian is half of the standard deviation.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def __init__(self, momentum: float = 0.999, concat: Concat = lambda x: x) -> None:
+        super().__init__()
+        self.momentum, self.concat = momentum, concat
+        self.register_buffer("mean", torch.tensor(0.5))
+        self.register_buffer("variance", torch.tensor(1.0))
+
+    def forward(self, probability: torch.Tensor) -> torch.Tensor:
+        """See :class:`Weighting`."""
+        confidence = confidence_of(probability)
+        if self.training and len(confidence):
+            everywhere = self.concat(confidence.flatten(1)).double()
+            self.mean.lerp_(everywhere.mean().to(self.mean.dtype), 1 - self.momentum)
+            self.variance.lerp_(everywhere.var().to(self.mean.dtype), 1 - self.momentum)
+        below = (confidence - self.mean).clamp(max=0)
+        return torch.exp(-(below**2) / (2 * self.variance / 4))
+
+
+class CorrMatch(Weighting):
+    """CorrMatch (Sun et al. 2024): 1 where the confidence is at least a moving threshold, else 0.
+
+    The threshold is the moving average of the mean, over the classes predicted in the batch, of
+    the class's largest confidence. It is updated before use.
+    """
+
+    threshold: torch.Tensor
+
+    def __init__(
+        self, start: float = 0.85, momentum: float = 0.999, concat: Concat = lambda x: x
+    ) -> None:
+        super().__init__()
+        self.momentum, self.concat = momentum, concat
+        self.register_buffer("threshold", torch.tensor(start))
+
+    def forward(self, probability: torch.Tensor) -> torch.Tensor:
+        """See :class:`Weighting`."""
+        confidence = confidence_of(probability)
+        if self.training and len(confidence):
+            object_class = probability > 0.5
+            classes = [confidence * (object_class == c) for c in (False, True)]
+            largest = torch.stack([each.flatten(1).amax(1) for each in classes], dim=1)  # (B,2)
+            largest = self.concat(largest).amax(0)
+            mean = largest.sum() / (largest > 0).sum()
+            self.threshold.lerp_(mean, 1 - self.momentum)
+        return (confidence >= self.threshold).to(probability.dtype)
+
+
+def confidence_of(probability: torch.Tensor) -> torch.Tensor:
+    """The larger one of the two class probabilities, for the foreground probability."""
+    return torch.maximum(probability, 1 - probability)
+
+
+def make_weighting(
+    name: str,
+    *,
+    pwa: tuple[float, float, float] = (0.5, 0.1, 1.3),
+    confidence: float | None = None,
+    momentum: float | None = None,
+    concat: Concat = lambda x: x,
+) -> Weighting:
+    """The weighting of this name; None stands for the value of its source.
+
+    Args:
+        name: ``none``, ``pwa``, ``confidence``, ``softmatch`` or ``corrmatch``.
+        pwa: mean, variance and offset of PWA.
+        confidence: the threshold of ``confidence`` (0.95), the first one of ``corrmatch`` (0.85).
+        momentum: of the moving averages (0.999).
+        concat: see above.
+    """
+    decay = 0.999 if momentum is None else momentum
+    makers: dict[str, Callable[[], Weighting]] = {
+        "none": Weighting,
+        "pwa": lambda: Pwa(*pwa),
+        "confidence": lambda: Confidence(0.95 if confidence is None else confidence),
+        "softmatch": lambda: SoftMatch(decay, concat),
+        "corrmatch": lambda: CorrMatch(0.85 if confidence is None else confidence, decay, concat),
+    }
+    return makers[name]()

@@ -70,7 +70,8 @@ class TableDefinition(Section):
 
     ``from_study``: rows whose method is not in the study are left out, and methods of the study
     without a row are appended. ``in_paper`` is false for a table that the paper does not have;
-    its ``where`` then says what it is. ``splits``: the columns, None for all.
+    its ``where`` then says what it is. ``splits``: the columns, None for all. ``against``: the
+    method that all paired differences are to; None compares each pair of rows.
     """
 
     kind: Literal["table"]
@@ -82,6 +83,7 @@ class TableDefinition(Section):
     from_study: bool = False
     marks: list[str] = Field(default_factory=list)
     splits: list[Name] | None = None
+    against: Name | None = None
     rows: list[TableRow] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)
 
@@ -96,12 +98,16 @@ class TableDefinition(Section):
 
 
 class FigureDefinition(Section):
-    """A figure, drawn by the function of `figures.py` that ``kind`` names."""
+    """A figure, drawn by the function of `figures.py` that ``kind`` names.
 
-    kind: Literal["curves", "corrections", "panels", "cost"]
+    ``in_paper`` and ``where``: as for a table.
+    """
+
+    kind: Literal["curves", "corrections", "panels", "cost", "quality"]
     title: str
     claim: str
     where: str
+    in_paper: bool = True
     fractions: Fractions = "study"
     methods: list[Name] = Field(min_length=1)
     paper: str | None = None

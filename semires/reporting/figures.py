@@ -15,7 +15,7 @@ import numpy as np
 from semires.config.resolve import COLOURS
 from semires.config.schema import Params
 from semires.files import read_json
-from semires.reporting import study
+from semires.reporting import quality, study
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -90,6 +90,7 @@ class FigureMaker:
             "corrections": self.corrections,
             "panels": self.panels,
             "cost": self.cost,
+            "quality": self.quality,
         }
         drawn: dict[str, Figure] = {}
         for position, dataset in enumerate(study.datasets(self.params)):
@@ -108,7 +109,7 @@ class FigureMaker:
         if not fractions:
             return {}
         paper = self.paper.at(definition.paper) if definition.paper else None
-        figure, axes = _axes(len(fractions) + (1 if paper else 0), height=2.3)
+        figure, axes = new_axes(len(fractions) + (1 if paper else 0), height=2.3)
         handles: dict[str, Any] = {}
         for axis, fraction in zip(axes, fractions, strict=False):
             starts = self._oious(dataset, fraction, "supervised")
@@ -149,7 +150,7 @@ class FigureMaker:
             method.lower(): [v["positive"], v["negative"], 0, v["none(PWA)"]]
             for method, v in self.paper.corrections(paper_name(self.params, dataset)).items()
         }
-        figure, axes = _axes(2 if theirs else 1, height=2.5, width=3.6)
+        figure, axes = new_axes(2 if theirs else 1, height=2.5, width=3.6)
         title = f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
         handles = _stacked(axes[0], found, title)
         if theirs:
@@ -177,13 +178,31 @@ class FigureMaker:
             return {}
         name = paper_name(self.params, dataset) or "RefCOCO"
         theirs = self._paper_cost(definition, name) if name == "RefCOCO" else {}
-        figure, axes = _axes(2 if theirs else 1, height=2.7, width=3.6)
+        figure, axes = new_axes(2 if theirs else 1, height=2.7, width=3.6)
         handles = _cost_lines(axes[0], ours, display_name(self.params, dataset))
         if theirs:
             _cost_lines(axes[1], theirs, f"Paper: {name}")
             axes[1].set_facecolor("#f4f4f4")
         axes[0].set_ylabel("val oIoU (%)")
         _legend(figure, handles)
+        return {"": figure}
+
+    def quality(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
+        """Val oIoU of the student against the oIoU of its labels; one panel per fraction."""
+        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
+        found = {
+            fraction: points
+            for fraction in fractions_of(self.params, definition)
+            if (points := quality.points(
+                self.records, dataset, fraction, definition.methods, split
+            ))
+        }  # fmt: skip
+        if not found:
+            return {}
+        figure, axes = new_axes(len(found), height=3.4, width=3.6)
+        for axis, (fraction, points) in zip(axes, found.items(), strict=True):
+            quality.draw(axis, points, display_name(self.params, dataset), fraction)
+        axes[0].set_ylabel(f"{split} oIoU of the student (%)")
         return {"": figure}
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:
@@ -273,7 +292,9 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
     return png.getvalue(), svg.getvalue()
 
 
-def _axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
+def new_axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in rows of three; height and width of a panel in inches."""
+    _fix_style()
     from matplotlib.figure import Figure
 
     columns = min(count, 3)

@@ -65,6 +65,7 @@ def render_page(
     figures: list[DrawnFigure],
     judgements: list[Judgement],
     thresholds: ThresholdSection,
+    rules: bytes | None = None,
 ) -> str:
     """The page's HTML.
 
@@ -75,6 +76,7 @@ def render_page(
         figures: drawn figures, in order.
         judgements: the judged claims, in order.
         thresholds: the searches.
+        rules: the figure of the label quality of every rule, PNG, if it was measured.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -100,6 +102,7 @@ def render_page(
         n_runs=len(records.all),
         datasets=", ".join(display_name(params, d) for d in study.datasets(params)),
         labels=_labels(records),
+        rules=_data_uri(rules) if rules else "",
         proposals=_proposals(records),
         runs=_runs(records, logs),
         environment=_varying([run.record.numerics for run in records.all]),
@@ -131,6 +134,10 @@ def _table_entry(
     }
 
 
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
 def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     after = _AFTER.get(figure.name, tables[-1])
     definition = figure.definition
@@ -145,7 +152,8 @@ def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     return {
         "name": figure.name,
         "heading": heading(figure.name, definition.title),
-        "where": definition.where,
+        "where": f"{'In' if definition.in_paper else 'Not in'} the paper: {definition.where}",
+        "claimed": "The paper's claim." if definition.in_paper else "Expected.",
         "claim": definition.claim,
         "notes": definition.notes,
         "images": images,

@@ -92,13 +92,13 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 </section>
 {% for figure in figures if figure.after == table.name %}<section id="s-{{ figure.name }}">
 <h2>{{ figure.heading }}</h2>
-<p class="where">In the paper: {{ figure.where }}.</p>
+<p class="where">{{ figure.where }}.</p>
 <figure>
 {% for part, alt, uri in figure.images %}
 {%- if figure.images | length > 1 %}<p class="small"><strong>{{ part }}</strong></p>
 {% endif %}<div class="scroll"><img src="{{ uri }}" alt="{{ alt }}" loading="lazy"></div>
 {% else %}<p>– no run yet: <code>dvc repro</code> fills it.</p>
-{% endfor %}<figcaption><strong>The paper's claim.</strong> {{ figure.claim }}
+{% endfor %}<figcaption><strong>{{ figure.claimed }}</strong> {{ figure.claim }}
 {% for note in figure.notes %} {{ note }}{% endfor %}</figcaption>
 </figure>
 </section>
@@ -121,7 +121,11 @@ with these thresholds.{% endif %}</figcaption>
 <p>Overall IoU of the burn-in teacher's pseudo-labels on unlabelled references with their hidden
 ground truth, before and after refinement, and the shares refined (%).</p>
 <details><summary>All runs that refine</summary>{{ labels | safe }}</details>
-<p>Proposals: how well the best proposal of each object covers it.</p>
+{% if rules %}<figure><div class="scroll"><img src="{{ rules }}" alt="Label quality of every rule"
+loading="lazy"></div><figcaption>The labels of the unlabelled part after every rule, measured
+without training. Numbers: <a href="labels.md">labels.md</a>, <a href="labels.csv">labels.csv</a>.
+</figcaption></figure>
+{% endif %}<p>Proposals: how well the best proposal of each object covers it.</p>
 {{ proposals | safe }}
 </section>
 <section id="s-runs"><h2>Runs</h2>

@@ -17,7 +17,7 @@ from semires.config.messages import require
 from semires.config.schema import Params
 from semires.errors import ConfigError
 from semires.files import atomic_folder, write_bytes, write_json, write_text
-from semires.reporting import study
+from semires.reporting import labels, study
 from semires.reporting.claims import Judge, Judgement, load_claims
 from semires.reporting.claims_render import claims_csv, claims_markdown
 from semires.reporting.curves import curves_csv
@@ -164,8 +164,21 @@ def _write_figures_and_page(params: Params, results: Results, folder: Path) -> N
     for stem, figure in threshold_figures(results.thresholds).items():
         searched.append((stem, _write_figure(folder / stem, figure)))
     section = ThresholdSection(grids(params, results.thresholds), searched)
-    page = render_page(params, results.records, results.tables, drawn, results.judgements, section)
+    rules = _write_labels(params, folder)
+    page = render_page(
+        params, results.records, results.tables, drawn, results.judgements, section, rules
+    )
     write_text(folder / "index.html", page)
+
+
+def _write_labels(params: Params, folder: Path) -> bytes | None:
+    """Write labels.md, labels.csv and the figure; return its PNG, or None without measurements."""
+    table = labels.read_labels()
+    if not len(table):
+        return None
+    write_text(folder / "labels.csv", labels.to_csv(table))
+    write_text(folder / "labels.md", labels.markdown(params, table))
+    return _write_figure(folder / "labels", labels.figure(params, table))
 
 
 def _write_figure(stem: Path, figure: Figure) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 
 from semires.config.schema import Params
 from semires.reporting import study
@@ -139,14 +139,17 @@ class TableBuilder:
         return table
 
     def differences(self, table: FilledTable, definition: TableDefinition) -> FilledTable | None:
-        """Paired differences of each pair of a table's rows; None if there are none."""
+        """Paired differences of each pair of a table's rows, or of all rows to ``against``.
+
+        None if there are none.
+        """
         sections = []
         for section in table.sections:
             defined = {row.label: row for row in self._rows(definition, float(section.fraction))}
             filled = [defined[row.label] for row in section.rows if row.values]
             pairs = [
                 self._difference(first, second, section)
-                for first, second in combinations(filled, 2)
+                for first, second in _pairs(filled, definition.against)
                 if first.smallest == second.smallest
             ]
             rows = [row for row in pairs if row.values]
@@ -248,6 +251,14 @@ class _Missing:
         if reason == "unplanned":
             return f"no run: {study.fill_command(keys, self._params)}."
         return reason
+
+
+def _pairs(rows: list[TableRow], against: str | None) -> Iterable[tuple[TableRow, TableRow]]:
+    if against is None:
+        return combinations(rows, 2)
+    return product(
+        [r for r in rows if r.method == against], [r for r in rows if r.method != against]
+    )
 
 
 def _difference_notes(sections: Iterable[TableSection], samples: int) -> list[str]:

@@ -1,7 +1,8 @@
 """All paths of a project, relative to its root.
 
-DVC runs each stage from the root. Its outputs are in ``data/``, ``sam/``, ``proposals/``, ``runs/``
-and ``tune/``. State that must survive an interrupted stage is in ``.work/``, which git ignores.
+DVC runs each stage from the root. Its outputs are in ``data/``, ``sam/``, ``proposals/``,
+``runs/``, ``tune/`` and ``labels/``. State that must survive an interrupted stage is in ``.work/``,
+which git ignores.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from semires.runs.key import RUNS, RunKey, fraction_name
 REPORTS = Path("reports")
 TABLES = Path("experiments/tables")
 TUNED = Path("experiments/tuned")
+LABELS = Path("labels")
 GRID = Path("experiments/grid.yaml")
 SAM = Path("sam")
 
@@ -42,6 +44,11 @@ def tune_folder(cell: RunKey) -> Path:
 def tuned_file(key: RunKey) -> Path:
     """YAML with the thresholds that a search found; all seeds share it."""
     return TUNED / f"{key.dataset}-{fraction_name(key.fraction)}-{key.label}.yaml"
+
+
+def labels_folder(key: RunKey) -> Path:
+    """Folder of ``labels.csv`` and ``summary.json``, the label quality of every rule."""
+    return LABELS / key.dataset / fraction_name(key.fraction) / f"seed{key.seed}"
 
 
 def work(name: str, fingerprint: str) -> Path:

@@ -82,16 +82,24 @@ class UnlabelledBatch(Batch):
             are not augmented.
         partitions: B partitions of size (S,S), the proposals of the images.
         hidden_truth: bool (B,S,S), for metrics only.
+        second: float32 (B,3,S,S), another strong view, or None for one view.
     """
 
     strong: torch.Tensor
     partitions: list[Partition]
     hidden_truth: torch.Tensor
+    second: torch.Tensor | None = None
 
     @property
     def strong_inputs(self) -> Inputs:
-        """The student's arguments: strong view, tokens, attention mask."""
-        return self.strong, self.input_ids, self.attention_mask
+        """The student's arguments: strong view, tokens, attention mask; the samples of each view.
+
+        The samples of a second view follow those of the first one.
+        """
+        if self.second is None:
+            return self.strong, self.input_ids, self.attention_mask
+        views = torch.cat([self.strong, self.second])
+        return views, self.input_ids.repeat(2, 1), self.attention_mask.repeat(2, 1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,10 @@ def collate(samples: list[B]) -> B:
     joined: dict[str, Any] = {}
     for field in fields(samples[0]):
         values = [getattr(sample, field.name) for sample in samples]
-        tensors = isinstance(values[0], torch.Tensor)
-        joined[field.name] = torch.cat(values) if tensors else [*itertools.chain(*values)]
+        if values[0] is None:
+            joined[field.name] = None
+        elif isinstance(values[0], torch.Tensor):
+            joined[field.name] = torch.cat(values)
+        else:
+            joined[field.name] = [*itertools.chain(*values)]
     return replace(samples[0], **joined)

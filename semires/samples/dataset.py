@@ -191,6 +191,7 @@ class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
         partitions: the proposals of every image, at any size.
         augment: settings of the views; None leaves both views as the image is.
         strong: False makes the strong view equal to the weak one.
+        views: 1, or 2 for a second strong view of the same weak view.
         refs, tables, images, tokenizer, max_tokens, sentences, seed: as `ExpressionDataset`.
     """
 
@@ -205,6 +206,7 @@ class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
         partitions: PartitionSource,
         augment: Augment | None = None,
         strong: bool = True,
+        views: int = 1,
         sentences: str = "all",
         seed: int = 0,
     ) -> None:
@@ -212,6 +214,7 @@ class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
             refs, tables, images, tokenizer, max_tokens, sentences=sentences, seed=seed
         )
         self.partitions, self.augment, self.strong = partitions, augment, strong
+        self.views = views
         # Two bytes per pixel for the atoms, about as much again for the members.
         self.partition_of = functools.lru_cache(PARTITION_CACHE_BYTES // (4 * images.size**2))(
             self._partition_of
@@ -220,22 +223,25 @@ class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
     def _sample(self, index: int, rng: np.random.Generator) -> UnlabelledBatch:
         ref = int(self.ref_of[index])
         image_id = int(self._image_ids[ref])
-        image, strong = self._views(image_id, rng)
+        image, strong, *second = self._views(image_id, rng)
         return UnlabelledBatch(
             **vars(self._batch(index, image)),
             strong=strong[None],
             partitions=[self.partition_of(image_id)],
             hidden_truth=self.mask_of(ref)[None],
+            second=second[0][None] if second else None,
         )
 
-    def _views(self, image_id: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weak and strong view, float32 (3,S,S)."""
+    def _views(self, image_id: int, rng: np.random.Generator) -> list[torch.Tensor]:
+        """The weak view and one or two strong views, float32 (3,S,S)."""
         if self.augment is None:
-            image = self._pixels_of(image_id)
-            return image, image
+            return [self._pixels_of(image_id)] * (1 + self.views)
         weak = weak_view(self.images[image_id], self.augment, rng)
-        strong = normalise(strong_view(weak, self.augment, rng) if self.strong else weak)
-        return normalise(weak), renormalise(strong) if self.augment.double_normalise else strong
+        found = [normalise(weak)]
+        for _ in range(self.views):
+            strong = normalise(strong_view(weak, self.augment, rng) if self.strong else weak)
+            found.append(renormalise(strong) if self.augment.double_normalise else strong)
+        return found
 
     def _partition_of(self, image_id: int) -> Partition:
         return self.partitions[image_id].resize(self.images.size, self.images.size)

@@ -5,14 +5,25 @@ The result is the paper's *Supervised* row. Teacher and student start from its w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
+import numpy as np
+import pandas as pd
 import torch
 
 from semires import tracking
 from semires.config.resolve import resolve
 from semires.config.schema import Params
+from semires.errors import ConfigError
+from semires.evaluation.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
+from semires.evaluation.evaluate import predict_masks
+from semires.models import SegmentationModel
 from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.samples.batch import LabelledBatch
@@ -43,7 +54,10 @@ def burn_in(params: Params, key: RunKey, profile: bool = False) -> None:
         context.lock(),
         tracking.track_run(key, params, context.sections, context.fingerprints) as run,
     ):
-        write_run(context, train_burn_in(context, run.log_metrics, profile), started)
+        loop = train_burn_in(context, run.log_metrics, profile)
+        _, held_out = hold_out(context.labelled_refs, params.burn_in.held_out, key.seed)
+        calibration = calibrate(context, loop.load_best(), held_out) if len(held_out) else None
+        write_run(context, loop, started, calibration=calibration)
 
 
 def train_burn_in(
@@ -56,8 +70,9 @@ def train_burn_in(
     params, settings, group = context.params, context.params.burn_in, context.group
     model = context.build_model()
     trained = context.trainable(model)
+    refs, _ = hold_out(context.labelled_refs, settings.held_out, context.key.seed)
     labelled = context.labelled_dataset(
-        context.labelled_refs, sentences=params.data.sentences, seed=context.key.seed
+        refs, sentences=params.data.sentences, seed=context.key.seed
     )
     context.check_batch(settings.batch_size, len(labelled), "burn_in.batch_size")
     samples_per_step = settings.batch_size * params.runtime.accumulate * group.world
@@ -77,3 +92,49 @@ def train_burn_in(
     with trace_steps(path if profile and group.is_main_process else None) as stepped:
         loop.run(batches, compute_loss, after_step=stepped)
     return loop
+
+
+def hold_out(refs: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The references to train on, and those of a share of the images, drawn by seed.
+
+    Raises:
+        ConfigError: no image would be left to train on.
+    """
+    images = np.unique(refs["image_id"])
+    count = math.ceil(share * len(images))
+    if count >= len(images) > 0:
+        raise ConfigError(
+            f"burn_in.held_out: {share:g} of {len(images)} labelled images leaves none to train on"
+        )
+    drawn = np.random.default_rng(seed).permutation(images)[:count]
+    chosen = refs["image_id"].isin(drawn)
+    return refs[~chosen].reset_index(drop=True), refs[chosen].reset_index(drop=True)
+
+
+def calibrate(
+    context: RunContext, model: SegmentationModel, refs: pd.DataFrame
+) -> dict[str, float]:
+    """Fit the temperature of a model on references that it was not trained on.
+
+    Returns:
+        ``temperature``, the expected calibration error in percent before and after (``ece_before``,
+        ``ece_after``), and the number of expressions.
+    """
+    dataset = context.labelled_dataset(refs)
+    size, precision = context.params.evaluation.batch_size, context.params.runtime.precision
+    differences, truths = [], []
+    for batch, logits in predict_masks(
+        model, dataset, size, context.group.device, precision=precision
+    ):
+        differences.append((logits[:, 1] - logits[:, 0]).cpu())
+        truths.append(batch.mask.bool())
+    difference, truth = torch.cat(differences), torch.cat(truths)
+    temperature = fit_temperature(difference, truth)
+    before, after = (
+        expected_calibration_error(
+            reliability(torch.sigmoid(difference / t).numpy(), truth.numpy())
+        )
+        for t in (1.0, temperature)
+    )
+    found = {"temperature": temperature, "ece_before": before, "ece_after": after}
+    return {**found, "expressions": len(dataset)}

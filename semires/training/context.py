@@ -41,6 +41,7 @@ from semires.samples.dataset import (
 )
 from semires.samples.stream import Stream, stream_loader
 
+CALIBRATION = "calibration.json"  # of a burn-in with held-out images
 STATE_FORMAT = 3  # increase it when the content of a training state changes its meaning
 
 
@@ -109,6 +110,22 @@ class RunContext:
         """The run folder of the burn-in that this run starts from."""
         return self.key.burn_in.folder
 
+    def fitted_temperature(self, required: bool = False) -> float:
+        """The temperature that the run's burn-in fitted on held-out images; 1 if it fitted none.
+
+        Raises:
+            ConfigError: ``required``, and the burn-in fitted none.
+        """
+        path = self.burn_in_folder / CALIBRATION
+        if path.is_file():
+            return float(read_json(path)["temperature"])
+        if required:
+            raise ConfigError(
+                f"refine.{self.key.method}.temperature: fitted, but {path} does not exist; make "
+                "the burn-in with `burn_in.held_out` above 0"
+            )
+        return 1.0
+
     @property
     def work(self) -> Path:
         """The folder of the unfinished run's state."""
@@ -152,6 +169,7 @@ class RunContext:
         *,
         augment: Augment | None = None,
         strong: bool = True,
+        views: int = 1,
         sentences: str = "all",
         seed: int = 0,
     ) -> UnlabelledDataset:
@@ -170,7 +188,7 @@ class RunContext:
         return UnlabelledDataset(
             self.unlabelled_refs, self.tables, self.images, self.tokenizer,
             self.params.data.max_tokens, partitions=self.proposals, augment=augment, strong=strong,
-            sentences=sentences, seed=seed,
+            views=views, sentences=sentences, seed=seed,
         )  # fmt: skip
 
     @functools.cached_property

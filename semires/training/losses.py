@@ -41,8 +41,9 @@ def unsupervised_loss(
     """Loss of the matched samples plus that of the others, halved if the batch has both.
 
     Matched samples: class-weighted cross-entropy with the refined label. Unmatched samples:
-    cross-entropy with the teacher's label times the pixel's PWA weight (Eq. 10), without class
-    weights. Zero for an empty batch. The host does not wait for the device.
+    cross-entropy with the teacher's label times the pixel's weight (PWA, Eq. 10), without class
+    weights. Zero for an empty batch. The host does not wait for the device. ``targets.quality``
+    multiplies the loss of each matched sample; the paper has none.
 
     Args:
         student_logits: float (B,2,H,W).
@@ -51,6 +52,8 @@ def unsupervised_loss(
     """
     labels, matched = targets.labels, targets.matched
     by_class = torch.where(labels == 1, class_weights[1], class_weights[0])
+    if targets.quality is not None:
+        by_class = by_class * targets.quality[:, None, None]
     weight = torch.where(matched[:, None, None], by_class, targets.weights)
     loss = F.cross_entropy(student_logits, labels, reduction="none") * weight
     count_matched = matched.sum()

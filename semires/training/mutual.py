@@ -27,6 +27,7 @@ from semires.models import Outputs, SegmentationModel
 from semires.models.weights import load_weights
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
+from semires.refine.weighting import Concat, make_weighting
 from semires.runs.key import RunKey
 from semires.samples.batch import LabelledBatch, MutualBatch, UnlabelledBatch
 from semires.samples.dataset import LabelledDataset, UnlabelledDataset
@@ -40,16 +41,35 @@ SECTIONS = ("data", "model", "augment", "loss", "optimizer", "mutual", "evaluati
 UNLABELLED_SEED = 1_000_003  # added to the seed, so that the two parts have different streams
 
 
-def make_refiner(params: Params, method: Method) -> PseudoLabelRefiner:
-    """The refiner that a method describes."""
+def make_refiner(
+    params: Params,
+    method: Method,
+    concat: Concat = lambda x: x,
+    fitted_temperature: float = 1.0,
+) -> PseudoLabelRefiner:
+    """The refiner that a method describes.
+
+    Args:
+        params: all parameters.
+        method: an entry of ``refine``.
+        concat: joins tensors of all processes, see :mod:`semires.refine.weighting`.
+        fitted_temperature: of the burn-in, for ``temperature: fitted``.
+
+    """
     pwa = params.loss.pwa
+    temperature = method.temperature if method.temperature != "fitted" else fitted_temperature
     return PseudoLabelRefiner(
         strategy=method.strategy,
         thresholds=method.threshold_values,
-        pwa=method.pwa,
-        pwa_mean=pwa.mean,
-        pwa_variance=pwa.variance,
-        pwa_offset=pwa.offset,
+        weighting=make_weighting(
+            method.weight_rule,
+            pwa=(pwa.mean, pwa.variance, pwa.offset),
+            confidence=method.confidence,
+            momentum=method.momentum,
+            concat=concat,
+        ),
+        matched_weight=method.matched_weight,
+        temperature=temperature,
     )
 
 
@@ -84,13 +104,16 @@ class MutualStep:
         targets = self.refiner(teacher_logits, unlabelled.partitions)
         quality = overlap_sums(teacher_logits, targets, unlabelled.hidden_truth)  # logged only
         # 2. The student predicts on labelled images and strong views, in one batch.
-        on_labelled, on_strong = self.student_forward(labelled, unlabelled)
-        # 3. The loss, Eq. 4.
+        on_labelled, *on_views = self.student_forward(labelled, unlabelled)
+        # 3. The loss, Eq. 4; with two strong views, their mean.
         loss_sup = supervised_loss(on_labelled.logits, labelled.mask, weights)
-        on_strong, targets = self._confident(teacher_logits, on_strong, targets)
-        loss_unsup = unsupervised_loss(on_strong.logits, targets, weights)
+        on_views, targets = self._confident(teacher_logits, on_views, targets)
+        losses_unsup = [unsupervised_loss(view.logits, targets, weights) for view in on_views]
+        loss_unsup = torch.stack(losses_unsup).mean()
         loss = settings.supervised_loss_scale * self._total(loss_sup, on_labelled, labelled.mask)
-        loss += settings.lambda_unsup * self._total(loss_unsup, on_strong, targets.labels)
+        for loss_view, view in zip(losses_unsup, on_views, strict=True):
+            total = self._total(loss_view, view, targets.labels)
+            loss += settings.lambda_unsup / len(on_views) * total
         losses = {"loss": loss, "loss_sup": loss_sup, "loss_unsup": loss_unsup}
         return loss, {**{name: value.detach() for name, value in losses.items()}, **quality}
 
@@ -111,11 +134,16 @@ class MutualStep:
 
     def student_forward(
         self, labelled: LabelledBatch, unlabelled: UnlabelledBatch
-    ) -> tuple[Outputs, Outputs]:
-        """The student's outputs on the labelled images and on the strong views."""
+    ) -> list[Outputs]:
+        """The student's outputs on the labelled images, and on each strong view."""
         pairs = zip(labelled.inputs, unlabelled.strong_inputs, strict=True)
+        self.model.paired = 0 if unlabelled.second is None else len(unlabelled)
         outputs = self._forward(*map(torch.cat, pairs))
-        return outputs.select(slice(len(labelled))), outputs.select(slice(len(labelled), None))
+        self.model.paired = 0
+        first, count = len(labelled), len(unlabelled)
+        starts = range(first, len(outputs.logits), count)
+        views = [outputs.select(slice(start, start + count)) for start in starts]
+        return [outputs.select(slice(first)), *views]
 
     def _forward(self, *inputs: torch.Tensor) -> Outputs:
         with self.context.autocast():
@@ -127,13 +155,13 @@ class MutualStep:
         return sum(self.model.extra_losses(outputs, labels).values(), loss)
 
     def _confident(
-        self, teacher_logits: torch.Tensor, outputs: Outputs, targets: RefinedLabels
-    ) -> tuple[Outputs, RefinedLabels]:
+        self, teacher_logits: torch.Tensor, views: list[Outputs], targets: RefinedLabels
+    ) -> tuple[list[Outputs], RefinedLabels]:
         """The samples that confidence filtering selects. No-op if filtering is disabled."""
         if self.confidence_filter.keep >= 1:
-            return outputs, targets
+            return views, targets
         selected = self.confidence_filter(teacher_logits)
-        return outputs.select(selected), targets.select(selected)
+        return [view.select(selected) for view in views], targets.select(selected)
 
 
 def mutual(params: Params, key: RunKey) -> None:
@@ -171,17 +199,24 @@ def train_mutual(
     teacher, trained = make_teacher(student), context.trainable(student)
     labelled, unlabelled = training_datasets(context, method)
     confidence_filter = ConfidenceFilter(method.keep, context.group.concat)
+    fitted = context.fitted_temperature(required=True) if method.temperature == "fitted" else 1.0
+    refiner = make_refiner(params, method, context.group.concat, fitted)
+    weighting = refiner.weighting.to(context.group.device)
     step = MutualStep(
-        context, student, trained, teacher, make_refiner(params, method),
-        confidence_filter.to(context.group.device),
-    )  # fmt: skip
+        context, student, trained, teacher, refiner, confidence_filter.to(context.group.device)
+    )
     lock = context.lock() if on_evaluation is None else contextlib.nullcontext()
     with lock, tracking.track_run(key, params, context.sections, context.fingerprints) as run:
         loop = Loop(
             context,
             params.mutual,
             _total_steps(context, len(labelled), len(unlabelled)),
-            modules={"model": student, "teacher": teacher, "filter": confidence_filter},
+            modules={
+                "model": student,
+                "teacher": teacher,
+                "filter": confidence_filter,
+                **({"weighting": weighting} if weighting.state_dict() else {}),
+            },
             evaluated="teacher",
             log=on_evaluation or run.log_metrics,
         )
@@ -193,6 +228,7 @@ def train_mutual(
         if on_evaluation is not None:
             shutil.rmtree(context.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
+        weighting.eval()
         metrics = _finish(context, loop, step.refiner, started)
     return metrics
 
@@ -223,6 +259,7 @@ def training_datasets(
     unlabelled = context.unlabelled_dataset(
         augment=params.augment,
         strong=method.strong,
+        views=method.views,
         sentences=sentences,
         seed=seed + UNLABELLED_SEED,
     )

@@ -26,7 +26,7 @@ from semires.files import (
 )
 from semires.numerics import library_versions, numerics_class
 from semires.runs.record import Provenance, RunRecord
-from semires.training.context import RunContext
+from semires.training.context import CALIBRATION, RunContext
 from semires.training.loop import Loop
 
 SHUFFLED = "_shuffled"
@@ -34,7 +34,11 @@ HISTORY_START = ["step", "train/loss", "train/lr", "val/oIoU", "val/mIoU"]
 
 
 def write_run(
-    context: RunContext, loop: Loop, started: float, corrections: Corrections | None = None
+    context: RunContext,
+    loop: Loop,
+    started: float,
+    corrections: Corrections | None = None,
+    calibration: dict[str, float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate the loop's best weights on every split and write ``runs/D/F/M/seedS``.
 
@@ -46,6 +50,7 @@ def write_run(
         loop: the finished training.
         started: when the run started, seconds since the epoch.
         corrections: the measured corrections, None if the method does not refine.
+        calibration: the content of ``calibration.json``, None if nothing was fitted.
 
     Returns:
         The content of ``metrics.json``: metrics by split, in percent.
@@ -72,6 +77,8 @@ def write_run(
             write_parquet(folder / "predictions.parquet", predictions)
             if corrections is not None:
                 corrections.write(folder)
+            if calibration is not None:
+                write_json(folder / CALIBRATION, calibration)
             _record(context, loop, model, metrics, folder).write(folder)
             Provenance.of_process(started, **loop.timing.rates()).write(folder)
         shutil.rmtree(context.work, ignore_errors=True)

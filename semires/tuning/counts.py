@@ -1,9 +1,10 @@
-"""Reduce the pseudo-labels of val to counts per atom, the only input of a threshold search.
+"""Reduce pseudo-labels to counts per atom, the only input of a threshold search.
 
-In: the burn-in teacher's hard pseudo-label ``c`` and the ground truth ``g`` of each reference, bool
-(H,W), and its image's Partition at the same size. Out: for every atom its area and how many pixels
-of ``c`` and of ``g`` lie in it, packed flat over all references, and each image's membership
-matrix. They are made once per teacher and proposals, and cached in the work folder.
+In: the burn-in teacher's hard pseudo-label ``c``, its foreground probability and the ground truth
+``g`` of each reference, (H,W), and its image's Partition at the same size. Out: for every atom its
+area, how many pixels of ``c``, of ``g`` and of both lie in it and the sum of the probability,
+packed flat over all references, and each image's membership matrix. They are made once per teacher
+and proposals, and cached in the work folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from semires.config.resolve import source_of
 from semires.errors import CorruptCacheError, DataError
+from semires.evaluation.calibration import BINS, reliability
 from semires.files import fingerprint, read_json, sha256_bytes, sha256_file, write_bytes
+from semires.refine.strategies import PROBABILITY_STEPS, rounded
 from semires.runs import layout
 from semires.runs.key import RunKey
 
@@ -36,19 +39,24 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-FORMAT = 1  # raised when the content of the cached file changes its meaning
+FORMAT = 2  # raised when the content of the cached file changes its meaning
 DIGEST_BYTES = 64
 FOLD_SECTIONS = ("loss", "optimizer", "burn_in")  # of the teachers of `tune.on: labelled`
 
 
 class PseudoLabel(NamedTuple):
-    """One expression's pseudo-label and ground truth, bool (H,W), H and W those of the model."""
+    """One expression's pseudo-label and ground truth, bool (H,W), H and W those of the model.
+
+    ``probability``: the teacher's foreground probability, float (H,W); None stands for a teacher
+    that is certain of its label.
+    """
 
     ref_id: int
     image_id: int
     sentence: int
     label: Bools
     truth: Bools
+    probability: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,11 @@ class Counts:
     Attributes:
         ref_ids: (R,) int64; ``image_ids`` and ``sentences`` (R,) likewise.
         image_index: (R,) which of the I images.
-        overlaps: (R,) pixels in both the pseudo-label and the ground truth.
-        offsets: (R+1,) where each reference's atoms begin in the next three.
+        offsets: (R+1,) where each reference's atoms begin in the next five.
         area: pixels of every atom; ``label`` those of the pseudo-label in it, ``truth`` those of
-            the ground truth.
+            the ground truth, ``overlap`` those of both.
+        probability: the sum of the probability over every atom, times ``PROBABILITY_STEPS``.
+        reliability: (BINS,3) float64, see :func:`semires.evaluation.calibration.reliability`.
         shapes: (I,2) proposals and atoms of every image.
         bits: all membership matrices in turn, row by row, eight to a byte.
     """
@@ -70,11 +79,13 @@ class Counts:
     image_ids: Ints
     sentences: Ints
     image_index: Ints
-    overlaps: Ints
     offsets: Ints
     area: Ints
     label: Ints
     truth: Ints
+    overlap: Ints
+    probability: Ints
+    reliability: NDArray[np.float64]
     shapes: Ints
     bits: NDArray[np.uint8]
 
@@ -117,8 +128,9 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     images: dict[int, int] = {}
     shapes: list[tuple[int, int]] = []
     bits: list[NDArray[np.uint8]] = []
-    rows: list[tuple[int, int, int, int, int]] = []
-    numbers: list[tuple[Ints, Ints, Ints]] = []
+    rows: list[tuple[int, int, int, int]] = []
+    numbers: list[tuple[Ints, ...]] = []
+    bins = np.zeros((BINS, 3))
 
     @functools.lru_cache(maxsize=64)  # an image's references follow each other
     def resized(image_id: int, height: int, width: int) -> tuple[Partition, Ints]:
@@ -132,24 +144,29 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
 
     for item in labels:
         partition, area = resized(item.image_id, *item.label.shape)
-        inside = [partition.count(mask).astype(np.int64) for mask in (item.label, item.truth)]
-        overlap = int(np.count_nonzero(item.label & item.truth))
-        rows.append((item.ref_id, item.image_id, item.sentence, images[item.image_id], overlap))
-        numbers.append((area, inside[0], inside[1]))
+        probability = item.label if item.probability is None else item.probability
+        probability = rounded(np.asarray(probability, dtype=np.float32))
+        masks = (item.label, item.truth, item.label & item.truth)
+        sums = (partition.total(probability) * PROBABILITY_STEPS).astype(np.int64)
+        rows.append((item.ref_id, item.image_id, item.sentence, images[item.image_id]))
+        numbers.append((area, *(partition.count(mask).astype(np.int64) for mask in masks), sums))
+        bins += reliability(probability, item.truth)
     if not rows:
-        raise DataError("no val reference to count: the threshold search needs a val split")
+        raise DataError("no reference to count: the part of the data set is empty")
     refs = np.asarray(rows, dtype=np.int64).T.copy()
-    area, label, truth = (np.concatenate(part) for part in zip(*numbers, strict=True))
+    area, label, truth, overlap, probabilities = map(np.concatenate, zip(*numbers, strict=True))
     return Counts(
         ref_ids=refs[0],
         image_ids=refs[1],
         sentences=refs[2],
         image_index=refs[3],
-        overlaps=refs[4],
         offsets=np.cumsum([0, *(len(part[0]) for part in numbers)], dtype=np.int64),
         area=area,
         label=label,
         truth=truth,
+        overlap=overlap,
+        probability=probabilities,
+        reliability=bins,
         shapes=np.asarray(shapes, dtype=np.int64),
         bits=np.concatenate(bits),
     )
@@ -230,54 +247,78 @@ def counts_path(params: Params, key: RunKey, kind: str, made_from: str) -> Path:
     return layout.work(name, made_from) / "counts.npz"
 
 
-def counts_of(params: Params, key: RunKey) -> Counts:
-    """The counts of val's references, from the cache or made by the run's burn-in teacher."""
+def counts_of(params: Params, key: RunKey, part: str = "val", refs: int | None = None) -> Counts:
+    """The counts of a part's references, from the cache or made by the run's burn-in teacher.
+
+    Args:
+        params: all parameters.
+        key: the run; its burn-in is the teacher.
+        part: ``val``, or ``unlabelled`` for the unlabelled part of train.
+        refs: at most this many references, drawn by the run's seed; None means all.
+    """
     from semires.proposals.cache import open_proposals
 
     proposals = open_proposals(params, key)
     on_val = params.model_copy(update={"tune": params.tune.model_copy(update={"on": "val"})})
-    made_from = fingerprint(sources(on_val, key))
+    origin = sources(on_val, key)
+    if part != "val":
+        split = sha256_file(layout.split_file(key.dataset, key.fraction))
+        origin = {**origin, "part": part, "split": split}
+    made_from = fingerprint(origin if refs is None else {**origin, "refs": [refs, key.seed]})
     path = counts_path(params, key, "counts", made_from)
-    return cached(path, made_from, lambda: count(_labels_of_val(params, key), proposals))
+    return cached(path, made_from, lambda: count(labels_of(params, key, part, refs), proposals))
 
 
-def _labels_of_val(params: Params, key: RunKey) -> Iterator[PseudoLabel]:
-    """The burn-in teacher's hard pseudo-labels of val."""
+def labels_of(
+    params: Params, key: RunKey, part: str = "val", refs: int | None = None
+) -> Iterator[PseudoLabel]:
+    """The burn-in teacher's pseudo-labels of a part; arguments as for :func:`counts_of`."""
     from semires.models.weights import load_weights
     from semires.training.context import RunContext
 
     context = RunContext(params, key, ("data", "model"))
     teacher = context.build_model()
     load_weights(teacher, context.burn_in_folder / "model.safetensors")
-    return pseudo_labels(context, teacher, context.tables.part("val"))
+    table = context.unlabelled_refs if part == "unlabelled" else context.tables.part(part)
+    return pseudo_labels(context, teacher, table, refs, context.fitted_temperature())
 
 
 def pseudo_labels(
-    context: RunContext, teacher: SegmentationModel, refs: pd.DataFrame
+    context: RunContext,
+    teacher: SegmentationModel,
+    refs: pd.DataFrame,
+    limit: int | None = None,
+    temperature: float = 1.0,
 ) -> Iterator[PseudoLabel]:
-    """A teacher's hard pseudo-labels of references: the first expression of each.
+    """A teacher's pseudo-labels of references: the first expression of each.
 
-    The unit is the reference, counted once, as in the paper's Figure 6.
+    The unit is the reference, counted once, as in the paper's Figure 6. The ground truth of
+    unlabelled references is used for measurements only. With ``limit``, at most that many
+    references are drawn by the run's seed. The probability is that of the logits divided by
+    ``temperature``.
     """
     from tqdm import tqdm
 
+    from semires.evaluation.corrections import sample_refs
     from semires.evaluation.evaluate import predict_masks
+    from semires.refine.refiner import foreground
 
     params, dataset = context.params, context.labelled_dataset(refs)
-    chosen = [int(i) for i in np.flatnonzero(dataset.sentence_of == 0)]
-    refs = dataset.refs
+    chosen = sample_refs(dataset, limit, context.key.seed)
     batches = predict_masks(
         teacher, dataset, params.evaluation.batch_size, context.group.device, chosen,
         precision=params.runtime.precision,
     )  # fmt: skip
     with tqdm(total=len(chosen), desc="pseudo-labels", unit="ref", disable=None) as bar:
         for batch, logits in batches:
-            labels = logits.argmax(1).bool().cpu().numpy()
-            truths = batch.mask.bool().cpu().numpy()
-            for sample, label, truth in zip(batch.indices, labels, truths, strict=True):
-                row = refs.iloc[int(dataset.ref_of[sample])]
-                yield PseudoLabel(int(row["ref_id"]), int(row["image_id"]), 0, label, truth)
-            bar.update(len(labels))
+            probability = foreground(logits / temperature)
+            arrays = (logits.argmax(1).bool(), batch.mask.bool(), probability)
+            masks = zip(*(array.cpu().numpy() for array in arrays), strict=True)
+            for sample, each in zip(batch.indices, masks, strict=True):
+                row = dataset.refs.iloc[int(dataset.ref_of[sample])]
+                ids = int(row["ref_id"]), int(row["image_id"])
+                yield PseudoLabel(*ids, 0, *each)
+            bar.update(len(batch))
 
 
 def halves(image_ids: Ints, seed: int) -> tuple[Bools, Bools]:

@@ -69,11 +69,15 @@ def _axes(params: Params, key: RunKey) -> dict[str, Axis]:
     }
     if params.tune.objective == "labels":
         return axes
-    if method.pwa:
+    if method.weight_rule == "pwa":
         pwa = params.loss.pwa
         axes["pwa_mean"] = Axis(0.3, 0.7, pwa.mean)
         axes["pwa_variance"] = Axis(0.1, 1.0, pwa.variance, log=True)
         axes["pwa_offset"] = Axis(1.27, 2.0, pwa.offset)
+    if method.weight_rule == "confidence":
+        axes["confidence"] = Axis(
+            0.5, 1.0, 0.95 if method.confidence is None else method.confidence
+        )
     axes["lambda_unsup"] = Axis(0.1, 10.0, params.mutual.lambda_unsup, log=True)
     axes["ema"] = Axis(0.9, 0.9999, params.mutual.ema)
     return {name: _containing_given(axis) for name, axis in axes.items()}

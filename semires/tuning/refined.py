@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from semires.errors import ConfigError
 from semires.evaluation.metrics import iou_per_expression, overall_iou
-from semires.refine.strategies import STRATEGIES, Atoms, Overlaps, Strategy, best
+from semires.refine.strategies import (
+    PROBABILITY_STEPS,
+    STRATEGIES,
+    Atoms,
+    Overlaps,
+    Strategy,
+    best,
+)
 from semires.tuning.counts import Counts
 
 Ints = NDArray[np.int64]
@@ -27,12 +34,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Labels:
-    """R pseudo-labels: area, ground truth's area and their overlap, pixels (R,) int64."""
+    """R pseudo-labels: area, ground truth's area and their overlap, pixels (R,) int64.
+
+    ``kept_area`` and ``kept_overlap`` are the label's pixels that a refined label also contains,
+    and those of them in the ground truth; 0 unless the rule ``keeps_outside``.
+    """
 
     image_ids: Ints
     area: Ints
     truth: Ints
     overlap: Ints
+    kept_area: Ints
+    kept_overlap: Ints
 
     def __len__(self) -> int:
         return len(self.area)
@@ -48,8 +61,8 @@ class Labels:
 
     def replaced(self, matched: Bools, area: Ints, overlap: Ints) -> Outcome:
         """Replace the matched labels by masks of this area and overlap with the truth, (R,)."""
-        overlap = np.where(matched, overlap, self.overlap)
-        union = np.where(matched, area, self.area) + self.truth - overlap
+        overlap = np.where(matched, overlap + self.kept_overlap, self.overlap)
+        union = np.where(matched, area + self.kept_area, self.area) + self.truth - overlap
         return Outcome(overlap, union, matched)
 
     def untouched(self) -> Outcome:
@@ -147,24 +160,28 @@ class Reference:
         area: pixels of every atom, (A,) int64.
         label: pixels of the pseudo-label in every atom, (A,) int64.
         truth: pixels of the ground truth in every atom, (A,) int64.
+        probability: the sum of the teacher's probability over every atom, (A,).
     """
 
     members: Floats
     area: Ints
     label: Ints
     truth: Ints
+    probability: Floats
 
     @cached_property
     def atoms(self) -> Atoms:
         """The atoms, counted against the pseudo-label."""
         areas, label = (part.astype(np.float64) for part in (self.area, self.label))
-        return Atoms(self.members > 0, areas, label)
+        return Atoms(self.members > 0, areas, label, self.probability)
 
     @cached_property
     def overlaps(self) -> Overlaps:
         """The pseudo-label's overlaps with the proposals, (N,)."""
-        label_area = float(self.label.sum())
-        return Overlaps(self.members @ self.label, self.members @ self.area, label_area)
+        parts = (self.label, self.area, self.probability)
+        intersections, areas, probability = (self.members @ part for part in parts)
+        total = float(self.probability.sum())
+        return Overlaps(intersections, areas, float(self.label.sum()), probability, total)
 
 
 @dataclass(frozen=True)
@@ -180,11 +197,13 @@ class ChoiceTable:
         """The overlaps of all references, padded with empty proposals to one number N, (R,N)."""
         overlaps = [reference.overlaps for reference in self.references]
         n = max((len(each.areas) for each in overlaps), default=0)
-        parts = [
-            np.stack([np.pad(part, (0, n - len(part))) for part in column])
-            for column in zip(*((o.intersections, o.areas) for o in overlaps), strict=True)
-        ]
-        return Overlaps(parts[0], parts[1], self.labels.area[:, None].astype(np.float64))
+        columns = zip(*((o.intersections, o.areas, o.probability) for o in overlaps), strict=True)
+        intersections, areas, probability = (
+            np.stack([np.pad(part, (0, n - len(part))) for part in column]) for column in columns
+        )
+        label_area = self.labels.area[:, None].astype(np.float64)
+        total = np.array([[o.total_probability] for o in overlaps])
+        return Overlaps(intersections, areas, label_area, probability, total)
 
     def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
         """See :class:`Table`."""
@@ -233,15 +252,13 @@ def make_table(counts: Counts, strategy: str) -> Table:
     """Compute the table for the trials of a strategy.
 
     Raises:
-        ConfigError: the strategy has no threshold or is unknown.
+        ConfigError: the strategy uses no proposals or is unknown.
     """
-    if not thresholds_of(strategy):
-        raise ConfigError(f"strategy {strategy!r}: has no thresholds to search")
+    if strategy not in STRATEGIES or not STRATEGIES[strategy].uses_proposals:
+        raise ConfigError(f"strategy {strategy!r}: has no rule to evaluate")
     rule = STRATEGIES[strategy]
-    begins = counts.offsets[:-1]
-    label, truth = (np.add.reduceat(part, begins) for part in (counts.label, counts.truth))
-    labels = Labels(counts.image_ids, label, truth, counts.overlaps)
     references = _references(counts)
+    labels = _labels(counts, references, rule.keeps_outside)
     if not rule.scores:
         return ChoiceTable(labels, rule, references)
     units = [(_best_proposal if rule.best_alone else _atoms)(rule, r) for r in references]
@@ -253,12 +270,26 @@ def make_table(counts: Counts, strategy: str) -> Table:
 
 def _references(counts: Counts) -> list[Reference]:
     members = [m.astype(np.float64) for m in counts.members()]
+    probability = counts.probability / PROBABILITY_STEPS
+    area, label, truth = counts.area, counts.label, counts.truth
     return [
-        Reference(members[image], counts.area[a:b], counts.label[a:b], counts.truth[a:b])
+        Reference(members[image], area[a:b], label[a:b], truth[a:b], probability[a:b])
         for image, a, b in zip(
             counts.image_index, counts.offsets[:-1], counts.offsets[1:], strict=True
         )
     ]
+
+
+def _labels(counts: Counts, references: list[Reference], keeps_outside: bool) -> Labels:
+    """The pseudo-labels; with ``keeps_outside`` also what remains of them outside proposals."""
+    kept = np.zeros(len(counts.area), dtype=np.int64)
+    if keeps_outside:
+        kept[:] = np.concatenate([~(r.members > 0).any(axis=0) for r in references])
+    parts = (
+        *(counts.label, counts.truth, counts.overlap),
+        *(counts.label * kept, counts.overlap * kept),
+    )
+    return Labels(counts.image_ids, *(np.add.reduceat(p, counts.offsets[:-1]) for p in parts))
 
 
 Units = tuple[Floats, Ints, Ints]  # scores (T,U), area (U,), truth (U,)

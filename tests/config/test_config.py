@@ -404,3 +404,34 @@ def test_tuned_thresholds_come_from_their_file(tmp_path: Path, monkeypatch: pyte
         resolve(other, cell)
     (folder / "refscenes-1-cpi-u.yaml").write_text("threshold_u: 0.5\n")
     assert resolve(other, cell).refine["mine"].threshold_u == 0.5
+
+
+def test_new_keys_of_a_method_are_recorded_only_where_they_are_set():
+    """The fingerprint of a run that does not use them stays as it was."""
+    method = validate(DEMO).refine["cpi-u"]
+    keys = {"strategy", "pwa", "threshold_u", "unlabelled", "keep", "strong", "thresholds"}
+    assert set(method.model_dump()) == keys | {"overrides"}
+    assert "held_out" not in validate(DEMO).burn_in.model_dump()
+    rival = {"strategy": "none", "weighting": "softmatch", "views": 2, "temperature": 2}
+    params = validate(changed("refine/rival", rival))
+    dumped = params.refine["rival"].model_dump()
+    assert dumped.items() >= {**rival, "pwa": False}.items()
+    assert validate(params.model_dump()) == params
+
+
+def test_weighting_and_pwa():
+    def rule(**values: Any) -> str:
+        return (
+            validate(changed("refine/rival", {"strategy": "none", **values}))
+            .refine["rival"]
+            .weight_rule
+        )
+
+    assert [rule(pwa=True), rule(pwa=False)] == ["pwa", "none"]
+    assert [rule(weighting=name) for name in ("pwa", "corrmatch")] == ["pwa", "corrmatch"]
+    both = {"strategy": "none", "pwa": True, "weighting": "softmatch"}
+    assert "refine.rival: `pwa` contradicts `weighting`" in refusal(changed("refine/rival", both))
+    wrong = {"strategy": "none", "weighting": "softmax"}
+    assert "refine.rival.weighting" in refusal(changed("refine/rival", wrong))
+    assert "views" in refusal(changed("refine/cpi-u/views", 3))
+    assert "temperature" in refusal(changed("refine/cpi-u/temperature", 0))

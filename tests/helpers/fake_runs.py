@@ -85,6 +85,22 @@ def write_run(key, gain=None, root=Path("."), expression="the red circle"):
     return folder
 
 
+def write_labels(key, root=Path(".")):
+    """What `semires labels` writes, for three rules and two groups of references."""
+    folder = root / "labels" / key.dataset / fraction_name(key.fraction) / f"seed{key.seed}"
+    folder.mkdir(parents=True)
+    rows = [
+        [key.dataset, fraction_name(key.fraction), key.seed, part, group, rule, 20 + i,
+         *(40.0 + i, 45.0 + i, 60.0, 40.0, 10.0, 40.0), 1.5]
+        for part in ("val", "unlabelled")
+        for group in ("all", "small")
+        for i, rule in enumerate(("teacher", "cpi-u", "best possible"))
+    ]  # fmt: skip
+    columns = ["dataset", "fraction", "seed", "part", "group", "rule", "references"]
+    columns += ["oIoU", "mIoU", "matched", "better", "worse", "unmatched", "ece"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "labels.csv", index=False)
+
+
 def record(key, metrics):
     return RunRecord(
         key=key,

@@ -24,7 +24,9 @@ def make_table(refs: int = 60, atoms: int = 12) -> ScoreTable:
     truth = rng.binomial(area, rng.beta(0.3, 0.3, refs * atoms))
     label = rng.integers(100, 300, refs)
     total = truth.reshape(refs, atoms).sum(1) + rng.integers(0, 40, refs)
-    labels = Labels(np.arange(refs) // 3, label, total, np.minimum(label, total) // 2)
+    none = np.zeros(refs, int)
+    overlap = np.minimum(label, total) // 2
+    labels = Labels(np.arange(refs) // 3, label, total, overlap, none, none)
     scores = {
         name: np.clip(truth / area + rng.normal(0, 0.2, refs * atoms), 0.01, 1) for name in AXES
     }

@@ -6,6 +6,8 @@ import pytest
 from helpers import ROOT, fake_runs
 from helpers.report_study import small_study
 
+from semires.runs.key import RunKey
+
 
 @pytest.fixture(scope="session")
 def small_params():
@@ -16,6 +18,7 @@ def small_params():
 def made_workspace(tmp_path_factory, small_params):
     root = tmp_path_factory.mktemp("workspace")
     fake_runs.write_study(root, small_params, seeds=(0, 1))
+    fake_runs.write_labels(RunKey("refscenes", 10, "supervised", 0), root)
     shutil.copytree(ROOT / "experiments/tables", root / "experiments/tables")
     shutil.copy(ROOT / "experiments/claims.yaml", root / "experiments")
     return root

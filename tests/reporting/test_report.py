@@ -40,6 +40,9 @@ def test_every_format_of_every_table_and_figure(made):
     figures = ("figure1", "figure3-cpi-u", "figure6", "figure7", "qualitative")
     for figure in figures:
         assert {f"{figure}.png", f"{figure}.svg"} <= names
+    assert {"labels.md", "labels.csv", "labels.png", "labels.svg"} <= names
+    assert "| CPI-U | 41.0 | 46.0 |" in (made / "labels.md").read_text()
+    assert 'href="labels.md"' in (made / "index.html").read_text()
 
 
 def test_metrics_are_the_main_tables_numbers(made):
@@ -84,7 +87,10 @@ def contents(folder):
 
 def test_without_any_run_everything_is_a_dash(tmp_path, monkeypatch, own_workspace, small_params):
     shutil.rmtree("runs")
+    shutil.rmtree("labels")
     report(small_params)
+    assert not list(Path("reports").glob("labels*"))
+    assert "labels.md" not in Path("reports/index.html").read_text()
     page = (own_workspace / "reports/index.html").read_text()
     assert "no run yet" in page
     assert json.loads((own_workspace / "reports/metrics.json").read_text()) == {}

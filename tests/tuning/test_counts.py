@@ -5,6 +5,7 @@ import pytest
 
 from semires.errors import CorruptCacheError, DataError
 from semires.refine.partition import Partition
+from semires.refine.strategies import PROBABILITY_STEPS
 from semires.tuning.counts import PseudoLabel, cached, count, halves, load, save
 
 
@@ -23,7 +24,7 @@ def example():
     }
     labels = [
         PseudoLabel(70, 7, 0, rectangle(0, 0, 4, 2), rectangle(0, 0, 4, 4)),
-        PseudoLabel(90, 9, 0, rectangle(0, 0, 8, 8), rectangle(0, 0, 1, 1)),
+        PseudoLabel(90, 9, 0, rectangle(0, 0, 8, 8), rectangle(0, 0, 1, 1), None),
         PseudoLabel(71, 7, 1, rectangle(2, 2, 6, 6), rectangle(3, 3, 8, 8)),
     ]
     return labels, partitions
@@ -35,7 +36,9 @@ def test_counts_of_known_rectangles():
     assert counts.image_ids.tolist() == [7, 9, 7]
     assert counts.sentences.tolist() == [0, 0, 1]
     assert counts.image_index.tolist() == [0, 1, 0]
-    assert counts.overlaps.tolist() == [8, 1, 9]
+    assert np.add.reduceat(counts.overlap, counts.offsets[:-1]).tolist() == [8, 1, 9]
+    assert counts.probability.tolist() == (counts.label * PROBABILITY_STEPS).tolist()
+    assert counts.reliability.sum(0).tolist() == [3 * 64, 3 * 64, 3 * 64 - 8 - 63 - 23]
     members = counts.members()
     assert [m.shape[0] for m in members] == [2, 0]
     first, second, third = (
@@ -51,6 +54,15 @@ def test_counts_of_known_rectangles():
         assert counts.area[part].sum() == 64
     assert counts.label[second].sum() == 64
     assert counts.truth[second].sum() == 1
+
+
+def test_the_probability_is_summed_in_every_atom():
+    labels, partitions = example()
+    probability = np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    counts = count([labels[0]._replace(probability=probability)], partitions)
+    steps = np.round(probability.astype(np.float64) * PROBABILITY_STEPS)
+    atoms = partitions[7].atoms
+    assert counts.probability.tolist() == [int(steps[atoms == a].sum()) for a in range(4)]
 
 
 def test_partition_is_resized_to_the_labels():
@@ -75,7 +87,7 @@ def test_an_image_may_come_back_after_many_others():
 
 
 def test_no_reference_is_refused():
-    with pytest.raises(DataError, match="no val reference"):
+    with pytest.raises(DataError, match="no reference to count"):
         count([], {})
 
 

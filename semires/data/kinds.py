@@ -1,0 +1,20 @@
+"""The kinds of RefScenes' expressions, recognised by their words (semires/data/expressions.py)."""
+
+from __future__ import annotations
+
+import re
+
+#: In this order: the first pattern that an expression contains decides.
+_PATTERNS = {
+    "ordinal": r"^(first|second|third|fourth) .* from the (left|right)$",
+    "relation": r" (left of|right of|above|below) the ",
+    "location": r"^(left|right|top|bottom) | (on|at) the (left|right|top|bottom)$",
+}
+
+
+def kind_of(expression: str) -> str:
+    """Return ``attribute``, ``location``, ``ordinal`` or ``relation``."""
+    for kind, pattern in _PATTERNS.items():
+        if re.search(pattern, expression):
+            return kind
+    return "attribute"
