@@ -47,7 +47,7 @@ def closing(output: Path = layout.REPORTS) -> str:
     tracked = map(Path, _lines("ls-tree", "-r", "--name-only", "HEAD", f"{output}/"))
     reports = {path for path in changed if _is_report(path, output)}
     all_reports = reports | {path for path in tracked if _is_report(path, output)}
-    names = _pipeline_order({**committed, **here})
+    names = _stages_of_study({**committed, **here})
     other = [name for name in names if _outs(committed.get(name)) != _outs(here.get(name))]
     runs = [name for name in names if name.partition("@")[0] in _RUN_STAGES]
     counts = len(runs), len(all_reports)
@@ -72,11 +72,15 @@ def _stages(lock: str | None) -> Stages:
     return dict(content["stages"]) if isinstance(content, dict) else {}
 
 
-def _pipeline_order(names: Iterable[str]) -> list[str]:
-    """Names of stages in the order of dvc.yaml; those of one kind as given."""
-    kinds = list(read_yaml(PIPELINE)["stages"])
-    known = [name for name in names if name.partition("@")[0] in kinds]
-    return sorted(known, key=lambda name: kinds.index(name.partition("@")[0]))
+def _stages_of_study(locked: Iterable[str]) -> list[str]:
+    """All stages of the study, in the order of dvc.yaml.
+
+    Those of the grid come from its file, since dvc.lock also keeps those of earlier studies.
+    """
+    kinds, grid = list(read_yaml(PIPELINE)["stages"]), read_yaml(layout.GRID)["grid"]
+    others = [name for name in locked if name.partition("@")[0] in {*kinds} - {*grid}]
+    names = [*others, *(f"{kind}@{item}" for kind, items in grid.items() for item in items)]
+    return sorted(names, key=lambda name: kinds.index(name.partition("@")[0]))
 
 
 def _outs(stage: dict[str, Any] | None) -> dict[str, str] | None:

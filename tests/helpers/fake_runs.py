@@ -97,7 +97,7 @@ def record(key, metrics):
 
 
 def change(folder, **fields):
-    """write run.json again with other values of some of its fields."""
+    """Write run.json again with other values of some of its fields."""
     replace(RunRecord.read(folder), **fields).write(folder)
 
 
