@@ -18,7 +18,6 @@ from semires.config.schema import Params
 from semires.errors import SemiresError
 from semires.reporting.runs_table import NUMERICS, numerics_differences
 from semires.reporting.verify import committed_text
-from semires.runs import layout
 from semires.training.probe import STEPS, measure
 
 TOOLS = {"git": "records which code made a run", "dvc": "runs the study"}
@@ -64,9 +63,10 @@ def _numerics(params: Params) -> Iterator[str]:
     yield f"numerics class: {probe.numerics['class']}; CPU: {probe.cpu['name']}"
     steps = f"{STEPS} steps of burn-in and {STEPS} of mutual learning"
     yield f"digest of {steps}: {probe.digests[f'mutual_{STEPS}']}"
-    text = committed_text(layout.REPORTS / "runs.csv")
+    runs = Path(params.study.reports) / "runs.csv"
+    text = committed_text(runs)
     if text is None:
-        yield f"committed results: none ({layout.REPORTS}/runs.csv)"
+        yield f"committed results: none ({runs})"
         return
     here: dict[str, object] = {
         **probe.numerics,
@@ -77,8 +77,10 @@ def _numerics(params: Params) -> Iterator[str]:
     }
     line = {f"{NUMERICS}{name}": str(value) for name, value in here.items()}
     different = numerics_differences(csv.DictReader(io.StringIO(text)), [line])
-    verdict = f"not to the byte: {'; '.join(different)}" if different else "to the byte"
-    yield f"committed results: expected here {verdict}"
+    if different:
+        yield f"committed results: not expected to the byte here: {'; '.join(different)}"
+    else:
+        yield "committed results: expected to the byte here"
 
 
 def _missing_tools() -> Iterator[str]:

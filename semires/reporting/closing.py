@@ -48,7 +48,7 @@ def closing(output: Path = layout.REPORTS) -> str:
     reports = {path for path in changed if _is_report(path, output)}
     all_reports = reports | {path for path in tracked if _is_report(path, output)}
     names = _stages_of_study({**committed, **here})
-    other = [name for name in names if _outs(committed.get(name)) != _outs(here.get(name))]
+    other = [name for name in names if not _is_equal(name, committed, here)]
     runs = [name for name in names if name.partition("@")[0] in _RUN_STAGES]
     counts = len(runs), len(all_reports)
     if not other and not reports:
@@ -58,7 +58,8 @@ def closing(output: Path = layout.REPORTS) -> str:
             f"byte{clean}."
         )
     first = other[0] if other else str(min(reports))
-    reasons = [*_changed_inputs(first, committed, here), *_numerics(output), *_changed_code()]
+    inputs = _changed_inputs(first, committed, here) if other else ()
+    reasons = [*inputs, *_numerics(output), *_changed_code()]
     return (
         f"{len(set(other) & set(runs))} of {counts[0]} runs and {len(reports)} of {counts[1]} "
         f"reports differ from the committed ones; first in the pipeline: {first}.\n"
@@ -83,18 +84,29 @@ def _stages_of_study(locked: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: kinds.index(name.partition("@")[0]))
 
 
-def _outs(stage: dict[str, Any] | None) -> dict[str, str] | None:
-    """Digests of a stage's outputs by path."""
-    return None if stage is None else {out["path"]: out["md5"] for out in stage.get("outs", ())}
+def _is_equal(name: str, committed: Stages, here: Stages) -> bool:
+    """Whether the outputs of a stage exist here and have the committed digests."""
+    outs = _outs(here, name)
+    return bool(outs) and outs == _outs(committed, name) and not _missing(outs)
+
+
+def _outs(stages: Stages, name: str) -> dict[str, str]:
+    """Digests of a stage's outputs by path; empty without the stage."""
+    return {out["path"]: out.get("md5", "") for out in stages.get(name, {}).get("outs", ())}
+
+
+def _missing(outs: Iterable[str]) -> list[str]:
+    return [path for path in outs if not Path(path).exists()]
 
 
 def _changed_inputs(name: str, committed: Stages, here: Stages) -> Iterator[str]:
-    """The parameters and files of a stage that differ and are no output of another stage."""
+    """Why a stage differs: missing outputs, its own parameters, files that no stage makes."""
     if name not in committed or name not in here:
-        if name in (*committed, *here):
-            yield f"{name} is not {'committed' if name in here else 'part of the study here'}"
+        yield f"{name} {'is not committed' if name in here else 'did not run here'}"
         return
     old, new = committed[name], here[name]
+    if missing := _missing(_outs(here, name)):
+        yield f"{missing[0]} is not here"
     before, now = (
         {key: value for values in stage.get("params", {}).values() for key, value in values.items()}
         for stage in (old, new)
@@ -102,7 +114,7 @@ def _changed_inputs(name: str, committed: Stages, here: Stages) -> Iterator[str]
     parameters = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     made = {out["path"] for stage in here.values() for out in stage.get("outs", ())}
     old_md5, new_md5 = (
-        {dep["path"]: dep["md5"] for dep in stage.get("deps", ())} for stage in (old, new)
+        {dep["path"]: dep.get("md5", "") for dep in stage.get("deps", ())} for stage in (old, new)
     )
     files = [path for path in {**old_md5, **new_md5} if old_md5.get(path) != new_md5.get(path)]
     files = [path for path in files if path not in made]

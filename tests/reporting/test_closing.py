@@ -49,7 +49,8 @@ def commit():
 def project(tmp_path, monkeypatch):
     """A project in a folder of its repository, with a commit."""
     folder = tmp_path / "pröject 1"
-    for name in ("reports/logs", "experiments", "semires"):
+    outputs = ("report", *RUNS, "mutual@of-an-earlier-study", "generate@d", "burn_in@d-5-0")
+    for name in ("reports/logs", "experiments", "semires", *(f"out/{name}" for name in outputs)):
         (folder / name).mkdir(parents=True)
     monkeypatch.chdir(folder)
     Path("dvc.yaml").write_text(json.dumps({"stages": {kind: {} for kind in KINDS}}))
@@ -138,6 +139,24 @@ def test_an_unknown_reason_and_a_stage_of_one_side_are_said(project):
     assert (
         "first in the pipeline: burn_in@d-5-0.\nReason: burn_in@d-5-0 is not committed."
         in closing()
+    )
+
+
+def test_runs_that_were_not_made_here_are_not_equal(project):
+    for name in RUNS[1:]:
+        Path(f"out/{name}").rmdir()
+    assert closing() == (
+        "2 of 3 runs and 0 of 3 reports differ from the committed ones; first in the pipeline: "
+        "mutual@d-1-iom-0.\nReason: out/mutual@d-1-iom-0 is not here."
+    )
+
+
+def test_a_stage_that_never_ran_is_not_equal(project):
+    more = {**GRID, "mutual": {**GRID["mutual"], "d-1-new-0": {}}}
+    Path("experiments/grid.yaml").write_text(json.dumps({"grid": more}))
+    assert closing() == (
+        "1 of 4 runs and 0 of 3 reports differ from the committed ones; first in the pipeline: "
+        "mutual@d-1-new-0.\nReason: mutual@d-1-new-0 did not run here."
     )
 
 
