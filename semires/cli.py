@@ -345,11 +345,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         ("dataset", "fraction", "method", "seed", "source", "model", "all", "on"),
     ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
-    "summary": (
-        _summary,
-        "print the main table, and whether it equals the committed one",
-        ("reports",),
-    ),
+    "summary": (_summary, "print the main table and whether it is the committed one", ("reports",)),
     "verify": (
         _verify,
         "compare this machine's runs, tables and claims with the committed ones",
