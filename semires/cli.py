@@ -234,9 +234,12 @@ def _report(arguments: Arguments) -> None:
 
 def _summary(arguments: Arguments) -> None:
     params = _params(arguments)
+    from semires.reporting.closing import closing
     from semires.reporting.report import print_summary
 
-    print_summary(params, Path(arguments.reports or params.study.reports))
+    output = Path(arguments.reports or params.study.reports)
+    print_summary(params, output)
+    print(closing(output))
 
 
 def _verify(arguments: Arguments) -> int:
@@ -357,7 +360,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         ("dataset", "fraction", "seed", "refs"),
     ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
-    "summary": (_summary, "print the main table and the paths of all results", ("reports",)),
+    "summary": (_summary, "print the main table and whether it is the committed one", ("reports",)),
     "verify": (
         _verify,
         "compare this machine's runs, tables and claims with the committed ones",

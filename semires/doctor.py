@@ -1,7 +1,9 @@
-"""`semires doctor`: check the environment and the files that the parameters name."""
+"""`semires doctor`: check the environment, the files that the parameters name, and the numerics."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import subprocess
@@ -12,16 +14,24 @@ from pathlib import Path
 from semires.config.compose import missing_files, untracked_inputs
 from semires.config.grid import check_grid
 from semires.config.load import load_params
+from semires.config.schema import Params
 from semires.errors import SemiresError
+from semires.reporting.runs_table import NUMERICS, numerics_differences
+from semires.reporting.verify import committed_text
+from semires.training.probe import STEPS, measure
 
 TOOLS = {"git": "records which code made a run", "dvc": "runs the study"}
 
 
 def doctor(path: str | Path = "params.yaml") -> int:
-    """Print the versions, the hardware and what is missing; return 1 if anything is missing."""
+    """Print the versions, the hardware and what is missing; return 1 if anything is missing.
+
+    If nothing is missing, print also the numerics class and the digest of a short training, and
+    whether the committed results can be expected to the byte.
+    """
     import torch
 
-    missing, hints = list(_missing_tools()), list[str]()
+    missing, hints, params = list(_missing_tools()), list[str](), None
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"GPUs: {', '.join(gpus) or 'none'}; CPU threads: {torch.get_num_threads()}")
@@ -38,7 +48,39 @@ def doctor(path: str | Path = "params.yaml") -> int:
         print(f"missing: {line}")
     for line in hints:
         print(f"hint: {line}")
-    return 1 if missing else 0
+    if params is None or missing:
+        return 1
+    for line in _numerics(params):
+        print(line)
+    return 0
+
+
+def _numerics(params: Params) -> Iterator[str]:
+    """Yield the numerics class, the CPU, the digest, and what differs from the committed runs."""
+    import torch
+
+    probe, runtime = measure(params.runtime.numerics), params.runtime
+    yield f"numerics class: {probe.numerics['class']}; CPU: {probe.cpu['name']}"
+    steps = f"{STEPS} steps of burn-in and {STEPS} of mutual learning"
+    yield f"digest of {steps}: {probe.digests[f'mutual_{STEPS}']}"
+    runs = Path(params.study.reports) / "runs.csv"
+    text = committed_text(runs)
+    if text is None:
+        yield f"committed results: none ({runs})"
+        return
+    here: dict[str, object] = {
+        **probe.numerics,
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "threads": runtime.threads or torch.get_num_threads(),
+        "accumulate": runtime.accumulate,
+        "precision": runtime.precision,
+    }
+    line = {f"{NUMERICS}{name}": str(value) for name, value in here.items()}
+    different = numerics_differences(csv.DictReader(io.StringIO(text)), [line])
+    if different:
+        yield f"committed results: not expected to the byte here: {'; '.join(different)}"
+    else:
+        yield "committed results: expected to the byte here"
 
 
 def _missing_tools() -> Iterator[str]:

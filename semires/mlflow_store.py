@@ -267,7 +267,7 @@ def _own_database() -> str:
 
 def _url(path: Path) -> str:
     """With a driver in the URL, MLflow does not create the folder that the quoted path names."""
-    # Absolute: with a relative path, the sender's process did not write to the same database.
+    # Absolute: MLflow keeps one engine per URL, and its connections outlive a change of folder.
     return sqlite_url(path.absolute()).replace("sqlite:", "sqlite+pysqlite:", 1)
 
 

@@ -52,7 +52,7 @@ def select(profile: str) -> None:
     loaded = [name for name in ("numpy", "torch") if name in sys.modules]
     if loaded:
         raise RuntimeError(f"numerics profile {profile}: select it before importing {loaded[0]}")
-    for name in _SELECTORS:
+    for name in PROFILES["plain"]:
         os.environ.pop(name, None)
     os.environ.update(PROFILES[profile])
 
@@ -80,6 +80,18 @@ def numerics_class() -> str:
     cpu = cpu_model()
     parts = (profile, cpu["vendor"], cpu["family"], cpu["model"])
     return "-".join([*filter(None, parts), torch.backends.cpu.get_cpu_capability()])
+
+
+def software() -> dict[str, str]:
+    """The numerics class, and the versions of Python and the libraries that compute the results."""
+    import transformers
+
+    return {
+        "class": numerics_class(),
+        "python": sys.version.split()[0],
+        "transformers": transformers.__version__,
+        **library_versions(),
+    }
 
 
 def library_versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from semires.__main__ import NEEDED
 from semires.cli import STAGES, main
 from semires.config.compose import untracked_inputs
 from semires.config.load import load_params
+from semires.numerics import cpu_model, software
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "mlflow", "transformers", "pandas", "pyarrow", "optuna", "matplotlib", "skimage",
@@ -203,6 +204,27 @@ def test_doctor_finds_that_stages_would_run_with_another_python(
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     main(["doctor"])
     assert "python3" not in capsys.readouterr().out
+
+
+def test_doctor_says_whether_the_committed_results_can_be_expected(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    Path("semires").symlink_to(ROOT / "semires")
+    assert main(["grid"]) == 0
+    runs = Path("reports/runs.csv")
+    runs.parent.mkdir()
+    here = {**software(), "device": "cpu", "threads": 1, "precision": "fp32", "accumulate": 1}
+    lines = [",".join(f"numerics.{name}" for name in here), ",".join(map(str, here.values()))]
+    runs.write_text("\n".join(lines) + "\n")
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"numerics class: {here['class']}; CPU: {cpu_model()['name']}\n" in out
+    assert re.search(
+        r"digest of 20 steps of burn-in and 20 of mutual learning: [0-9a-f]{12}\n", out
+    )
+    assert out.endswith("committed results: expected to the byte here\n")
 
 
 def test_doctor_says_what_queued_experiments_would_not_find(

@@ -127,7 +127,7 @@ def test_two_set_ups_do_not_disturb_each_other(tmp_path):
     assert (tmp_path / ".venv" / "installed").exists()
 
 
-def test_set_up_begins_anew_after_an_interruption(tmp_path):
+def test_set_up_starts_again_after_an_interruption(tmp_path):
     """The set-up ends at its second step, since there is no lock file here."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in (".unfinished", "leftover"):

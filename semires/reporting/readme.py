@@ -1,7 +1,8 @@
 """README.md's generated blocks: `python -m semires.reporting.readme [results] [pipeline] [times]`.
 
-`results` and `claims` come from the committed report, `pipeline` from dvc.yaml, `times` from the
-stages' notes and the run records of this machine. Without a name all blocks are updated.
+`results` and `claims` come from the committed report, `pipeline` from dvc.yaml, `numerics` from
+experiments/numerics/digests.csv, `times` from the stages' notes and the run records of this
+machine. Without a name all blocks are updated.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ from semires.runs.record import Provenance, RunRecord, run_folders
 #: The compact table's rows: method of main.csv -> name.
 ROWS = {"supervised": "Supervised", "baseline": "Baseline", "cpi-u": "SemiRES (CPI-U)"}
 SPLIT = "val"
+DIGESTS = Path("experiments/numerics/digests.csv")
+#: The columns of the table of digests: column of `DIGESTS` -> title.
+DIGEST_COLUMNS = {
+    "cpu": "CPU", "profile": "profile", "torch": "torch", "logits": "logits",
+    "gradients": "gradients", "weights_1": "1 step", "weights_10": "10 steps",
+    "weights_20": "20 steps", "mutual_20": "20 more, mutual", "ms_per_step": "ms per step",
+}  # fmt: skip
 Line = dict[str, str]
 
 
@@ -133,6 +141,17 @@ def _claims() -> str:
     return f"{table}\n\nNot run here: {not_run} claims." if not_run else table
 
 
+def _digests() -> str:
+    """Digests of the probe by CPU and profile, and the time of a step."""
+    rows = [f"| {' | '.join(DIGEST_COLUMNS.values())} |", f"|{' --- |' * len(DIGEST_COLUMNS)}"]
+    lines = _lines(DIGESTS)
+    busy = [line for line in lines if line["machine"] == "busy"]
+    for line in busy:
+        line["ms_per_step"] += "*"
+    rows += [f"| {' | '.join(md(line[column]) for column in DIGEST_COLUMNS)} |" for line in lines]
+    return "\n".join([*rows, *(["", "\\* measured beside other work"] if busy else [])])
+
+
 def _pipeline() -> str:
     """The stages of dvc.yaml as a Mermaid graph, from `dvc dag`."""
     done = subprocess.run(
@@ -206,6 +225,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": _results,
     "claims": _claims,
     "pipeline": _pipeline,
+    "numerics": _digests,
     "times": _times,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from semires.evaluation.bootstrap import confidence_interval
 from semires.reporting.records import METRICS, Records, Run
@@ -13,6 +13,7 @@ from semires.runs.key import SUPERVISED, RunKey, fraction_name
 from semires.runs.record import flatten
 
 KEY_COLUMNS = ("dataset", "fraction", "method", "seed")
+NUMERICS = "numerics."
 DIGEST_COLUMNS = ("weights_sha256", "predictions_sha256", "samples_sha256")
 WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
 
@@ -27,7 +28,7 @@ def runs_csv(records: Records, samples: int = 1000) -> str:
     first = [*KEY_COLUMNS, "best_step"]
     seen = dict.fromkeys(name for line in lines for name in line if "/" in name)
     metrics = sorted(seen, key=lambda name: name.startswith("pseudo/"))  # those of splits first
-    rest = sorted({name for line in lines for name in line if name.startswith("numerics.")})
+    rest = sorted({name for line in lines for name in line if name.startswith(NUMERICS)})
     out = io.StringIO()
     columns = [*first, *metrics, *DIGEST_COLUMNS, *rest]
     writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
@@ -56,12 +57,34 @@ def _line(run: Run, samples: int) -> dict[str, str]:
             line[f"{split}/{METRICS[0]}_low"] = f"{interval.low:.4f}"
             line[f"{split}/{METRICS[0]}_high"] = f"{interval.high:.4f}"
     flat = flatten(record.numerics)
-    return line | {f"numerics.{name}": csv_text(str(value)) for name, value in flat.items()}
+    return line | {f"{NUMERICS}{name}": csv_text(str(value)) for name, value in flat.items()}
 
 
 def _pipeline_order(run: Run) -> tuple[str, float, bool, str, int]:
     key = run.key
     return (key.dataset, key.fraction, key.method != SUPERVISED, key.label, key.seed)
+
+
+def numerics_differences(
+    committed: Iterable[Mapping[str, str]], here: Iterable[Mapping[str, str]]
+) -> list[str]:
+    """Differences of the columns ``numerics.*``, such as ``torch 2.16 here, 2.15 committed``.
+
+    Args:
+        committed: lines of a committed runs.csv.
+        here: lines of this machine's; columns that they lack are not compared.
+    """
+    before, now = list(committed), list(here)
+    names = dict.fromkeys(name for line in now for name in line if name.startswith(NUMERICS))
+    differences = []
+    for name in names:
+        ours, theirs = (
+            " or ".join(sorted({line.get(name) or "unknown" for line in lines}))
+            for lines in (now, before)
+        )
+        if ours != theirs:
+            differences.append(f"{name.removeprefix(NUMERICS)} {ours} here, {theirs} committed")
+    return differences
 
 
 def log_path(key: RunKey) -> str:

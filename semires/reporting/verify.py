@@ -30,12 +30,13 @@ from semires.errors import CorruptCacheError, SemiresError
 from semires.reporting.claims import NOT_RUN
 from semires.reporting.claims_render import CLAIM_COLUMNS
 from semires.reporting.report import build, write_data
-from semires.reporting.runs_table import DIGEST_COLUMNS, KEY_COLUMNS
+from semires.reporting.runs_table import DIGEST_COLUMNS, KEY_COLUMNS, NUMERICS
 from semires.runs import layout
 from semires.runs.key import RUNS
 
 Line = dict[str, str]
 _TABLE_KEY = ("table", "dataset", "fraction", "row", "split")
+_CLASS = f"{NUMERICS}class"
 _CLAIM_KEY = tuple(CLAIM_COLUMNS[:7])
 _VERDICTS = (
     *("identical", "equal", "unchanged", "within", "outside", "changed", "other seeds"),
@@ -47,11 +48,15 @@ _SHOWN = ("within", "outside", "changed")
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, number or claim on both sides: its name, its verdict, and the compared values."""
+    """One run, number or claim on both sides: its name, its verdict, and the compared values.
+
+    ``classes`` are the numerics classes of a run here and as committed, if they differ.
+    """
 
     key: tuple[str, ...]
     verdict: str
     detail: str = ""
+    classes: tuple[str, str] | None = None
 
 
 def verify(params: Params, output: Path = layout.REPORTS, against: str = "HEAD") -> int:
@@ -154,7 +159,9 @@ def compare_runs(committed: str, ours: str, name: str) -> list[Compared]:
             verdict, detail = _run_verdict(before[key], now[key], seeds[key[:3]])
         except ValueError as error:
             raise CorruptCacheError(f"{name}: a metric is not a number ({error})") from error
-        result.append(Compared(key, verdict, detail))
+        classes = tuple(side[key].get(_CLASS) or "unknown" for side in (now, before))
+        other = (classes[0], classes[1]) if classes[0] != classes[1] else None
+        result.append(Compared(key, verdict, detail, other))
     return result
 
 
@@ -175,8 +182,9 @@ def _run_verdict(old: Line, new: Line, seeds: list[Line]) -> tuple[str, str]:
         low, high = _widened(centre, *bounds, _seed_margin(sd, len(each), 1))
         details.append(f"{column} {value:.2f}, committed {centre:.2f} [{low:.2f}, {high:.2f}]")
         outside |= not low <= value <= high
-    columns = (c for c in old if c.startswith("numerics.") and old[c] != (new.get(c) or ""))
-    details += [f"{c} {new.get(c) or '-'}, committed {old[c]}" for c in columns]
+    for column in (c for c in dict.fromkeys([*old, *new]) if c.startswith(NUMERICS)):
+        ours, theirs = (line.get(column) or "-" for line in (new, old))
+        details += [f"{column} {ours}, committed {theirs}"] * (ours != theirs)
     return "outside" if outside else "within", "; ".join(details)
 
 
@@ -265,3 +273,5 @@ def _print(kind: str, compared: list[Compared]) -> None:
             print(f"{c.verdict:8} {', '.join(c.key)}: {c.detail}")
     parts = [f"{counts[verdict]} {verdict}" for verdict in _VERDICTS if counts[verdict]]
     print(f"{len(compared)} {kind}{': ' if parts else ''}{', '.join(parts)}")
+    for (ours, theirs), count in Counter(c.classes for c in compared if c.classes).items():
+        print(f"{count} {kind} of another numerics class: {ours} here, {theirs} committed")

@@ -317,8 +317,8 @@ class Loop:
         if state is None:
             if self.group.is_main_process and (others := self.context.other_states()):
                 print(
-                    f"{name}: starts anew: {others[0]} was made with other parameters, data or "
-                    "weights; that state is left unchanged"
+                    f"{name}: starts again from step 0: {others[0]} was made with other "
+                    "parameters, data or weights; that state is left unchanged"
                 )
             return
         for part, module in self.modules.items():

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from torch import nn
 
 from semires.evaluation.corrections import Corrections
@@ -24,7 +22,7 @@ from semires.files import (
     write_parquet,
     write_text,
 )
-from semires.numerics import library_versions, numerics_class
+from semires.numerics import software
 from semires.runs.record import Provenance, RunRecord
 from semires.training.context import CALIBRATION, RunContext
 from semires.training.loop import Loop
@@ -132,10 +130,7 @@ def _numerics(context: RunContext) -> dict[str, Any]:
     """Everything outside the parameters that can change the last bits of a result."""
     device = context.group.device
     return {
-        "class": numerics_class(),
-        "python": sys.version.split()[0],
-        "transformers": transformers.__version__,
-        **library_versions(),
+        **software(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "processes": context.group.world,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -146,7 +147,22 @@ def test_every_run_is_in_mlflow(study: Any):
 
 def test_verify_finds_the_committed_tables(study: Any):
     study.run("semires", "verify")
-    assert "CPI-U" in study.run("semires", "summary")
+    said = study.run("semires", "summary")
+    assert "CPI-U" in said
+    assert study.run("git", "status", "--porcelain") == ""
+    words = r"All 3 runs and \d\d reports equal the committed ones, byte for byte; `git status` is"
+    assert re.search(words, said)
+
+
+def test_a_clone_with_a_warm_cache_runs_no_stage(study: Any, tmp_path: Path):
+    """Every stage ran with an empty cache in the study; its cache gives a clone the same bytes."""
+    clone = copy.copy(study)
+    clone.folder = tmp_path / "clone"
+    study.run("git", "clone", "--quiet", str(study.folder), str(clone.folder))
+    clone.run("dvc", "cache", "dir", "--local", str(study.folder / ".dvc/cache"))
+    assert clone.repro() == []
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert digests(clone.folder / RUN) == digests(study.folder / RUN)
 
 
 def test_a_missing_checkpoint_is_one_line(study: Any):

@@ -113,7 +113,7 @@ def record(key, metrics):
 
 
 def change(folder, **fields):
-    """Write run.json anew with other values of some of its fields."""
+    """Write run.json again with other values of some of its fields."""
     replace(RunRecord.read(folder), **fields).write(folder)
 
 

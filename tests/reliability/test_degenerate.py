@@ -240,7 +240,7 @@ def test_another_state_is_left_alone_and_named(
             burn_in(small(burn_in={"batch_size": 1}), SUPERVISED)
     burn_in(small(burn_in={"batch_size": 1, "lr": 0.002}), SUPERVISED)
     said = capsys.readouterr().out
-    assert "starts anew: .work/runs-refscenes-10-supervised-seed0-" in said
+    assert "starts again from step 0: .work/runs-refscenes-10-supervised-seed0-" in said
     assert len(list(Path(".work").glob("runs-*/last.pt"))) == 1
 
 

@@ -1,5 +1,6 @@
 """README's blocks come from reports/, dvc.yaml, run records and the stages' notes."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from helpers import ROOT
 
 from semires.errors import SemiresError
 from semires.process import STAGE_TIMES
-from semires.reporting.readme import BLOCKS, mermaid, update_readme
+from semires.reporting.readme import BLOCKS, DIGESTS, mermaid, update_readme
 from semires.reporting.report import build, write_data
 
 TEXT = "top\n" + "".join(f"<!-- {b} -->\nold\n<!-- /{b} -->\nafter {b}\n" for b in BLOCKS)
@@ -90,6 +91,22 @@ def test_times_are_the_last_ones_of_each_stage(readme):
     assert rows[-1].endswith(
         "on cpu with 2 threads, torch 2.15.0, commit 000000000000, 2026-11-23."
     )
+
+
+def test_digests_are_marked_if_the_machine_was_busy(readme):
+    text = (ROOT / DIGESTS).read_text().splitlines()
+    DIGESTS.parent.mkdir(parents=True)
+    DIGESTS.write_text("\n".join([text[0], text[1].rpartition(",")[0] + ",idle", *text[2:], ""]))
+    update_readme(["numerics"], readme)
+    rows = block(readme, "numerics").splitlines()
+    values = dict(zip(text[0].split(","), next(csv.reader(text[1:2])), strict=True))
+    assert rows[0].startswith("| CPU | profile | torch | logits |")
+    assert rows[2].endswith(f"| {values['mutual_20']} | {values['ms_per_step']} |")
+    assert rows[3].endswith("\\* |")
+    assert rows[-1] == "\\* measured beside other work"
+    DIGESTS.write_text(DIGESTS.read_text().replace(",busy", ",idle"))
+    update_readme(["numerics"], readme)
+    assert "\\*" not in block(readme, "numerics")
 
 
 def test_a_second_time_changes_nothing_and_the_rest_stays(readme):

@@ -97,6 +97,22 @@ def test_what_differs_in_numerics_is_told():
     assert "numerics.torch 2.16, committed 2.15" in found.detail
 
 
+def test_runs_of_another_numerics_class_are_counted(committed, small_params, capsys):
+    for seed in (0, 1):
+        fake_runs.change(RunKey("refscenes", 10, "cpi-u", seed).folder, numerics={"class": "plain"})
+    assert verify(small_params) == 0
+    said = "2 runs of another numerics class: plain here, unknown committed\n"
+    assert f"12 runs: 12 identical\n{said}" in capsys.readouterr().out
+
+
+def test_the_numerics_class_of_a_differing_run_is_told():
+    head = RUN.strip() + ",numerics.class\n"
+    line = run("46.0", digests="x,x,s").strip() + ",plain\n"
+    (found,) = compare_runs(RUN + run("45.0"), head + line, "runs.csv")
+    assert found.classes == ("plain", "unknown")
+    assert "numerics.class plain, committed -" in found.detail
+
+
 CLAIM = "id,dataset,fraction,split,metric,left,right,paper,ours,low,high,seeds,verdict\n"
 
 

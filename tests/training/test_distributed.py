@@ -194,7 +194,7 @@ def test_a_state_is_continued_only_by_as_many_samples_a_step(
     said = together("train", "baseline", "4", params=params_of(), code=143)
     assert "state saved" in said
     mutual(params_of(), key)
-    assert "starts anew" in capsys.readouterr().out
+    assert "starts again from step 0" in capsys.readouterr().out
     mutual(params_of(runtime={"accumulate": 2}), key)
     assert "resuming from step 4 of 6" in capsys.readouterr().out
 
