@@ -294,7 +294,7 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
 
 def new_axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels in rows of three; height and width of a panel in inches."""
-    _fix_style()
+    fix_style()
     from matplotlib.figure import Figure
 
     columns = min(count, 3)

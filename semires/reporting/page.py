@@ -134,10 +134,6 @@ def _table_entry(
     }
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     after = _AFTER.get(figure.name, tables[-1])
     definition = figure.definition
