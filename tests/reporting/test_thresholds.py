@@ -10,10 +10,13 @@ from helpers.fake_searches import write_search
 from semires.config.validate import validate
 from semires.errors import CorruptCacheError
 from semires.reporting.claims import SUPPORTED
+from semires.reporting.figures import save
 from semires.reporting.records import load_records
 from semires.reporting.report import report
 from semires.reporting.searches import read_searches
+from semires.reporting.threshold_figures import threshold_figures
 from semires.reporting.thresholds import compare_thresholds
+from semires.reporting.thresholds_render import grids, thresholds_csv, thresholds_markdown
 from semires.runs import layout
 from semires.runs.key import RunKey
 
@@ -156,22 +159,22 @@ def test_the_page_and_the_figures(here):
         assert text.count("{") == text.count("}")
 
 
-def test_the_same_searches_give_the_same_bytes(here, params, tmp_path):
-    report(params, tmp_path / "again")
-    for path in (tmp_path / "again").glob("thresholds*"):
-        assert path.read_bytes() == (here / path.name).read_bytes(), path.name
+def test_the_same_searches_give_the_same_bytes(here, params):
+    results = found(params)
+    assert thresholds_csv(results) == (here / "thresholds.csv").read_text()
+    for stem, figure in threshold_figures(results).items():
+        for ending, content in zip(("png", "svg"), save(figure), strict=True):
+            assert content == (here / f"{stem}.{ending}").read_bytes()
 
 
-def test_without_searches_everything_is_a_dash(own_workspace, params):
-    report(params)
-    text = (own_workspace / "reports/thresholds.md").read_text()
-    assert "| CPI-U | oIoU | – | – | – |" in text
-    assert not list((own_workspace / "reports").glob("thresholds-*"))
+def test_without_searches_everything_is_a_dash(workspace, params):
+    results = found(params)
+    assert "| CPI-U | oIoU | – | – | – |" in thresholds_markdown(grids(params, results))
+    assert threshold_figures(results) == {}
     values = params.model_dump()
     values["study"]["tune"], values["study"]["runs"] = [], values["study"]["runs"][:1]
-    report(validate(values))
-    assert not list((own_workspace / "reports").glob("thresholds*"))
-    assert "s-thresholds" not in (own_workspace / "reports/index.html").read_text()
+    alone = validate(values)
+    assert grids(alone, found(alone)) == []
 
 
 def test_a_damaged_search_is_named(own_workspace, searched, params):
