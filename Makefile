@@ -21,7 +21,7 @@ help:  ## this list
 # apart. The results do not depend on the number of lanes.
 define dvc_repro
 	dvc repro --glob 'propose@*' 'split@*'
-	for kind in burn_in tune mutual; do \
+	for kind in burn_in labels tune mutual; do \
 	  dvc stage list --name-only | grep "^$$kind@" | xargs -P $(LANES) -n 1 sh -c \
 	    'dvc --wait-for-lock repro -s "$$0" || exit 255' || exit; \
 	done
