@@ -106,9 +106,8 @@ def _key(arguments: Arguments, method: str, source: str | None = None) -> RunKey
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
     _percent(arguments.fraction)
-    return RunKey(
-        arguments.dataset, arguments.fraction, method, arguments.seed, source, arguments.model
-    )
+    model = getattr(arguments, "model", None)
+    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source, model)
 
 
 def _percent(fraction: float) -> None:
