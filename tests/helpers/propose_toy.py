@@ -76,7 +76,8 @@ def start(
     source: str, *options: str, folder: str = ".", **environment: str
 ) -> subprocess.Popen[str]:
     """Start `semires propose` in ``folder``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
     line = [sys.executable, "-m", "semires", "propose", "--dataset", "toy", "--source", source]
     return subprocess.Popen(
         [*line, *options], env=env, cwd=folder, text=True, stdout=subprocess.PIPE,

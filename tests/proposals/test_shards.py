@@ -126,7 +126,7 @@ def test_damage_at_the_url_is_named_and_not_published(tmp_path: Path):
 
 
 def test_three_machines_one_killed_share_a_bucket(bucket: str):
-    toy.write_params(1, scales=[20.0 + i for i in range(12)])  # slow enough to be caught
+    toy.write_params(1)
 
     def machine(shards: str, folder: str) -> subprocess.Popen[str]:
         """A process with its own work folder, and links to the data."""
