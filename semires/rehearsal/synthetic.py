@@ -89,9 +89,13 @@ def write_annotations(place: Dataset, counts: dict[str, SplitCounts], seed: int 
     (folder / "instances.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def image_name(number: int) -> str:
+    """The file name of an image, by its id."""
+    return f"COCO_train2014_{number:012d}.jpg"
+
+
 def _image(number: int) -> dict[str, Any]:
-    name = f"COCO_train2014_{number:012d}.jpg"
-    return {"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH}
+    return {"id": number, "file_name": image_name(number), "height": HEIGHT, "width": WIDTH}
 
 
 def _reference(
