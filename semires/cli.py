@@ -149,8 +149,13 @@ def _propose(arguments: Arguments) -> None:
     params = _params(arguments)
     source = arguments.source or params.proposals.source
     _known(params, dataset=arguments.dataset, source=source)
+    from semires.errors import ConfigError
     from semires.proposals import propose
 
+    if arguments.merge and arguments.shards:
+        raise ConfigError("--merge: not with --shards; it follows when all shards are made")
+    if arguments.output and not (arguments.merge or arguments.shards):
+        raise ConfigError("--output: only with --shards or --merge")
     if arguments.merge:
         propose.merge_shards(params, arguments.dataset, source, arguments.output)
     elif arguments.shards:
