@@ -401,6 +401,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "doctor": (_doctor, "check the environment and the files that params.yaml names", ()),
 }
 
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="semires",

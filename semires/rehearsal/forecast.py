@@ -123,7 +123,12 @@ def evaluated_samples(params: Params, counts: Counts, key: RunKey) -> int:
 def tune_hours(
     params: Params, counts: Counts, searches: int, expression: Spread, sample: Spread | None
 ) -> Spread | None:
-    """Hours of the threshold searches: val's pseudo-labels and, if trials train, the trainings."""
+    """Hours of the threshold searches: val's pseudo-labels and, if trials train, the trainings.
+
+    None if it is not known: a search on labelled images trains burn-ins of its own.
+    """
+    if params.tune.on != "val":
+        return None
     labels = expression.times(searches * counts.val_refs / 3600)
     if params.tune.objective == "labels":
         return labels

@@ -23,6 +23,7 @@ from semires.runs import layout
 from semires.runs.key import fraction_name
 
 TRIALS = 8
+LENGTHS = ("steps", "epochs", "evaluations", "patience", "trials", "storage")
 LABELLED = "labelled.json"
 # The proposals of the trainings, so that they need no SAM. It makes about as many per image as SAM.
 STAND_IN = {"kind": "felzenszwalb", "scales": [100, 300, 1000], "sigma": 0.8, "min_size_px": 200}
@@ -54,6 +55,11 @@ def few_items(params: Params, dataset: str, fraction: float, steps: int) -> Para
     tree["runtime"].update(processes=1, checkpoint_every_s=1e9)
     for method in tree["refine"].values():
         method["thresholds"] = "paper"
+    for changed in (*tree["refine"].values(), *tree["models"].values()):
+        changed["overrides"] = {
+            key: value for key, value in changed["overrides"].items()
+            if key.rpartition(".")[2] not in LENGTHS
+        }  # fmt: skip
     return validate(tree)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from semires.config.compose import link_raw_data
 from semires.config.grid import searches, sources_of
 from semires.config.messages import require
+from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.data.prepare import prepare
@@ -246,6 +247,10 @@ class Rehearsal:
     def _few(self) -> Params:
         return projects.few_items(self.params, self.dataset, self.fraction, self.options.steps)
 
+    def _resolved(self, key: RunKey) -> Params:
+        """The real parameters of a run, with the overrides of its model and method."""
+        return resolve(self.params, key, tuned=False)
+
     def _start_of(self, key: RunKey) -> RunKey:
         """The rehearsed burn-in that stands for the one of ``key``."""
         return replace(key, method=SUPERVISED, source=None, fraction=self.fraction, seed=self.seed)
@@ -253,7 +258,7 @@ class Rehearsal:
     def _group_of(self, key: RunKey) -> tuple[object, ...]:
         """Methods of one group do the same work in a step."""
         method = self.params.refine[key.method]
-        return (method.strategy, method.unlabelled, self._start_of(key))
+        return (method.strategy, method.unlabelled, method.views, self._start_of(key))
 
     def _trainings(self) -> None:
         """Burn-in, mutual learning with each strategy, evaluation, a search and the report."""
@@ -266,14 +271,15 @@ class Rehearsal:
         for key in starts:
             own = [r for r in self.runs if r.method == SUPERVISED and self._start_of(r) == key]
             row = self._run(_label("burn_in", key), few, stages.train_some, params, key, burn_in)
-            self._trained(row, key, own, forecast.burn_in_samples, self.params.burn_in.batch_size)
+            batch = resolve(params, key).burn_in.batch_size
+            self._trained(row, key, own, forecast.burn_in_samples, batch)
         mixed = [key for key in self.runs if key.method != SUPERVISED]
         samples: list[Spread | None] = []
         for group in dict.fromkeys(map(self._group_of, mixed)):
             own = [run for run in mixed if self._group_of(run) == group]
             key = replace(own[0], fraction=self.fraction, seed=self.seed, source=None)
             row = self._run(_label("mutual", key), few, stages.train_some, params, key, mutual)
-            per_step = forecast.samples_per_step(params, key.method)
+            per_step = forecast.samples_per_step(resolve(params, key), key.method)
             per_step //= params.runtime.accumulate
             samples.append(self._trained(row, key, own, forecast.mutual_samples, per_step))
         self._after_training(list(starts), next(filter(None, samples), None))
@@ -287,7 +293,7 @@ class Rehearsal:
             return None
         per_step = batch * self.params.runtime.accumulate
         seconds = Spread.of([s / per_step for s in row.measured.value])
-        total = sum(count(self.params, self.counts, run) for run in runs)
+        total = sum(count(self._resolved(run), self.counts, run) for run in runs)
         hours = seconds and seconds.times(total / 3600)
         folder = self.few / key.folder
         weights = (folder / "model.safetensors").stat().st_size / 2**30
@@ -305,7 +311,7 @@ class Rehearsal:
                 continue
             expression = Spread.of(row.measured.value)
             own = [run for run in self.runs if self._start_of(run) == key]
-            total = sum(forecast.evaluated_samples(self.params, counts, run) for run in own)
+            total = sum(forecast.evaluated_samples(self._resolved(run), counts, run) for run in own)
             hours = expression and expression.times(total / 3600)
             self._fill(row, per_sample=expression, hours=hours)
         found = [key for key in searches(self.params) if key.dataset == self.dataset]
@@ -313,7 +319,9 @@ class Rehearsal:
             key = replace(found[0], fraction=self.fraction, seed=self.seed, source=None)
             row = self._run(_label("tune", key), few, stages.tune_some, params, key)
             if counts is not None and expression is not None:
-                tuned = forecast.tune_hours(self.params, counts, len(found), expression, sample)
+                tuned = forecast.tune_hours(
+                    self._resolved(found[0]), counts, len(found), expression, sample
+                )
                 self._fill(row, hours=tuned)
         self._run("report", few, stages.report_some, params, self.workspace)
 

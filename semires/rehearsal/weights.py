@@ -30,12 +30,15 @@ def random_weights(params: Params, sam: bool) -> dict[str, Any]:
     if sam:
         path = _write_sam(params.sam.model)
         tree["sam"].update(checkpoint=str(path), sha256=sha256_file(path))
-    section: Any = params.model
-    if getattr(section, "swin", None) is not None and section.swin.pretrained is not None:
-        tree["model"]["swin"]["pretrained"] = str(_write_swin(section.swin))
-    if getattr(section, "bert", None) is not None and section.bert.pretrained is not None:
-        folder = _write_bert(section.bert)
-        tree["model"]["bert"].update(pretrained=str(folder), vocabulary=None)
+    sections: list[tuple[str, Any, Any]] = [("model", params.model, tree["model"])]
+    for name, other in params.models.items():
+        sections.append((name, other.model, tree["models"][name]["model"]))
+    for name, section, values in sections:
+        if getattr(section, "swin", None) is not None and section.swin.pretrained is not None:
+            values["swin"]["pretrained"] = str(_write_swin(section.swin, name))
+        if getattr(section, "bert", None) is not None and section.bert.pretrained is not None:
+            folder = _write_bert(section.bert, name)
+            values["bert"].update(pretrained=str(folder), vocabulary=None)
     return validate(tree).model_dump()
 
 
@@ -56,20 +59,20 @@ def _write_sam(model: str) -> Path:
     return path
 
 
-def _write_swin(settings: Any) -> Path:
+def _write_swin(settings: Any, name: str) -> Path:
     from safetensors.torch import save_file
 
     from semires.models.swin import new_swin
 
-    path = FOLDER / "swin.safetensors"
+    path = FOLDER / f"{name}-swin.safetensors"
     save_file(new_swin(settings).state_dict(), path)
     return path
 
 
-def _write_bert(settings: Any) -> Path:
-    from semires.models.lavt import new_bert
+def _write_bert(settings: Any, name: str) -> Path:
+    from semires.models.encoder import new_bert
 
-    folder = FOLDER / "bert"
+    folder = FOLDER / f"{name}-bert"
     new_bert(settings, BERT_TOKENS).save_pretrained(folder)
     tokens = [*SPECIAL, *WORDS]
     tokens += [f"token{i}" for i in range(BERT_TOKENS - len(tokens))]
