@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help repro study test ui bench readme soak clean
+.PHONY: help repro study test ui bench gpu readme soak clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -54,6 +54,9 @@ ui: .venv/.ready  ## MLflow on 127.0.0.1
 
 bench: .venv/.ready  ## every claim of speed, into reports/benchmarks.md
 	python benchmarks/run_all.py
+
+gpu:  ## tests and claims of speed on a GPU, into reports/gpu.md; does nothing without one
+	python3 benchmarks/gpu.py
 
 readme: .venv/.ready  ## copy the last results and seconds into README.md
 	python -m semires.reporting.readme

@@ -82,13 +82,14 @@ def plain_unsupervised(
     teacher_logits: torch.Tensor, student_logits: torch.Tensor, masks: list[Any]
 ) -> torch.Tensor:
     """Compute CPI-U by a loop over masks and PWA in NumPy, sample by sample."""
-    weights = torch.tensor([0.9, 1.1])
-    p = teacher_logits.softmax(1)[:, 1].numpy()
+    device = teacher_logits.device
+    weights = torch.tensor([0.9, 1.1], device=device)
+    p = teacher_logits.softmax(1)[:, 1].cpu().numpy()
     matched, others = [], []
     for i, label in enumerate(teacher_logits.argmax(1)):
         union = torch.zeros_like(label, dtype=torch.bool)
         for mask in masks[i]:
-            proposal = torch.from_numpy(mask).to(torch.float32)
+            proposal = torch.from_numpy(mask).to(device, torch.float32)
             if (proposal * label).sum() / (label.sum() + 1e-9) > 0.7:
                 union |= proposal.bool()
         logits = student_logits[i : i + 1]
@@ -98,7 +99,7 @@ def plain_unsupervised(
         else:
             psi = 1.3 - np.exp(-((p[i] - 0.5) ** 2) / 0.2) / (math.sqrt(2 * math.pi * 0.1))
             ce = F.cross_entropy(logits, label[None], reduction="none")
-            others.append((ce[0] * torch.from_numpy(psi)).mean())
+            others.append((ce[0] * torch.from_numpy(psi).to(device)).mean())
     parts = [torch.stack(group).mean() for group in (matched, others) if group]
     return torch.stack(parts).mean()
 
@@ -107,7 +108,8 @@ def plain_step(student: LAVT, teacher: LAVT, optimizer: Any, batch: Any) -> floa
     with torch.no_grad():
         teacher_logits = teacher(batch["weak"], batch["ids"][3:], batch["attention"][3:])
     logits = student(batch["pixels"], batch["ids"], batch["attention"])
-    ce = F.cross_entropy(logits[:3], batch["truth"], torch.tensor([0.9, 1.1]), reduction="none")
+    weights = torch.tensor([0.9, 1.1], device=logits.device)
+    ce = F.cross_entropy(logits[:3], batch["truth"], weights, reduction="none")
     loss = ce.mean() + plain_unsupervised(teacher_logits, logits[3:], batch["masks"])
     optimizer.zero_grad()
     loss.backward()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semires.errors import SemiresError
+from semires.options import OPTIONS
 from semires.runs.key import SUPERVISED
 
 if TYPE_CHECKING:
@@ -79,22 +80,17 @@ def _params(arguments: Arguments) -> Params:
 
 
 def enter_project(arguments: Arguments) -> None:
-    """Change to the project's folder, and adjust the relative paths in the arguments.
+    """Change to the project's folder, and adjust the relative paths in the arguments."""
+    from semires.runs import layout
 
-    The project is the current folder if it contains dvc.yaml or params.yaml, else the nearest
-    parent folder that contains both. If there is no such folder, nothing changes.
-    """
-    here = Path.cwd()
-    if any((here / name).is_file() for name in PROJECT_FILES):
-        return
-    for project in here.parents:
-        if all((project / name).is_file() for name in PROJECT_FILES):
-            break
-    else:
+    project = layout.project_above(PROJECT_FILES)
+    if project is None:
         return
     for name in ("params", "file", "checkpoint", "image", "expressions", "output"):
         value = getattr(arguments, name, None)
-        if value is not None and (name == "output" or Path(value).exists()):
+        if value is None or "://" in str(value):
+            continue
+        if name == "output" or Path(value).exists():
             setattr(arguments, name, os.path.relpath(value, project))
     os.chdir(project)
 
@@ -153,9 +149,20 @@ def _propose(arguments: Arguments) -> None:
     params = _params(arguments)
     source = arguments.source or params.proposals.source
     _known(params, dataset=arguments.dataset, source=source)
-    from semires.proposals.propose import propose
+    from semires.errors import ConfigError
+    from semires.proposals import propose
 
-    propose(params, arguments.dataset, source)
+    if arguments.merge and arguments.shards:
+        raise ConfigError("--merge: not with --shards; it follows when all shards are made")
+    if arguments.output and not (arguments.merge or arguments.shards):
+        raise ConfigError("--output: only with --shards or --merge")
+    if arguments.merge:
+        propose.merge_shards(params, arguments.dataset, source, arguments.output)
+    elif arguments.shards:
+        first, end = arguments.shards
+        propose.propose_shards(params, arguments.dataset, source, first, end, arguments.output)
+    else:
+        propose.propose(params, arguments.dataset, source)
 
 
 def _burn_in(arguments: Arguments) -> None:
@@ -301,6 +308,15 @@ def _predict(arguments: Arguments) -> None:
     )
 
 
+def _rehearse(arguments: Arguments) -> int:
+    params = _params(arguments)
+    _known(params, dataset=arguments.dataset)
+    from semires.rehearsal.rehearse import Options, rehearse
+
+    names = ("dataset", "stages", "steps", "pictures", "random_weights", "synthetic_data")
+    return rehearse(params, Options(**{name: getattr(arguments, name) for name in names}))
+
+
 def _doctor(arguments: Arguments) -> int:
     from semires.doctor import doctor
 
@@ -337,7 +353,11 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "prepare": (_prepare, "convert annotations in RefCOCO's format to tables", ("dataset",)),
     "split": (_split, "choose the labelled images of a fraction", ("dataset", "fraction")),
     "sam": (_sam, "verify the SAM checkpoint", ()),
-    "propose": (_propose, "make the proposals of every image", ("dataset", "source")),
+    "propose": (
+        _propose,
+        "make the proposals of every image",
+        ("dataset", "source", "shards", "output", "merge"),
+    ),
     "burn-in": (
         _burn_in,
         "train on the labelled images",
@@ -373,38 +393,12 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         "segment the object that an expression refers to",
         ("checkpoint", "image", "expression", "expressions", "output"),
     ),
+    "rehearse": (
+        _rehearse,
+        "run every stage for a few items at full size; print time, memory and disk of the study",
+        ("dataset", "stages", "steps", "pictures", "random-weights", "synthetic-data"),
+    ),
     "doctor": (_doctor, "check the environment and the files that params.yaml names", ()),
-}
-
-OPTIONS: dict[str, dict[str, object]] = {
-    "--dataset": {"required": True, "metavar": "D", "help": "a key of `datasets`"},
-    "--fraction": {"required": True, "type": float, "metavar": "F", "help": "labelled images, %%"},
-    "--method": {"required": True, "metavar": "M", "help": "a key of `refine`"},
-    "--seed": {"type": int, "default": 0, "metavar": "S", "help": "random seed; default: 0"},
-    "--source": {
-        "metavar": "X",
-        "help": "a key of `proposals.sources`; default: `proposals.source`",
-    },
-    "--model": {"metavar": "N", "help": "a key of `models`; default: the section `model`"},
-    "--refs": {"type": int, "metavar": "N", "help": "unlabelled references at most"},
-    "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
-    "--on": {
-        "choices": ("val", "labelled"),
-        "help": "the images whose ground truth is used; default: `tune.on`",
-    },
-    "--profile": {"action": "store_true", "help": "also write a trace for Perfetto"},
-    "--checkpoint": {"required": True, "help": "a run folder, or a published .pth file"},
-    "--split": {"default": "val", "help": "a split of the data set; default: val"},
-    "--image": {"required": True, "help": "an image file; with --expressions, a folder"},
-    "--expression": {"metavar": "TEXT", "help": "an expression that refers to one object"},
-    "--expressions": {"metavar": "CSV", "help": "a file with the columns image and expression"},
-    "--output": {"help": "a PNG file; with --expressions, a folder"},
-    "--reports": {"metavar": "FOLDER", "help": "the report's folder; default: `study.reports`"},
-    "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
-    "file": {
-        "help": "a parameter file, such as experiments/refcoco.yaml",
-        "metavar": "FILE",
-    },
 }
 
 
@@ -422,7 +416,7 @@ def _parser() -> argparse.ArgumentParser:
         for option in wanted:
             flag = option if option in OPTIONS else f"--{option}"
             settings = dict(OPTIONS[flag])
-            if "all" in wanted:  # with --all, no other option is required
+            if "all" in wanted or "stages" in wanted:  # no option is always required
                 settings.pop("required", None)
             command.add_argument(flag, **settings)  # type: ignore[arg-type]
     track = commands.add_parser("track", help="update the MLflow store", description="MLflow store")

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "semires"
 STORY = [
     *("errors", "files", "numerics", "process", "refine", "runs", "config", "dist", "data"),
     *("models", "proposals", "samples", "evaluation", "mlflow_store", "tracking", "training"),
-    *("tuning", "reporting", "doctor", "cli", "__main__"),
+    *("tuning", "reporting", "rehearsal", "doctor", "options", "cli", "__main__"),
 ]
 
 

@@ -131,13 +131,17 @@ def _absent(key: str, path: str | None, hub: bool = False) -> Iterator[str]:
     yield f"{key}: {path} does not exist (docs/paper.md says where it comes from)"
 
 
-def link_raw_data(params: Params) -> None:
-    """Link the raw data of the workspace into the copy of a queued experiment.
+def link_raw_data(params: Params, workspace: Path | None = None) -> None:
+    """Link the raw data of the workspace into the current folder, a copy of the project.
 
     DVC runs `dvc exp run --queue` and `--temp` in a copy of the repository without ignored files.
     Each missing input becomes a symbolic link to the workspace.
+
+    Args:
+        params: all parameters.
+        workspace: the real project; None is the one of a queued experiment.
     """
-    workspace = layout.root().resolve()
+    workspace = (workspace or layout.root()).resolve()
     if workspace == Path.cwd().resolve():
         return
     for path in map(Path, _raw_paths(params)):
@@ -155,6 +159,9 @@ def _raw_paths(params: Params) -> Iterator[str]:
             yield from place.labelled_lists.values()
     yield params.sam.checkpoint
     yield from files_of(params).values()
+    for source in params.proposals.sources.values():
+        if source.kind == "transformers" and source.model:
+            yield source.model
 
 
 def untracked_inputs(params: Params) -> Iterator[str]:

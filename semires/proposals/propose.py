@@ -3,7 +3,10 @@
 Input: ``data/prepared/D/images.parquet``, the image files and a proposal source. Output:
 ``proposals/D/SOURCE`` with Parquet shards, ``manifest.json`` and ``quality.json``. After an
 interruption, finished shards are reused from the work folder. The output does not depend on the
-number of processes, ranks or interruptions.
+number of processes, ranks, machines or interruptions.
+
+Machines that share nothing but a URL each make a range of shards (:func:`propose_shards`). One of
+them then collects all shards (:func:`merge_shards`).
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from semires import files
 from semires.config.schema import Params
 from semires.data.tables import read_table
-from semires.errors import CorruptCacheError, DataError, SemiresError
+from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
 from semires.proposals.workers import ImageJob, Recipe, process_count, propose_rows
 from semires.runs import layout
 
 if TYPE_CHECKING:
     from semires.proposals.cache import Row
+    from semires.proposals.remote import RemoteShards
 
 POLL_S = 0.5
 
@@ -54,6 +58,11 @@ class Job:
     work: Path
     processes: int
 
+    @property
+    def what(self) -> str:
+        """The name of the output, for messages."""
+        return f"the proposals of {self.dataset} by {self.source}"
+
 
 def propose(params: Params, dataset: str, source: str) -> None:
     """Make the proposals of a data set with one proposal source.
@@ -71,7 +80,7 @@ def propose(params: Params, dataset: str, source: str) -> None:
     """
     job = _plan(params, dataset, source)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    what = f"the proposals of {dataset} by {source}"
+    what = job.what
     if _is_published(job):
         print(f"propose: {what} exist already and were made from the same inputs")
         return
@@ -89,6 +98,81 @@ def propose(params: Params, dataset: str, source: str) -> None:
             time.sleep(POLL_S)
         _publish(job)
     shutil.rmtree(job.work, ignore_errors=True)
+
+
+def propose_shards(
+    params: Params, dataset: str, source: str, first: int, end: int, output: str | None
+) -> None:
+    """Make the shards ``first`` to ``end - 1`` of a data set's proposals, and publish nothing.
+
+    No coordinator is needed. Processes with other ranges may run at the same time, on any machine.
+    After an interruption, the same call makes the shards that are missing.
+
+    Args:
+        params: all parameters, the same in all processes.
+        dataset: a key of ``datasets``. All image files must be visible, for their names and sizes.
+        source: a key of ``proposals.sources``.
+        first: number of the first shard.
+        end: number after the last shard; a number beyond the last shard means all.
+        output: a URL of fsspec for the finished shards; None is the work folder, for machines that
+            share a file system.
+
+    Raises:
+        ConfigError: there is no shard in the range.
+        SemiresError: the input is invalid, or the output cannot be written.
+    """
+    job = _plan(params, dataset, source)
+    mine, count = job.shards[first:end], len(job.shards)
+    if not 0 <= first < end or not mine:
+        raise ConfigError(f"--shards: {first}:{end} has none of the {count} shards 0:{count}")
+    remote = _remote(job, output)
+    with files.lock(job.work / f"shards{first}-{end}.lock", job.what):
+        there = remote.finished() if remote else set()
+        todo = [
+            shard for shard in mine
+            if (_record_path(job, shard).name not in there if remote
+                else not _is_finished(job, shard, mend=True))
+        ]  # fmt: skip
+        if len(todo) < len(mine):
+            print(f"propose: {len(mine) - len(todo)} of {len(mine)} shards are finished already")
+        _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=0, remote=remote)
+    print(f"propose: shards {first}:{first + len(mine)} of {count} are finished")
+
+
+def merge_shards(params: Params, dataset: str, source: str, output: str | None) -> None:
+    """Check the shards of all processes and publish ``proposals/D/SOURCE``.
+
+    The result has the same bytes as that of :func:`propose`. The arguments are those of
+    :func:`propose_shards`.
+
+    Raises:
+        SemiresError: shards are missing; the text lists them.
+        CorruptCacheError: a shard is damaged.
+    """
+    job = _plan(params, dataset, source)
+    remote = _remote(job, output)
+    with files.lock(job.work / "merge.lock", job.what):
+        here = [shard for shard in job.shards if _is_finished(job, shard, mend=True)]
+        there = remote.finished() if remote else set()
+        absent = [s for s in job.shards if s not in here and _record_path(job, s).name not in there]
+        if absent:
+            numbers = " ".join(f"{s.index}:{s.index + 1}" for s in absent[:8])
+            more = " ..." if len(absent) > 8 else ""
+            raise SemiresError(
+                f"{job.what}: {len(absent)} of {len(job.shards)} shards are missing; make them "
+                f"with `semires propose --shards A:B`: {numbers}{more}"
+            )
+        for shard in job.shards:
+            if remote and shard not in here:
+                remote.get(job.work / shard.file, _record_path(job, shard))
+        _publish(job)
+    shutil.rmtree(job.work, ignore_errors=True)
+
+
+def _remote(job: Job, output: str | None) -> RemoteShards | None:
+    from semires.proposals.remote import RemoteShards
+
+    return None if output is None else RemoteShards(output, job.work.name)
 
 
 def _plan(params: Params, dataset: str, source: str) -> Job:
@@ -147,7 +231,9 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
     return files.fingerprint(made_from)
 
 
-def _make(job: Job, todo: list[Shard], total: int, rank: int) -> None:
+def _make(
+    job: Job, todo: list[Shard], total: int, rank: int, remote: RemoteShards | None = None
+) -> None:
     """Make the shards ``todo``. Each shard is written as soon as its last image is done."""
     from tqdm import tqdm
 
@@ -171,6 +257,8 @@ def _make(job: Job, todo: list[Shard], total: int, rank: int) -> None:
                 done.append(next(rows))
                 bar.update()
             _write(job, shard, done)
+            if remote is not None:
+                remote.put(job.work / shard.file, _record_path(job, shard))
 
 
 def _write(job: Job, shard: Shard, rows: list[Row]) -> None:

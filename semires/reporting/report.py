@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Tables = list[tuple[FilledTable, FilledTable | None]]
-#: What `make bench` and `make study` write into the report's folder; a new report keeps it.
-KEPT = ("benchmarks.md", "growth.svg", "study")
+#: What `make bench`, `make gpu` and `make study` write into the report's folder; a new report keeps
+#: it.
+KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,18 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def project_above(files: tuple[str, ...]) -> Path | None:
+    """The folder of the project that the current folder is in, or None.
+
+    It is the nearest parent folder that contains all ``files``. A current folder that contains one
+    of them is a project's own folder; then there is nothing to search for.
+    """
+    here = Path.cwd()
+    if any((here / name).is_file() for name in files):
+        return None
+    return next((p for p in here.parents if all((p / name).is_file() for name in files)), None)
+
+
 def require_project() -> None:
     """Refuse a folder that is not the root of a project.
 

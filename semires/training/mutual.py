@@ -210,7 +210,7 @@ def train_mutual(
         loop = Loop(
             context,
             params.mutual,
-            _total_steps(context, len(labelled), len(unlabelled)),
+            mutual_steps(params, len(labelled), len(unlabelled), context.group.world),
             modules={
                 "model": student,
                 "teacher": teacher,
@@ -267,16 +267,17 @@ def training_datasets(
     return labelled, unlabelled
 
 
-def _total_steps(context: RunContext, labelled: int, unlabelled: int) -> int:
-    """An epoch is one pass over the longer of the two parts, while the other one repeats."""
-    settings = context.params.mutual
+def mutual_steps(params: Params, labelled: int, unlabelled: int, world: int = 1) -> int:
+    """The number of optimizer steps for a data set of this many samples.
+
+    An epoch is one pass over the longer of the two parts, while the other one repeats.
+    """
+    settings = params.mutual
     samples, batch = max(
         (labelled, settings.labelled_batch), (unlabelled, settings.unlabelled_batch),
         key=lambda part: part[0] / part[1],
     )  # fmt: skip
-    return total_steps(
-        settings, samples, batch * context.params.runtime.accumulate * context.group.world
-    )
+    return total_steps(settings, samples, batch * params.runtime.accumulate * world)
 
 
 def _batches(

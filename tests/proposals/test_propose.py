@@ -1,78 +1,24 @@
 """The stage `propose`: the same bytes however it is run, resumed, shared out or damaged."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from helpers.propose_toy import N_IMAGES, make_data_set, rectangle, start, write_params
 from PIL import Image
-from pycocotools import mask as coco_mask
 from safetensors.torch import save_file
 
 from semires import files
 from semires.config.load import load_params
-from semires.config.schema import Params
-from semires.config.validate import read_yaml
-from semires.data.tables import write_tables
 from semires.errors import BusyError, DataError
 from semires.proposals.cache import ProposalCache
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.propose import propose
 from semires.runs import layout
-
-ROOT = Path(__file__).parents[2]
-N_IMAGES = 14
-
-
-def rectangle(index: int) -> tuple[slice, slice]:
-    return slice(8 + index, 30 + index), slice(10, 40 + index)
-
-
-def make_data_set(n_images: int = N_IMAGES) -> None:
-    """Pictures of one rectangle each; every second image is of split val."""
-    Path("pictures").mkdir()
-    images, refs = [], []
-    for index in range(n_images):
-        height, width = (64, 72) if index % 3 else (56, 64)
-        rng = np.random.default_rng(index)
-        pixels = rng.normal(100, 4, (height, width, 3))
-        pixels[rectangle(index)] += 90
-        name = f"{index:03d}.png"
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(Path("pictures", name))
-        truth = np.zeros((height, width), np.uint8, order="F")
-        truth[rectangle(index)] = 1
-        split = ("train", "val")[index % 2]
-        images.append((500 + index, name, height, width, split))
-        counts = coco_mask.encode(truth)["counts"].decode()
-        refs.append((index, 500 + index, split, counts))
-    table = pd.DataFrame(images, columns=["image_id", "file_name", "height", "width", "split"])
-    types = {"image_id": np.int64, "height": np.int32, "width": np.int32}
-    columns = ["ref_id", "image_id", "split", "mask"]
-    write_tables("toy", table.astype(types), pd.DataFrame(refs, columns=columns))
-
-
-def write_params(processes: int, **settings: object) -> Params:
-    values = read_yaml(ROOT / "params.yaml")
-    values["datasets"]["toy"] = {
-        **values["datasets"]["refscenes"], "dataset": "toy", "images": "pictures"
-    }  # fmt: skip
-    values["proposals"]["shard_images"] = 3
-    values["proposals"]["sources"]["sam"].update(
-        points_per_side=3, points_per_batch=4, pred_iou_thresh=0.0, stability_score_thresh=0.0
-    )
-    values["proposals"]["sources"]["felzenszwalb"].update(settings)
-    values["sam"].update(model="tiny", checkpoint="tiny.safetensors", sha256=None)
-    values["runtime"]["processes"] = processes
-    Path("params.yaml").write_text(json.dumps(values))
-    return load_params("params.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +27,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     make_data_set()
-
-
-def start(source: str = "felzenszwalb", **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    line = [sys.executable, "-m", "semires", "propose", "--dataset", "toy", "--source", source]
-    return subprocess.Popen(
-        line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
 
 
 def output(source: str = "felzenszwalb") -> str:
@@ -134,7 +72,7 @@ def test_processes_and_ranks_do_not_change_a_byte() -> None:
     propose(write_params(2), "toy", "felzenszwalb")
     assert output() == want
     shutil.rmtree("proposals")
-    ranks = [start(RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    ranks = [start("felzenszwalb", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for rank in ranks:
         _, errors = rank.communicate(timeout=120)
         assert rank.returncode == 0, errors
@@ -159,7 +97,7 @@ def test_interrupted_damaged_and_resumed_is_the_same(
 ) -> None:
     processes = 1 if number == signal.SIGTERM else 2
     write_params(processes, scales=[20.0 + i for i in range(30)])  # slow enough to be caught
-    process = start()
+    process = start("felzenszwalb")
     deadline = time.monotonic() + 60
     while not list(Path(".work").glob("propose-*/shard-*.json")):
         assert time.monotonic() < deadline

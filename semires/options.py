@@ -1,0 +1,73 @@
+"""The options of the subcommands, with their help."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """``A,B`` as a tuple."""
+    return tuple(text.split(","))
+
+
+def _range(text: str) -> tuple[int, int]:
+    """``A:B`` as two numbers."""
+    first, colon, end = text.partition(":")
+    if not (first.isdecimal() and colon and end.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B, such as 0:10")
+    return int(first), int(end)
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "--dataset": {"required": True, "metavar": "D", "help": "a key of `datasets`"},
+    "--fraction": {"required": True, "type": float, "metavar": "F", "help": "labelled images, %%"},
+    "--method": {"required": True, "metavar": "M", "help": "a key of `refine`"},
+    "--seed": {"type": int, "default": 0, "metavar": "S", "help": "random seed; default: 0"},
+    "--source": {
+        "metavar": "X",
+        "help": "a key of `proposals.sources`; default: `proposals.source`",
+    },
+    "--model": {"metavar": "N", "help": "a key of `models`; default: the section `model`"},
+    "--refs": {"type": int, "metavar": "N", "help": "unlabelled references at most"},
+    "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
+    "--stages": {
+        "type": _names,
+        "metavar": "A,B",
+        "help": "only these stages and those that they need; default: all",
+    },
+    "--steps": {
+        "type": int,
+        "default": 4,
+        "metavar": "N",
+        "help": "steps per training; default: 4",
+    },
+    "--pictures": {"type": int, "default": 2, "metavar": "N", "help": "images for SAM; default: 2"},
+    "--random-weights": {"action": "store_true", "help": "use random weights of the same sizes"},
+    "--synthetic-data": {"action": "store_true", "help": "use generated data of the same size"},
+    "--profile": {"action": "store_true", "help": "also write a trace for Perfetto"},
+    "--on": {
+        "choices": ("val", "labelled"),
+        "help": "the images whose ground truth is used; default: `tune.on`",
+    },
+    "--checkpoint": {"required": True, "help": "a run folder, or a published .pth file"},
+    "--split": {"default": "val", "help": "a split of the data set; default: val"},
+    "--image": {"required": True, "help": "an image file; with --expressions, a folder"},
+    "--expression": {"metavar": "TEXT", "help": "an expression that refers to one object"},
+    "--expressions": {"metavar": "CSV", "help": "a file with the columns image and expression"},
+    "--output": {
+        "help": "a PNG file; with --expressions, a folder; with --shards and --merge, a URL of "
+        "fsspec such as s3://bucket/folder"
+    },
+    "--shards": {
+        "type": _range,
+        "metavar": "A:B",
+        "help": "make only the shards A to B-1, on one of several machines",
+    },
+    "--merge": {"action": "store_true", "help": "collect the shards of all machines"},
+    "--reports": {"metavar": "FOLDER", "help": "the report's folder; default: `study.reports`"},
+    "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
+    "file": {
+        "help": "a parameter file, such as experiments/refcoco.yaml",
+        "metavar": "FILE",
+    },
+}

@@ -1,0 +1,122 @@
+"""The table that ends a rehearsal, and what would not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from semires.config.schema import Params
+from semires.rehearsal.forecast import Spread
+from semires.rehearsal.measure import Measured
+
+HEAD = ("stage", "result", "s per sample", "host GiB", "GPU GiB", "hours of the study", "disk GiB")
+FULL = 0.9  # a share of the memory above which a stage may not fit
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage of the rehearsal and its forecast.
+
+    Args:
+        stage: a key of `NEEDS`.
+        label: the stage with its source or method, for the table.
+        measured: the result.
+        per_sample: seconds of an image (`propose`), sample (training) or expression (evaluation).
+        hours: of the stage in the whole study.
+        disk_gib: of the stage's output in the whole study.
+        processes: how many such processes run at once on this machine.
+    """
+
+    stage: str
+    label: str
+    measured: Measured
+    per_sample: Spread | None = None
+    hours: Spread | None = None
+    disk_gib: float | None = None
+    processes: int = 1
+
+
+def render(rows: list[Row]) -> str:
+    """The rows and their sum as a Markdown table."""
+    lines = [f"| {' | '.join(HEAD)} |", "|" + " --- |" * len(HEAD)]
+    for row in rows:
+        found = row.measured
+        cells = (
+            row.label, found.fault.replace("|", "/") or "ok", _spread(row.per_sample),
+            _number(found.host_gib or None), _number(found.gpu_gib), _spread(row.hours),
+            _number(row.disk_gib),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    hours = [row.hours for row in rows if row.hours is not None]
+    if hours:
+        total = hours[0]
+        for each in hours[1:]:
+            total = total.plus(each)
+        disk = sum(row.disk_gib or 0 for row in rows)
+        lines.append(f"| the study | | | | | {_spread(total)} | {_number(disk)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    middle, low, high = map(_number, (spread.middle, spread.low, spread.high))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def misfits(
+    params: Params, rows: list[Row], machine: dict[str, Any], scratch_gib: float, free_gib: float
+) -> list[str]:
+    """A line for each stage that would not fit, with the parameter that helps.
+
+    Args:
+        params: all parameters.
+        rows: the stages.
+        machine: as returned by :func:`semires.rehearsal.measure.machine`.
+        scratch_gib: disk for the state of one unfinished training.
+        free_gib: free disk of the project.
+    """
+    lines = []
+    for row in rows:
+        found = row.measured
+        host = found.host_gib * row.processes
+        if found.lacks == "gpu" or (found.gpu_gib or 0) > FULL * (machine["gpu_gib"] or 0):
+            need = "more" if found.lacks else f"{_number(found.gpu_gib)} GiB"
+            have, short = f"{_number(machine['gpu_gib'])} GiB on the GPU", "gpu"
+        elif found.lacks == "host" or host > FULL * machine["host_gib"]:
+            need = "more" if found.lacks else f"{_number(host)} GiB"
+            have, short = f"{_number(machine['host_gib'])} GiB of memory", "host"
+        else:
+            continue
+        lines.append(f"{row.label} needs {need} of {have}: {_remedy(params, row, short)}")
+    disk = sum(row.disk_gib or 0 for row in rows) + scratch_gib
+    if disk > free_gib:
+        lines.append(
+            f"the study needs {_number(disk)} GiB of disk, and {_number(free_gib)} GiB are free: "
+            "use another disk (dvc config cache.dir), or fewer runs in `study.runs`"
+        )
+    return lines
+
+
+def _remedy(params: Params, row: Row, short: str) -> str:
+    """The parameter that lowers the memory of a stage; ``short`` is ``gpu`` or ``host``."""
+    if row.stage == "propose":
+        name = row.label.removeprefix("propose ")
+        if short == "gpu" and hasattr(params.proposals.sources[name], "points_per_batch"):
+            return f"lower proposals.sources.{name}.points_per_batch"
+        return "set runtime.processes: 1" if row.processes > 1 else "use a smaller sam.model"
+    if row.stage in ("burn_in", "mutual"):
+        if not params.runtime.grad_checkpointing:
+            return "set runtime.grad_checkpointing: true"
+        sizes = {"burn_in": "burn_in.batch_size"}
+        batch = sizes.get(row.stage, "mutual.labelled_batch and mutual.unlabelled_batch")
+        if short == "gpu":
+            return f"lower {batch}, and raise runtime.accumulate by as much"
+        return f"lower runtime.workers or {batch}"
+    if row.stage in ("evaluation", "tune"):
+        return "lower evaluation.batch_size"
+    return "use a machine with more memory"
