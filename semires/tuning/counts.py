@@ -93,13 +93,13 @@ class Counts:
         return len(self.ref_ids)
 
     def take(self, chosen: Bools) -> Counts:
-        """The counts of the pseudo-labels where ``chosen`` (R,) is true."""
+        """The counts of the pseudo-labels where ``chosen`` (R,) is true; all of ``reliability``."""
         lengths = np.diff(self.offsets)
         atoms = np.repeat(chosen, lengths)
         changed = {"offsets": np.concatenate([[0], np.cumsum(lengths[chosen])])}
-        for name in ("ref_ids", "image_ids", "sentences", "image_index", "overlaps"):
+        for name in ("ref_ids", "image_ids", "sentences", "image_index"):
             changed[name] = getattr(self, name)[chosen]
-        for name in ("area", "label", "truth"):
+        for name in ("area", "label", "truth", "overlap", "probability"):
             changed[name] = getattr(self, name)[atoms]
         return replace(self, **changed)
 

@@ -81,7 +81,7 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     rows = {row.label: row for row in table.sections[0].rows}
     assert rows["CPI-U"].footnote is None
     assert rows["CPI-O"].values == {}
-    block = "`- {datasets: [refscenes], fractions: [1], methods: [cpi-o], seeds: [0, 1]}`"
+    block = "`- {datasets: [refscenes], fractions: [1], methods: [cpi-o, cpi], seeds: [0, 1]}`"
     assert block in table.footnotes[rows["CPI-O"].footnote]
     table, _ = build(small_params, "table7")
     assert any("seeds: [0, 1], model: rela}`" in note for note in table.footnotes)
