@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.rehearsal.projects import link_report, size_gib
 from semires.runs import layout
@@ -110,6 +111,7 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
     from semires.training.burn_in import SECTIONS
     from semires.training.context import RunContext
 
+    params = resolve(params, key, tuned=False)
     own = params.runtime.model_copy(update={"workers": 0})
     context = RunContext(params.model_copy(update={"runtime": own}), key, SECTIONS)
     model = context.build_model(pretrained=False)
