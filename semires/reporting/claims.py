@@ -28,9 +28,9 @@ from semires.reporting.definitions import (
     fractions_of,
     paper_name,
 )
-from semires.reporting.figures import style_of
 from semires.reporting.records import METRICS, Records, Run, gains
 from semires.reporting.selection import Selection
+from semires.reporting.style import style_of
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 

@@ -1,18 +1,15 @@
 """Figures from run records: curves, corrections, cost of labels, qualitative panels.
 
-Each method has its own colour (Okabe-Ito), marker and dash. The same records give the same bytes:
-Agg backend, matplotlib's own settings and fonts, fixed SVG ids, no date or version in the files.
+The same records give the same bytes (`semires.reporting.style`).
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semires.config.resolve import COLOURS
 from semires.config.schema import Params
 from semires.files import read_json
 from semires.reporting import quality, study
@@ -25,6 +22,7 @@ from semires.reporting.definitions import (
 )
 from semires.reporting.panels import panel_figure
 from semires.reporting.records import Records, Run, gains
+from semires.reporting.style import fix_style, new_axes, style_of
 from semires.runs.key import fraction_name
 from semires.runs.layout import split_file
 
@@ -33,47 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECONDS_PER_MASK = 79.1  # paper, appendix A: one mask drawn by hand
-#: method -> colour (Okabe-Ito), marker, dash, name
-STYLES: dict[str, tuple[str, str, str, str]] = {
-    "supervised": (COLOURS["supervised"], "s", ":", "Supervised"),
-    "control": (COLOURS["control"], "D", ":", "Supervised, longer"),
-    "baseline": (COLOURS["baseline"], "^", "--", "Baseline"),
-    "iom": (COLOURS["iom"], "v", "-.", "IOM"),
-    "cpi": (COLOURS["cpi"], "P", "-", "CPI"),
-    "cpi-u": (COLOURS["cpi-u"], "o", "-", "CPI-U"),
-    "cpi-o": (COLOURS["cpi-o"], "X", "-.", "CPI-O"),
-}
-_OTHERS = [("#0072B2", "<", "--"), ("#CC79A7", ">", "-."), ("#F0E442", "h", ":")]
 _BETTER, _WORSE, _SAME, _NONE = "#0072B2", "#D55E00", "#999999", "#E5E5E5"
-
-
-def style_of(method: str) -> tuple[str, str, str, str]:
-    """Colour, marker, dash and name of a method, fixed for the seven of the paper."""
-    if method in STYLES:
-        return STYLES[method]
-    colour, marker, dash = _OTHERS[sum(map(ord, method)) % len(_OTHERS)]
-    return colour, marker, dash, method
-
-
-def fix_style() -> None:
-    """Make figures independent of the user's matplotlibrc and of the fonts of the machine."""
-    import matplotlib as mpl
-    from matplotlib.font_manager import fontManager
-
-    mpl.rcdefaults()
-    mpl.use("Agg")
-    mpl.rcParams.update(
-        {
-            "svg.hashsalt": "semires", "font.family": "DejaVu Sans", "font.size": 9,
-            "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
-            "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False,
-            "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
-            "grid.linewidth": 0.6, "axes.axisbelow": True, "text.parse_math": False,
-            "figure.facecolor": "white",
-        }
-    )  # fmt: skip
-    bundled = mpl.get_data_path()
-    fontManager.ttflist = [f for f in fontManager.ttflist if f.fname.startswith(bundled)]
 
 
 class FigureMaker:
@@ -282,26 +240,6 @@ def labelled_refs(runs: list[Run], dataset: str, fraction: float) -> int | None:
             return int(stated)
     path = split_file(dataset, fraction)
     return int(read_json(path)["n_refs_labelled"]) if path.is_file() else None
-
-
-def save(figure: Figure) -> tuple[bytes, bytes]:
-    """A figure as PNG and SVG bytes, without a date or a version in them."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return png.getvalue(), svg.getvalue()
-
-
-def new_axes(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels in rows of three; height and width of a panel in inches."""
-    fix_style()
-    from matplotlib.figure import Figure
-
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    return figure, axes
 
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:

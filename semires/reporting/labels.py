@@ -100,7 +100,7 @@ def markdown(params: Params, table: pd.DataFrame) -> str:
 
 def figure(params: Params, table: pd.DataFrame) -> Figure:
     """The labels' oIoU and mIoU on the unlabelled part after every rule; a panel per fraction."""
-    from semires.reporting.figures import new_axes
+    from semires.reporting.style import new_axes
 
     sections = _sections(table)
     drawn, axes = new_axes(len(sections), height=3.2, width=4.2)

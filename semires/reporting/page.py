@@ -18,11 +18,11 @@ from semires.reporting import study
 from semires.reporting.claims import Judgement
 from semires.reporting.claims_render import claims_html
 from semires.reporting.definitions import FigureDefinition, display_name
-from semires.reporting.figures import style_of
 from semires.reporting.page_template import TEMPLATE
 from semires.reporting.records import METRICS, Records
 from semires.reporting.render import claimed, place, to_html
 from semires.reporting.runs_table import log_path
+from semires.reporting.style import style_of
 from semires.reporting.tables import FilledTable
 from semires.reporting.thresholds_render import PURPOSE, TITLE, Grid, thresholds_html
 from semires.runs.key import RunKey

@@ -38,7 +38,7 @@ def _pair(run: Run, split: str) -> tuple[float, float] | None:
 
 def draw(axis: Axes, found: dict[str, tuple[float, float]], title: str, fraction: float) -> None:
     """Draw the points of one fraction, each with the name of its method."""
-    from semires.reporting.figures import style_of
+    from semires.reporting.style import style_of
 
     for method, (label, student) in found.items():
         colour, marker, _, name = style_of(method)

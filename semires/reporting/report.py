@@ -184,7 +184,7 @@ def _write_labels(params: Params, folder: Path) -> bytes | None:
 
 def _write_figure(stem: Path, figure: Figure) -> bytes:
     """Write ``stem``.png and .svg; return the PNG's bytes."""
-    from semires.reporting.figures import save
+    from semires.reporting.style import save
 
     png, svg = save(figure)
     write_bytes(stem.with_name(f"{stem.name}.png"), png)

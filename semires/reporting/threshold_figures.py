@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from semires.reporting.figures import fix_style
 from semires.reporting.searches import Search
+from semires.reporting.style import fix_style
 from semires.reporting.thresholds import Number, Thresholds
 from semires.tuning.curves import ALL_EQUAL
 from semires.tuning.plots import curves_figure, plane_figure

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from semires.config.grid import search_of
-from semires.config.schema import Method, Params
+from semires.config.method import Method
+from semires.config.schema import Params
 from semires.evaluation.bootstrap import ImageSums, Interval, confidence_interval, paired_difference
 from semires.reporting.claims import NOT_RUN, verdict_of
 from semires.reporting.definitions import TableRow

@@ -12,7 +12,6 @@ from itertools import groupby
 from semires.config.schema import Params
 from semires.reporting.claims import NOT_RUN
 from semires.reporting.definitions import display_name
-from semires.reporting.figures import style_of
 from semires.reporting.render import (
     CSV_COLUMNS,
     Body,
@@ -29,6 +28,7 @@ from semires.reporting.render import (
 )
 from semires.reporting.searches import Search
 from semires.reporting.selection import Value
+from semires.reporting.style import style_of
 from semires.reporting.thresholds import (
     METRICS,
     Change,

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from semires import tracking
+from semires.config.method import Method
 from semires.config.resolve import resolve
-from semires.config.schema import Method, Params
+from semires.config.schema import Params
 from semires.evaluation.corrections import measure_corrections, overlap_sums
 from semires.models import Outputs, SegmentationModel
 from semires.models.weights import load_weights

@@ -10,8 +10,9 @@ from semires.config.load import load_params
 from semires.files import read_json
 from semires.reporting import quality
 from semires.reporting.definitions import PaperValues, load_definitions
-from semires.reporting.figures import FigureMaker, save
+from semires.reporting.figures import FigureMaker
 from semires.reporting.records import load_records
+from semires.reporting.style import save
 from semires.reporting.tables import TableBuilder
 from semires.runs.key import RunKey
 

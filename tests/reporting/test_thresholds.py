@@ -10,10 +10,10 @@ from helpers.fake_searches import write_search
 from semires.config.validate import validate
 from semires.errors import CorruptCacheError
 from semires.reporting.claims import SUPPORTED
-from semires.reporting.figures import save
 from semires.reporting.records import load_records
 from semires.reporting.report import report
 from semires.reporting.searches import read_searches
+from semires.reporting.style import save
 from semires.reporting.threshold_figures import threshold_figures
 from semires.reporting.thresholds import compare_thresholds
 from semires.reporting.thresholds_render import grids, thresholds_csv, thresholds_markdown

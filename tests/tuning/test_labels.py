@@ -15,7 +15,7 @@ from semires.errors import CorruptCacheError
 from semires.refine.partition import Partition
 from semires.refine.strategies import STRATEGIES
 from semires.reporting import labels as shown
-from semires.reporting.figures import save
+from semires.reporting.style import save
 from semires.runs.key import RunKey
 from semires.training.burn_in import burn_in
 from semires.tuning.counts import PseudoLabel, count
