@@ -52,15 +52,12 @@ def dashboard() -> Iterator[str | None]:
 
 
 async def visit(page: Page, server: str, experiment: str, run: str, studies: str | None) -> None:
-    """The searches as a table, one search's trials, its curves, and its study."""
+    """The searches as a table, the curves of one search, and its study."""
     await page.resize(HEIGHT, WIDE)
     url = f"{server}/#/experiments/{experiment}/runs?{KIND}&searchFilter="
     row = "document.querySelector('[role=row] a[href*=\"/runs/\"]')"
     await page.open(url + quote("tags.stage = 'tune'"), row)
     await page.picture("searches", 500, WIDE)
-    trials = quote(f"tags.`mlflow.parentRunId` = '{run}'") + "&compareRunsMode=CHART"
-    await page.open(url + trials, "document.querySelector('.js-plotly-plot')")
-    await page.picture("trials", HEIGHT, WIDE)
     artifact = "document.querySelector('[artifact-name=\"curves.png\"]')"
     await page.open(f"{server}/#/experiments/{experiment}/runs/{run}/artifacts", artifact)
     await page.click(f"[{artifact}]")
