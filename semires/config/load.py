@@ -7,6 +7,7 @@ from typing import Any
 
 from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
+from semires.errors import ConfigError
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -24,5 +25,8 @@ def validate_file(values: Any, where: str) -> Params:
     from semires.config.resolve import check_overrides
 
     params = validate(values, where)
-    check_overrides(params)
+    try:
+        check_overrides(params)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     return params

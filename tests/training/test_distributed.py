@@ -190,7 +190,7 @@ def test_a_run_by_two_goes_on_as_the_unbroken_one(start: Path):
 def test_a_state_is_continued_only_by_as_many_samples_a_step(
     start: Path, capsys: pytest.CaptureFixture[str]
 ):
-    key = RunKey("refscenes", 25, "baseline", 0)
+    key = RunKey("refscenes", 25.0, "baseline", 0)  # a float, as rank.py reads it
     said = together("train", "baseline", "4", params=params_of(), code=143)
     assert "state saved" in said
     mutual(params_of(), key)

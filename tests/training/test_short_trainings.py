@@ -20,6 +20,7 @@ from semires.samples.dataset import LabelledDataset
 from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
 from semires.tuning import study as studies
+from semires.tuning.counts import counts_of, halves
 from semires.tuning.refined import make_table, summarise
 
 CELL = RunKey("refscenes", 25, "cpi-u", 0)
@@ -85,8 +86,8 @@ def test_the_first_trials_are_the_papers_and_the_best_for_the_labels(teacher: Pa
     studies.tune(params, CELL)
     found = trials()["params_threshold_u"].tolist()
     assert found[0] == params.refine["cpi-u"].threshold_u
-    counts = studies.counts_of(params, CELL)
-    seen, _ = studies.halves(counts.image_ids, params.tune.seed)
+    counts = counts_of(params, CELL)
+    seen, _ = halves(counts.image_ids, params.tune.seed)
     table = make_table(counts, "cpi-u").take(seen)
     reached = [
         summarise(table.outcome({"threshold_u": value}), table.labels)["oIoU"]
@@ -112,8 +113,8 @@ def test_trials_are_valued_on_their_half_of_val(
     monkeypatch.setattr(RunContext, "evaluate", spy)
     params = searching(f"sqlite:///{tmp_path / 'study.db'}", trials=1)
     studies.tune(params, CELL)
-    images = studies.counts_of(params, CELL).image_ids
-    seen, held_out = studies.halves(images, params.tune.seed)
+    images = counts_of(params, CELL).image_ids
+    seen, held_out = halves(images, params.tune.seed)
     assert valued
     assert all(each == set(images[seen]) for each in valued)
     assert not set(images[seen]) & set(images[held_out])
