@@ -21,8 +21,8 @@ help:  ## this list
 # apart. The results do not depend on the number of lanes.
 define dvc_repro
 	dvc repro --glob 'propose@*' 'split@*'
-	for kind in burn_in labels tune mutual; do \
-	  dvc stage list --name-only | grep "^$$kind@" | xargs -P $(LANES) -n 1 sh -c \
+	stages=$$(dvc stage list --name-only) && for kind in burn_in labels tune mutual; do \
+	  grep "^$$kind@" <<< "$$stages" | xargs -r -P $(LANES) -n 1 sh -c \
 	    'dvc --wait-for-lock repro -s "$$0" || exit 255' || exit; \
 	done
 	dvc repro
