@@ -46,6 +46,14 @@ def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
 
 
+def adamw(model: Any, fused: bool) -> Any:
+    """The optimizer of the comparison."""
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.01, fused=fused)
+
+
 def training_step(params: Any, device: Any, compiled: bool = True) -> None:
     """Compare the steps of mutual learning and print a verdict and the peak memory of ours."""
     import common
@@ -72,10 +80,6 @@ def training_step(params: Any, device: Any, compiled: bool = True) -> None:
     forward = TrainingForward(student)
     if compiled:
         forward.compile()
-
-    def adamw(model: Any, fused: bool) -> Any:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.01, fused=fused)
 
     optimizer, plain_optimizer = adamw(student, True), adamw(plain, False)
     plain_teacher = make_teacher(plain)

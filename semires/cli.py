@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semires.errors import SemiresError
-from semires.options import OPTIONS
+from semires.options import OPTIONS, check_names, check_percent, run_key
 from semires.runs.key import SUPERVISED
 
 if TYPE_CHECKING:
@@ -95,27 +95,9 @@ def enter_project(arguments: Arguments) -> None:
     os.chdir(project)
 
 
-def _key(arguments: Arguments, method: str, source: str | None = None) -> RunKey:
-    from semires.errors import ConfigError
-    from semires.runs.key import RunKey
-
-    if not 0 <= arguments.seed < 2**32:
-        raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
-    _percent(arguments.fraction)
-    model = getattr(arguments, "model", None)
-    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source, model)
-
-
-def _percent(fraction: float) -> None:
-    from semires.errors import ConfigError
-
-    if not 0 < fraction <= 100:
-        raise ConfigError(f"--fraction: {fraction:g} is not a percentage above 0 and up to 100")
-
-
 def _generate(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
+    check_names(params, dataset=arguments.dataset)
     from semires.data.refscenes import generate
 
     generate(params, arguments.dataset)
@@ -123,7 +105,7 @@ def _generate(arguments: Arguments) -> None:
 
 def _prepare(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
+    check_names(params, dataset=arguments.dataset)
     from semires.data.prepare import prepare
 
     prepare(params, arguments.dataset)
@@ -131,8 +113,8 @@ def _prepare(arguments: Arguments) -> None:
 
 def _split(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
-    _percent(arguments.fraction)
+    check_names(params, dataset=arguments.dataset)
+    check_percent(arguments.fraction)
     from semires.data.splits import make_split
 
     make_split(params, arguments.dataset, arguments.fraction)
@@ -148,7 +130,7 @@ def _sam(arguments: Arguments) -> None:
 def _propose(arguments: Arguments) -> None:
     params = _params(arguments)
     source = arguments.source or params.proposals.source
-    _known(params, dataset=arguments.dataset, source=source)
+    check_names(params, dataset=arguments.dataset, source=source)
     from semires.errors import ConfigError
     from semires.proposals import propose
 
@@ -167,10 +149,10 @@ def _propose(arguments: Arguments) -> None:
 
 def _burn_in(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset, model=arguments.model)
+    check_names(params, dataset=arguments.dataset, model=arguments.model)
     from semires.training.burn_in import burn_in
 
-    burn_in(params, _key(arguments, SUPERVISED), profile=arguments.profile)
+    burn_in(params, run_key(arguments, SUPERVISED), profile=arguments.profile)
 
 
 def _mutual(arguments: Arguments) -> None:
@@ -206,18 +188,18 @@ def _tune(arguments: Arguments) -> None:
 
 def _labels(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
+    check_names(params, dataset=arguments.dataset)
     from semires.reporting.labels import markdown
     from semires.tuning.labels import write_labels
 
     refs = arguments.refs or params.evaluation.correction_refs
-    print(markdown(params, write_labels(params, _key(arguments, SUPERVISED), refs)))
+    print(markdown(params, write_labels(params, run_key(arguments, SUPERVISED), refs)))
 
 
 def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
     """Return all parameters, and the run that the arguments name."""
     params, source = _params(arguments), arguments.source
-    _known(
+    check_names(
         params,
         dataset=arguments.dataset,
         method=arguments.method,
@@ -226,7 +208,7 @@ def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
     )
     if source == params.proposals.source:
         source = None
-    return params, _key(arguments, arguments.method, source)
+    return params, run_key(arguments, arguments.method, source)
 
 
 def _report(arguments: Arguments) -> None:
@@ -282,7 +264,7 @@ def _track_sync(arguments: Arguments) -> None:
 
 def _evaluate(arguments: Arguments) -> None:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
+    check_names(params, dataset=arguments.dataset)
     from semires.evaluation.checkpoint import evaluate_checkpoint
 
     checkpoint, dataset, split = arguments.checkpoint, arguments.dataset, arguments.split
@@ -310,7 +292,7 @@ def _predict(arguments: Arguments) -> None:
 
 def _rehearse(arguments: Arguments) -> int:
     params = _params(arguments)
-    _known(params, dataset=arguments.dataset)
+    check_names(params, dataset=arguments.dataset)
     from semires.rehearsal.rehearse import Options, rehearse
 
     names = ("dataset", "stages", "steps", "pictures", "random_weights", "synthetic_data")
@@ -321,31 +303,6 @@ def _doctor(arguments: Arguments) -> int:
     from semires.doctor import doctor
 
     return doctor(arguments.params)
-
-
-def _known(
-    params: Params,
-    dataset: str | None = None,
-    method: str | None = None,
-    source: str | None = None,
-    model: str | None = None,
-) -> None:
-    """Check that params.yaml contains the given names, before any heavy import."""
-    from semires.config.messages import require
-    from semires.errors import ConfigError
-
-    given = (
-        (dataset, params.datasets, "--dataset", "datasets"),
-        (method, params.refine, "--method", "refine"),
-        (source, params.proposals.sources, "--source", "proposals.sources"),
-        (model, params.models, "--model", "models"),
-    )
-    for name, known, option, where in given:
-        if name is not None:
-            try:
-                require([name], known, option, where)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
 
 
 STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {

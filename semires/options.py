@@ -1,8 +1,15 @@
-"""The options of the subcommands, with their help."""
+"""The options of the subcommands, with their help and the checks of their values."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+from semires.errors import ConfigError
+from semires.runs.key import RunKey
+
+if TYPE_CHECKING:
+    from semires.config.schema import Params
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -71,3 +78,54 @@ OPTIONS: dict[str, dict[str, object]] = {
         "metavar": "FILE",
     },
 }
+
+
+def run_key(arguments: argparse.Namespace, method: str, source: str | None = None) -> RunKey:
+    """Return the run that the arguments and the given names describe.
+
+    Raises:
+        ConfigError: the seed or the fraction is outside its range.
+    """
+    if not 0 <= arguments.seed < 2**32:
+        raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
+    check_percent(arguments.fraction)
+    model = getattr(arguments, "model", None)
+    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source, model)
+
+
+def check_percent(fraction: float) -> None:
+    """Check that a labelled fraction is a percentage.
+
+    Raises:
+        ConfigError: it is not above 0 and up to 100.
+    """
+    if not 0 < fraction <= 100:
+        raise ConfigError(f"--fraction: {fraction:g} is not a percentage above 0 and up to 100")
+
+
+def check_names(
+    params: Params,
+    dataset: str | None = None,
+    method: str | None = None,
+    source: str | None = None,
+    model: str | None = None,
+) -> None:
+    """Check that params.yaml contains the given names, before any heavy import.
+
+    Raises:
+        ConfigError: it does not; the text offers the nearest name.
+    """
+    from semires.config.messages import require
+
+    given = (
+        (dataset, params.datasets, "--dataset", "datasets"),
+        (method, params.refine, "--method", "refine"),
+        (source, params.proposals.sources, "--source", "proposals.sources"),
+        (model, params.models, "--model", "models"),
+    )
+    for name, known, option, where in given:
+        if name is not None:
+            try:
+                require([name], known, option, where)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None

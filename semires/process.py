@@ -174,10 +174,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
+def git(*command: str) -> str | None:
+    """Return the output of a git command, or None if it failed or git is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", "-c", "core.quotePath=false", *command], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+
+
 def git_commit() -> str | None:
     """Return the commit of the working tree, or None outside a Git repository."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    return (git("rev-parse", "HEAD") or "").strip() or None
 
 
 def peak_rss_mb() -> float:

@@ -152,9 +152,9 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
     job = _plan(params, dataset, source)
     remote = _remote(job, output)
     with files.lock(job.work / "merge.lock", job.what):
-        here = [shard for shard in job.shards if _is_finished(job, shard, mend=True)]
         there = remote.finished() if remote else set()
-        absent = [s for s in job.shards if s not in here and _record_path(job, s).name not in there]
+        elsewhere = [shard for shard in job.shards if not _is_finished(job, shard, mend=True)]
+        absent = [shard for shard in elsewhere if _record_path(job, shard).name not in there]
         if absent:
             numbers = " ".join(f"{s.index}:{s.index + 1}" for s in absent[:8])
             more = " ..." if len(absent) > 8 else ""
@@ -162,8 +162,8 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
                 f"{job.what}: {len(absent)} of {len(job.shards)} shards are missing; make them "
                 f"with `semires propose --shards A:B`: {numbers}{more}"
             )
-        for shard in job.shards:
-            if remote and shard not in here:
+        if remote:
+            for shard in elsewhere:
                 remote.get(job.work / shard.file, _record_path(job, shard))
         _publish(job)
     shutil.rmtree(job.work, ignore_errors=True)

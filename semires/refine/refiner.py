@@ -110,14 +110,14 @@ class PseudoLabelRefiner:
         logits = teacher_logits.float()
         if self.temperature != 1:
             logits = logits / self.temperature
+        probability = foreground(logits)
         labels = logits[:, 1] > logits[:, 0]  # argmax; a tie is background
         if not self.strategy.uses_proposals:
             matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         else:
             _check_sizes(labels, partitions)
-            soft = rounded(foreground(logits)) if self.strategy.soft else None
+            soft = rounded(probability) if self.strategy.soft else None
             labels, matched = self._match(labels, partitions, soft)
-        probability = foreground(logits)
         weights = self.weighting(probability).masked_fill(matched[:, None, None], 1)
         quality = _quality(probability, labels) if self.matched_weight != "one" else None
         return RefinedLabels(labels.long(), weights, matched, quality)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from semires.config.validate import read_yaml
+from semires.process import git
 from semires.reporting.report import KEPT
 from semires.reporting.runs_table import numerics_differences
 from semires.runs import layout
@@ -37,9 +37,9 @@ def closing(output: Path = layout.REPORTS) -> str:
     Args:
         output: the report's folder.
     """
-    if _git("rev-parse", "--verify", "--quiet", "HEAD") is None:
+    if git("rev-parse", "--verify", "--quiet", "HEAD") is None:
         return "The results were not compared: the project is no git repository or has no commit."
-    committed, here = _stages(_git("show", f"HEAD:./{LOCK}")), _stages(_read(LOCK))
+    committed, here = _stages(git("show", f"HEAD:./{LOCK}")), _stages(_read(LOCK))
     if not committed or not here:
         where = "here" if committed else "committed"
         return f"The results were not compared: no stage of {LOCK} is {where}."
@@ -126,14 +126,14 @@ def _changed_inputs(name: str, committed: Stages, here: Stages) -> Iterator[str]
 
 def _numerics(output: Path) -> Iterator[str]:
     """Differences of numerics class and versions, from both versions of runs.csv."""
-    texts = _git("show", f"HEAD:./{output / 'runs.csv'}"), _read(output / "runs.csv")
+    texts = git("show", f"HEAD:./{output / 'runs.csv'}"), _read(output / "runs.csv")
     if all(texts):
         yield from numerics_differences(*(csv.DictReader(io.StringIO(t or "")) for t in texts))
 
 
 def _changed_code() -> Iterator[str]:
     """Files that changed after the commit that has the results."""
-    commit = _git("log", "-1", "--format=%h", "--", str(LOCK))
+    commit = git("log", "-1", "--format=%h", "--", str(LOCK))
     names = _lines("diff", "--name-only", "--relative", str(commit).strip(), "--", *_INPUTS)
     if names:
         more = f" and {len(names) - 3} more" * (len(names) > 3)
@@ -142,8 +142,8 @@ def _changed_code() -> Iterator[str]:
 
 def _changed_files() -> set[Path]:
     """The files that `git status` lists, relative to the project."""
-    top = (_git("rev-parse", "--show-prefix") or "").strip()
-    status = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or ""
+    top = (git("rev-parse", "--show-prefix") or "").strip()
+    status = git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or ""
     names = (entry[3:] for entry in status.split("\0") if entry)
     return {Path(name.removeprefix(top)) for name in names if name.startswith(top)}
 
@@ -159,15 +159,4 @@ def _read(path: Path) -> str | None:
 
 
 def _lines(*command: str) -> list[str]:
-    return (_git(*command) or "").splitlines()
-
-
-def _git(*command: str) -> str | None:
-    """The output of a git command; None if it failed or git is not installed."""
-    try:
-        done = subprocess.run(
-            ["git", "-c", "core.quotePath=false", *command], capture_output=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+    return (git(*command) or "").splitlines()

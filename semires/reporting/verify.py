@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ import numpy as np
 
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError, SemiresError
+from semires.process import git
 from semires.reporting.claims import NOT_RUN
 from semires.reporting.claims_render import CLAIM_COLUMNS
 from semires.reporting.report import build, write_data
@@ -100,21 +100,16 @@ def _require_commit(revision: str) -> None:
     """Refuse a revision that git does not know; HEAD may be absent (no commit, no repository)."""
     if revision == "HEAD":
         return
-    done = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
+    commit = f"{revision}^{{commit}}"
+    if git("rev-parse", "--verify", "--quiet", "--end-of-options", commit) is None:
         raise SemiresError(f"--against {revision}: no such commit in git")
 
 
 def committed_text(path: Path, revision: str = "HEAD") -> str | None:
     """A file as a commit has it; of HEAD, if untracked or outside git, as it is on disk."""
-    done = subprocess.run(
-        ["git", "show", f"{revision}:./{path.as_posix()}"], capture_output=True, check=False
-    )
-    if done.returncode == 0:
-        return done.stdout.decode("utf-8", errors="replace")
+    text = git("show", f"{revision}:./{path.as_posix()}")
+    if text is not None:
+        return text
     if revision != "HEAD" or not path.is_file():
         return None
     return path.read_text(encoding="utf-8", errors="replace")

@@ -55,7 +55,6 @@ def make_refiner(
         method: an entry of ``refine``.
         concat: joins tensors of all processes, see :mod:`semires.refine.weighting`.
         fitted_temperature: of the burn-in, for ``temperature: fitted``.
-
     """
     pwa = params.loss.pwa
     temperature = method.temperature if method.temperature != "fitted" else fitted_temperature

@@ -23,7 +23,14 @@ from semires.refine.strategies import STRATEGIES
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 from semires.tuning.counts import Bools, Counts, counts_of
-from semires.tuning.refined import ChoiceTable, Labels, Outcome, make_table, summarise
+from semires.tuning.refined import (
+    ChoiceTable,
+    Labels,
+    Outcome,
+    make_table,
+    references_of,
+    summarise,
+)
 
 TEACHER = "teacher"  # the row of the labels without refinement
 BEST = "best possible"  # the row of the best unions of atoms, by the ground truth
@@ -67,15 +74,16 @@ def write_labels(params: Params, key: RunKey, refs: int | None) -> pd.DataFrame:
 
 def outcomes(counts: Counts) -> Iterator[tuple[str, Labels, Outcome]]:
     """The labels after every rule with its default thresholds, after the teacher's own."""
-    table = make_table(counts, "expected-iou-atoms")
+    references = references_of(counts)
+    table = make_table(counts, "expected-iou-atoms", references)
     assert isinstance(table, ChoiceTable)
     yield TEACHER, table.labels, table.labels.untouched()
     for name, strategy in STRATEGIES.items():
         if strategy.uses_proposals:
-            rule = make_table(counts, name)
+            rule = make_table(counts, name, references)
             yield name, rule.labels, rule.outcome(strategy.thresholds)
     # With the ground truth in place of the probability, the expected IoU is the IoU.
-    truths = [replace(r, probability=r.truth.astype(np.float64)) for r in table.references]
+    truths = [replace(r, probability=r.truth.astype(np.float64)) for r in references]
     yield BEST, table.labels, replace(table, references=truths).outcome({})
 
 

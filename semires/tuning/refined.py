@@ -96,10 +96,6 @@ class Table(Protocol):
         """
         ...
 
-    def take(self, chosen: Bools) -> Table:
-        """The part of the table for the references where ``chosen`` (R,) is true."""
-        ...
-
 
 @dataclass(frozen=True)
 class ScoreTable:
@@ -136,18 +132,6 @@ class ScoreTable:
         """Exact sums over each reference's units; a reference may have none."""
         running = np.concatenate([[0], np.cumsum(values)])
         return cast(Ints, running[self.offsets[1:]] - running[self.offsets[:-1]])
-
-    def take(self, chosen: Bools) -> ScoreTable:
-        """See :class:`Table`."""
-        lengths = np.diff(self.offsets)
-        units = np.repeat(chosen, lengths)
-        return ScoreTable(
-            self.labels.take(chosen),
-            np.concatenate([[0], np.cumsum(lengths[chosen])]),
-            {name: score[units] for name, score in self.scores.items()},
-            self.area[units],
-            self.truth[units],
-        )
 
 
 @dataclass(frozen=True)
@@ -226,11 +210,6 @@ class ChoiceTable:
         for r, reference in enumerate(self.references):
             yield r, self.strategy.covered(reference.atoms, thresholds)
 
-    def take(self, chosen: Bools) -> ChoiceTable:
-        """See :class:`Table`."""
-        references = [self.references[r] for r in np.flatnonzero(chosen)]
-        return ChoiceTable(self.labels.take(chosen), self.strategy, references)
-
 
 def checked(value: float, name: str) -> float:
     """Return a threshold.
@@ -248,8 +227,14 @@ def thresholds_of(strategy: str) -> tuple[str, ...]:
     return tuple(STRATEGIES[strategy].thresholds) if strategy in STRATEGIES else ()
 
 
-def make_table(counts: Counts, strategy: str) -> Table:
+def make_table(counts: Counts, strategy: str, references: list[Reference] | None = None) -> Table:
     """Compute the table for the trials of a strategy.
+
+    Args:
+        counts: of the pseudo-labels.
+        strategy: its name.
+        references: :func:`references_of` the counts, if the caller makes tables of several
+            strategies; None computes them.
 
     Raises:
         ConfigError: the strategy uses no proposals or is unknown.
@@ -257,7 +242,8 @@ def make_table(counts: Counts, strategy: str) -> Table:
     if strategy not in STRATEGIES or not STRATEGIES[strategy].uses_proposals:
         raise ConfigError(f"strategy {strategy!r}: has no rule to evaluate")
     rule = STRATEGIES[strategy]
-    references = _references(counts)
+    if references is None:
+        references = references_of(counts)
     labels = _labels(counts, references, rule.keeps_outside)
     if not rule.scores:
         return ChoiceTable(labels, rule, references)
@@ -268,7 +254,8 @@ def make_table(counts: Counts, strategy: str) -> Table:
     return ScoreTable(labels, offsets, dict(zip(rule.scores, scores, strict=True)), area, pixels)
 
 
-def _references(counts: Counts) -> list[Reference]:
+def references_of(counts: Counts) -> list[Reference]:
+    """The R pseudo-labels, each with the proposals of its image."""
     members = [m.astype(np.float64) for m in counts.members()]
     probability = counts.probability / PROBABILITY_STEPS
     area, label, truth = counts.area, counts.label, counts.truth

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.demo_params import DEMO, changed, with_method
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from semires.config.compose import composed, missing_files, use
+from semires.config.compose import composed, use
 from semires.config.grid import grid_text
 from semires.config.load import load_params, validate_file
-from semires.config.resolve import resolve
 from semires.config.schema import Params
-from semires.config.validate import read_yaml, validate
+from semires.config.validate import validate
 from semires.errors import ConfigError
 from semires.refine.strategies import STRATEGIES, Strategy
 from semires.runs.key import RunKey
 from semires.tuning.objective import Axis, space
 
 ROOT = Path(__file__).parents[2]
-DEMO = read_yaml(ROOT / "experiments/demo.yaml")
-
-
-def changed(key: str, value: Any) -> dict[str, Any]:
-    """The demo's parameters with one dotted key changed (or added)."""
-    tree = copy.deepcopy(DEMO)
-    *folders, name = key.split("/")
-    node = tree
-    for folder in folders:
-        node = node[int(folder) if isinstance(node, list) else folder]
-    node[name] = value
-    return tree
 
 
 def refusal(tree: Any) -> str:
@@ -277,10 +264,6 @@ def test_use_of_a_wrong_file_changes_nothing(tmp_path: Path):
         composed(wrong)
 
 
-def with_method(**entry: Any) -> Params:
-    return validate(changed("refine/mine", {"strategy": "none", "pwa": False, **entry}))
-
-
 def test_a_strategy_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match=r"mine: no strategy 'cpi-a'; did you mean 'cpi-u'"):
         with_method(strategy="cpi-a", threshold=0.5)
@@ -328,82 +311,6 @@ def test_what_a_file_alone_can_hold(tmp_path: Path, old: str, new: str, line: st
     assert "\n" not in str(caught.value)
     assert target.read_bytes() == b"\xff before"
     assert not (tmp_path / "experiments").exists()
-
-
-def test_overrides_reach_the_parameters():
-    params = with_method(overrides={"mutual.ema": 0.5, "loss.pwa.offset": 2.0})
-    resolved = resolve(params, RunKey("refscenes", 1, "mine", 0))
-    assert resolved.mutual.ema == 0.5
-    assert resolved.loss.pwa.offset == 2.0
-    assert params.mutual.ema != 0.5
-    assert resolve(params, RunKey("refscenes", 1, "iom", 0)) == params
-
-
-def test_a_run_of_another_model_has_its_section_and_its_overrides():
-    tree = validate(read_yaml(ROOT / "experiments/demo.yaml")).model_dump()
-    tree["models"]["rela"]["overrides"] = {"burn_in.lr": 0.5, "mutual.ema": 0.25}
-    tree["refine"]["mine"] = {
-        "strategy": "none", "pwa": False, "overrides": {"mutual.ema": 0.75}
-    }  # fmt: skip
-    params = validate(tree)
-    supervised = resolve(params, RunKey("refscenes", 1, "supervised", 0, model="rela"))
-    assert supervised.model == params.models["rela"].model
-    assert (supervised.burn_in.lr, supervised.mutual.ema) == (0.5, 0.25)
-    mine = resolve(params, RunKey("refscenes", 1, "mine", 0, model="rela"))
-    assert (mine.model.name, mine.mutual.ema) == ("rela", 0.75), "the method's override comes last"
-    for method in ("supervised", "iom"):
-        assert resolve(params, RunKey("refscenes", 1, method, 0)) == params
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("model/regions", 15, "models.rela: model.regions: 15 is not the square of a number"),
-        ("overrides", {"mutual.emma": 1}, "models.rela.overrides: 'mutual.emma': mutual has no"),
-        ("overrides", {"refine.iom": 1}, "'refine.iom' is not a dotted key of optimizer, burn_in"),
-        ("overrides", {"mutual.ema": 5}, "models.rela: mutual.ema: "),
-    ],
-)
-def test_another_model_is_checked_before_any_work(key: str, value: Any, says: str):
-    with pytest.raises(ConfigError, match=re.escape(says)):
-        validate_file(changed(f"models/rela/{key}", value), "params.yaml")
-
-
-def test_files_of_other_models_are_named_only_if_the_study_uses_them():
-    tree = validate(read_yaml(ROOT / "experiments/demo.yaml")).model_dump()
-    tree["models"]["rela"]["model"]["swin"]["pretrained"] = "nowhere.pth"
-    assert not any("nowhere.pth" in line for line in missing_files(validate(tree)))
-    tree["study"]["runs"][1]["model"] = "rela"
-    lines = list(missing_files(validate(tree)))
-    assert any(line.startswith("models.rela.model.swin.pretrained: nowhere.pth") for line in lines)
-
-
-@pytest.mark.parametrize("key", ["model.name", "mutual", "mutual.emma", "loss.pwa.x.y"])
-def test_overrides_elsewhere_are_refused(key: str):
-    params = with_method(overrides={key: 0.5})
-    with pytest.raises(ConfigError, match=r"refine\.mine\.overrides"):
-        resolve(params, RunKey("refscenes", 1, "mine", 0))
-
-
-def test_tuned_thresholds_come_from_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    params = with_method(strategy="cpi-u", threshold_u=0.7, thresholds="tuned")
-    cell = RunKey("refscenes", 1, "mine", 0)
-    with pytest.raises(ConfigError, match="semires tune --dataset refscenes --fraction 1 "):
-        resolve(params, cell)
-    folder = tmp_path / "experiments/tuned"
-    folder.mkdir(parents=True)
-    (folder / "refscenes-1-mine.yaml").write_text("# from a search\nthreshold_u: 0.25\n")
-    assert resolve(params, cell).refine["mine"].threshold_u == 0.25
-    assert resolve(params, cell, tuned=False).refine["mine"].threshold_u == 0.7
-    (folder / "refscenes-1-mine.yaml").write_text("threshold_u: 25\n")
-    with pytest.raises(ConfigError, match=re.escape("refine.mine.threshold_u")):
-        resolve(params, cell)
-    other = with_method(strategy="cpi-u", threshold_u=0.7, thresholds="tuned:cpi-u")
-    with pytest.raises(ConfigError, match=r"refscenes-1-cpi-u\.yaml: no such file.*--method cpi-u"):
-        resolve(other, cell)
-    (folder / "refscenes-1-cpi-u.yaml").write_text("threshold_u: 0.5\n")
-    assert resolve(other, cell).refine["mine"].threshold_u == 0.5
 
 
 def test_new_keys_of_a_method_are_recorded_only_where_they_are_set():

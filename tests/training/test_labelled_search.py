@@ -14,7 +14,6 @@ from semires.cli import main
 from semires.errors import DataError, Interrupted
 from semires.files import read_json
 from semires.runs.key import RunKey
-from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
 from semires.tuning import labelled
 from semires.tuning.counts import load
@@ -22,14 +21,6 @@ from semires.tuning.study import tune
 
 CELL = RunKey("refscenes", 25, "cpi-u", 0)
 FOLDER = Path("tune/refscenes/25/cpi-u/seed0")
-
-
-@pytest.fixture(scope="module")
-def teacher(small_study: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEMIRES_TRACKING", "off")
-        burn_in(small_params(), RunKey("refscenes", 25, "supervised", 0))
-    return small_study
 
 
 def searching(folder: Path, **changes: Any) -> Any:

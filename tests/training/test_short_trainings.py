@@ -17,7 +17,6 @@ from semires.errors import Interrupted, NonFiniteLossError
 from semires.runs.key import RunKey
 from semires.runs.layout import tuned_file
 from semires.samples.dataset import LabelledDataset
-from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
 from semires.tuning import study as studies
 from semires.tuning.counts import counts_of, halves
@@ -40,14 +39,6 @@ class FromThe(optuna.pruners.BasePruner):  # type: ignore[misc]
 def searching(storage: str | None = None, **changes: Any) -> Params:
     values = {"objective": "training", "trials": 4, "steps": 4, "storage": storage, **changes}
     return small_params(tune=values, evaluation={"bootstrap_samples": 50})
-
-
-@pytest.fixture(scope="module")
-def teacher(small_study: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEMIRES_TRACKING", "off")
-        burn_in(small_params(), RunKey("refscenes", 25, "supervised", 0))
-    return small_study
 
 
 def states_on_disk() -> list[Path]:
@@ -88,7 +79,7 @@ def test_the_first_trials_are_the_papers_and_the_best_for_the_labels(teacher: Pa
     assert found[0] == params.refine["cpi-u"].threshold_u
     counts = counts_of(params, CELL)
     seen, _ = halves(counts.image_ids, params.tune.seed)
-    table = make_table(counts, "cpi-u").take(seen)
+    table = make_table(counts.take(seen), "cpi-u")
     reached = [
         summarise(table.outcome({"threshold_u": value}), table.labels)["oIoU"]
         for value in (found[1], *(step / 40 for step in range(41)))
