@@ -21,10 +21,10 @@ import common
 import numpy as np
 
 from semires.config.load import load_params
-from semires.files import sqlite_url
 from semires.refine.partition import Partition
 from semires.runs import layout
 from semires.runs.key import RunKey
+from semires.runs.layout import sqlite_url
 from semires.tuning.counts import PseudoLabel, count
 from semires.tuning.objective import Axis, labels_objective
 from semires.tuning.refined import make_table, summarise, thresholds_of

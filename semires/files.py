@@ -11,16 +11,20 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semires.errors import BusyError, CorruptCacheError, SemiresError
 
@@ -198,9 +202,19 @@ def read_parquet(
         raise CorruptCacheError(f"{path}: damaged Parquet file ({reason})") from error
 
 
-def sqlite_url(path: str | Path) -> str:
-    """The SQLAlchemy URL of an SQLite file; characters with a meaning in URLs are escaped."""
-    return "sqlite:///" + quote(str(path), safe="/ ")
+def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays in NumPy's npz format, uncompressed.
+
+    The bytes depend only on the content. Those of `numpy.savez_compressed` also depend on the
+    versions of Python and zlib.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+    return content.getvalue()
 
 
 def sha256_bytes(data: bytes) -> str:

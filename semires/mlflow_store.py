@@ -25,12 +25,7 @@ from urllib.parse import unquote
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.evaluation.panels import panel_pictures
-from semires.files import (
-    atomic_path,
-    read_json,
-    sqlite_url,
-    write_bytes,
-)
+from semires.files import atomic_path, read_json, write_bytes
 from semires.runs import layout
 from semires.runs.record import RECORD, Provenance, RunRecord, flatten
 
@@ -268,7 +263,7 @@ def _own_database() -> str:
 def _url(path: Path) -> str:
     """With a driver in the URL, MLflow does not create the folder that the quoted path names."""
     # Absolute: MLflow keeps one engine per URL, and its connections outlive a change of folder.
-    return sqlite_url(path.absolute()).replace("sqlite:", "sqlite+pysqlite:", 1)
+    return layout.sqlite_url(path.absolute()).replace("sqlite:", "sqlite+pysqlite:", 1)
 
 
 def address() -> str:

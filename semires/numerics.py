@@ -83,12 +83,15 @@ def numerics_class() -> str:
 
 
 def software() -> dict[str, str]:
-    """The numerics class, and the versions of Python and the libraries that compute the results."""
+    """The numerics class, and the versions of Python and the libraries that compute the results.
+
+    Python's patch version is left out: it changes no result.
+    """
     import transformers
 
     return {
         "class": numerics_class(),
-        "python": sys.version.split()[0],
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "transformers": transformers.__version__,
         **library_versions(),
     }

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from semires.config.schema import Params
 from semires.dist import Group
 from semires.evaluation.evaluate import predict_masks
-from semires.files import atomic_path, write_parquet
+from semires.files import npz_bytes, write_bytes, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.samples.batch import B, UnlabelledBatch
@@ -51,8 +51,7 @@ class Corrections:
     def write(self, folder: Path) -> None:
         """Write ``corrections.parquet`` and ``panels.npz`` into a run's folder."""
         write_parquet(folder / "corrections.parquet", self.table)
-        with atomic_path(folder / "panels.npz") as path, open(path, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **self.panels)
+        write_bytes(folder / "panels.npz", npz_bytes(self.panels))
 
 
 def overlap_sums(

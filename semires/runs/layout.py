@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 from semires.errors import ConfigError
 from semires.runs.key import RUNS, RunKey, fraction_name
@@ -86,3 +87,8 @@ def require_project() -> None:
         raise ConfigError(
             f"{here}: no params.yaml, so not the root of a project; run it from the root{where}"
         )
+
+
+def sqlite_url(path: str | Path) -> str:
+    """The SQLAlchemy URL of an SQLite file; characters with a meaning in URLs are escaped."""
+    return "sqlite:///" + quote(str(path), safe="/ ")

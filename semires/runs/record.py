@@ -97,6 +97,7 @@ class Provenance:
         duration_s: wall-clock time of the process that finished the run, in seconds.
         peak_rss_mb: largest resident memory of the process, MiB.
         platform: operating system and machine.
+        python: full version of Python.
         cpu: vendor, family, model and name of the CPU.
         git_commit: commit of the working tree, or None outside git.
         code: SHA-256 over the package's source files.
@@ -109,6 +110,7 @@ class Provenance:
     duration_s: float
     peak_rss_mb: float
     platform: str
+    python: str
     cpu: dict[str, str]
     git_commit: str | None
     code: str
@@ -130,6 +132,7 @@ class Provenance:
             duration_s=round(time.time() - started, 2),
             peak_rss_mb=round(peak_rss_mb(), 1),
             platform=platform.platform(),
+            python=platform.python_version(),
             cpu=cpu_model(),
             git_commit=git_commit(),
             code=code_fingerprint(),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from semires.config.resolve import source_of
 from semires.errors import CorruptCacheError, DataError
 from semires.evaluation.calibration import BINS, reliability
-from semires.files import fingerprint, read_json, sha256_bytes, sha256_file, write_bytes
+from semires.files import fingerprint, npz_bytes, read_json, sha256_bytes, sha256_file, write_bytes
 from semires.refine.strategies import PROBABILITY_STEPS, rounded
 from semires.runs import layout
 from semires.runs.key import RunKey
@@ -174,10 +174,7 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
 
 def save(counts: Counts, path: Path, made_from: str) -> None:
     """Write counts whole or not at all, with a digest over them and their origin."""
-    buffer = io.BytesIO()
-    arrays = {field.name: getattr(counts, field.name) for field in fields(counts)}
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    data = buffer.getvalue()
+    data = npz_bytes({field.name: getattr(counts, field.name) for field in fields(counts)})
     write_bytes(path, sha256_bytes(made_from.encode() + data).encode() + data)
 
 

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 from semires.errors import BusyError, ConfigError, SemiresError
-from semires.files import sqlite_url
 from semires.runs import layout
 
 HEARTBEAT_S = 10
@@ -31,7 +30,7 @@ SQLITE_TIMEOUT_S = 60
 
 def default_url() -> str:
     """The SQLite file with all searches of this workspace."""
-    return sqlite_url(layout.root() / ".work" / "optuna" / "studies.db")
+    return layout.sqlite_url(layout.root() / ".work" / "optuna" / "studies.db")
 
 
 def sqlite_path(url: str) -> Path | None:

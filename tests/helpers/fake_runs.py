@@ -107,7 +107,7 @@ def record(key, metrics):
         params={"data": {"image_size": 64}, "mutual": {"steps": 400, "ema": 0.98},
                 "refine": {"strategy": key.method}},
         metrics=metrics, best_step=400, fingerprints={"split": "ab" * 32},
-        numerics={"python": "3.11.2", "torch": "2.15.0", "device": "cpu", "threads": 2},
+        numerics={"python": "3.11", "torch": "2.15.0", "device": "cpu", "threads": 2},
         n_refs_labelled=130, n_parameters=1234567, truncated_expressions=0, files={},
     )  # fmt: skip
 
@@ -125,8 +125,8 @@ def seal(folder):
 
 PROVENANCE = Provenance(
     started="2026-11-23T00:00:00+00:00", finished="2026-11-23T00:01:00+00:00", duration_s=60.25,
-    peak_rss_mb=512.0, platform="Linux x86_64", cpu={"name": "CPU"}, git_commit="0" * 40,
-    code="cd" * 32,
+    peak_rss_mb=512.0, platform="Linux x86_64", python="3.11.7", cpu={"name": "CPU"},
+    git_commit="0" * 40, code="cd" * 32,
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def write_record(key: RunKey = KEY, prints: dict[str, str] = PRINTS) -> None:
         files={"model.safetensors": "e" * 64},
     ).write(folder)
     times = "2026-11-23T00:00:00+00:00", "2026-11-23T00:01:00+00:00"
-    Provenance(*times, 60.0, 640.0, "Linux", {}, "0123", "c" * 64).write(folder)
+    Provenance(*times, 60.0, 640.0, "Linux", "3.11.7", {}, "0123", "c" * 64).write(folder)
 
 
 def write_study(rows: list[tuple[Any, ...]]) -> Path:

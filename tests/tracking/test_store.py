@@ -26,9 +26,9 @@ from helpers.tracked import (
 from semires import mlflow_store, tracking
 from semires.config.schema import Params
 from semires.errors import SemiresError
-from semires.files import sqlite_url
 from semires.mlflow_store import Store, StoredRun
 from semires.runs.key import RunKey
+from semires.runs.layout import sqlite_url
 from semires.runs.record import flatten
 
 pytestmark = pytest.mark.tracked

@@ -1,9 +1,12 @@
 """Counts per atom: right, compact, cached, rebuilt when damaged."""
 
+import io
+
 import numpy as np
 import pytest
 
 from semires.errors import CorruptCacheError, DataError
+from semires.files import npz_bytes, sha256_bytes
 from semires.refine.partition import Partition
 from semires.refine.strategies import PROBABILITY_STEPS
 from semires.tuning.counts import PseudoLabel, cached, count, halves, load, save
@@ -135,3 +138,12 @@ def test_halves_part_the_images():
     assert not np.array_equal(halves(ids, seed=1)[0], seen)
     with pytest.raises(DataError, match="at least two"):
         halves(np.zeros(5, int), seed=0)
+
+
+def test_the_bytes_of_an_npz_file_depend_on_its_content_only():
+    # a constant, because the bytes must stay equal from one version of Python to the next
+    data = npz_bytes({"a": np.arange(3), "b": np.array(["x", "yé"])})
+    assert sha256_bytes(data) == "4f7d316d6522b11ee259487e94793428578d7cba93e37afc148f7ea2db30c12e"
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        assert arrays["a"].tolist() == [0, 1, 2]
+        assert arrays["b"].tolist() == ["x", "yé"]

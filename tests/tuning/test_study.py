@@ -20,7 +20,7 @@ from helpers import HELPERS
 from helpers.study_worker import AXES, make_search, make_table
 
 from semires.errors import ConfigError, Interrupted, SemiresError
-from semires.files import sqlite_url
+from semires.runs.layout import sqlite_url
 from semires.tuning import storage
 from semires.tuning import study as studies
 from semires.tuning.objective import Axis, suggest
