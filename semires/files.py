@@ -23,13 +23,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from semires.errors import BusyError, CorruptCacheError, SemiresError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 # Errors of the machine, not of this program: they end in one line without a traceback.
 _ENVIRONMENT_ERRNOS = {
@@ -208,6 +206,8 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     The bytes depend only on the content. Those of `numpy.savez_compressed` also depend on the
     versions of Python and zlib.
     """
+    import numpy as np
+
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, array in arrays.items():
