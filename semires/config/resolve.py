@@ -1,4 +1,4 @@
-"""Resolve the parameters of one run: its model, overrides and tuned thresholds.
+"""Resolve the parameters of one run: its model, overrides and tuned values.
 
 The stages `burn-in`, `mutual` and `tune` run with the parameters that :func:`resolve` returns. Run
 records, fingerprints and MLflow therefore show the values that were used.
@@ -6,7 +6,7 @@ records, fingerprints and MLflow therefore show the values that were used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from semires.config.grid import search_of
@@ -39,7 +39,7 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
     Args:
         params: all parameters.
         key: the run; its method is `supervised` or a key of ``refine``.
-        tuned: read the thresholds of a method with tuned thresholds from ``experiments/tuned``.
+        tuned: read the values of a method with tuned thresholds from ``experiments/tuned``.
             A threshold search sets this to False.
 
     Raises:
@@ -57,7 +57,7 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
             override(tree, dotted, value, f"{where}.overrides", OF_METHODS)
         search = search_of(params, key)
         if tuned and search is not None:
-            tree["refine"][key.method].update(tuned_thresholds(search, method.threshold_values))
+            set_values(tree, key.method, tuned_values(search, method.threshold_values))
     return validate(tree, where) if where else params
 
 
@@ -95,11 +95,29 @@ def override(
     node[name] = value
 
 
-def tuned_thresholds(search: RunKey, names: Iterable[str]) -> dict[str, float]:
-    """Read the thresholds of these names that a search found.
+def set_values(tree: dict[str, Any], method: str, values: Mapping[str, float]) -> None:
+    """Set the values of a search in a tree of parameters.
+
+    Args:
+        tree: all parameters.
+        method: a key of ``refine``.
+        values: by name: thresholds of the method; ``pwa_mean``, ``pwa_variance`` and ``pwa_offset``
+            of ``loss.pwa``; ``lambda_unsup`` and ``ema`` of ``mutual``.
+    """
+    for name, value in values.items():
+        if name.startswith("pwa_"):
+            tree["loss"]["pwa"][name.removeprefix("pwa_")] = value
+        elif name in ("lambda_unsup", "ema"):
+            tree["mutual"][name] = value
+        else:
+            tree["refine"][method][name] = value
+
+
+def tuned_values(search: RunKey, thresholds: Iterable[str]) -> dict[str, float]:
+    """Read the values that a search found.
 
     Raises:
-        ConfigError: the search has no result file, or a name is missing in it.
+        ConfigError: the search has no result file, or one of ``thresholds`` is missing in it.
     """
     path = layout.tuned_file(search)
     if not path.is_file():
@@ -109,11 +127,11 @@ def tuned_thresholds(search: RunKey, names: Iterable[str]) -> dict[str, float]:
             f"{search.method}{search.option}`"
         )
     values = read_yaml(path)
-    if not isinstance(values, dict) or not set(names) <= set(values):
+    if not isinstance(values, dict) or not set(thresholds) <= set(values):
         raise ConfigError(
-            f"{path}: does not contain {', '.join(names)}; make it again with `semires tune`"
+            f"{path}: does not contain {', '.join(thresholds)}; make it again with `semires tune`"
         )
-    return {name: values[name] for name in names}
+    return values
 
 
 def source_of(params: Params, key: RunKey) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semires.config.messages import require
+from semires.config.resolve import set_values
 from semires.errors import ConfigError
 from semires.tuning.refined import Table, summarise, thresholds_of
 
@@ -139,13 +140,7 @@ def with_values(params: Params, key: RunKey, values: Mapping[str, float]) -> Par
     from semires.config.validate import validate
 
     tree = params.model_dump()
-    for name, value in values.items():
-        if name.startswith("pwa_"):
-            tree["loss"]["pwa"][name.removeprefix("pwa_")] = value
-        elif name in ("lambda_unsup", "ema"):
-            tree["mutual"][name] = value
-        else:
-            tree["refine"][key.method][name] = value
+    set_values(tree, key.method, values)
     tree["refine"][key.method]["thresholds"] = "paper"  # those of the trial, not the tuned ones
     tree["mutual"].update(steps=params.tune.steps, epochs=None)
     return validate(tree, "tune")

@@ -184,7 +184,7 @@ def publish(result: Result, report: bool = True) -> None:
     planned = searches(result.params)
     seeds = [key.seed for key in planned if tuned_file(key) == path] or [k.seed for k in planned]
     if not seeds or result.key.seed in seeds:
-        write_text(path, best_yaml(result, thresholds_only=True))
+        write_text(path, best_yaml(result, all_thresholds=True))
     else:
         print(f"{path}: not changed, because the seed of study.tune is {seeds[0]}")
     tracking.sync_in_background()
@@ -192,8 +192,11 @@ def publish(result: Result, report: bool = True) -> None:
         print(text_table(result))
 
 
-def best_yaml(result: Result, thresholds_only: bool = False) -> str:
-    """The best values as YAML, with a comment that states their origin."""
+def best_yaml(result: Result, all_thresholds: bool = False) -> str:
+    """The best values as YAML, with a comment that states their origin.
+
+    ``all_thresholds`` adds the thresholds that were not searched.
+    """
     held_out = result.summary["held_out"]
     difference = held_out["best_minus_paper"]
     lines = [
@@ -206,7 +209,7 @@ def best_yaml(result: Result, thresholds_only: bool = False) -> str:
         f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
         f"{difference['high']:+.2f}).",
     ]
-    values = result.at(result.best) if thresholds_only else result.best
+    values = {**(result.at(result.best) if all_thresholds else {}), **result.best}
     return "\n".join([*lines, *(f"{name}: {value!r}" for name, value in values.items()), ""])
 
 

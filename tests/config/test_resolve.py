@@ -90,5 +90,8 @@ def test_tuned_thresholds_come_from_their_file(tmp_path: Path, monkeypatch: pyte
     other = with_method(strategy="cpi-u", threshold_u=0.7, thresholds="tuned:cpi-u")
     with pytest.raises(ConfigError, match=r"refscenes-1-cpi-u\.yaml: no such file.*--method cpi-u"):
         resolve(other, cell)
-    (folder / "refscenes-1-cpi-u.yaml").write_text("threshold_u: 0.5\n")
-    assert resolve(other, cell).refine["mine"].threshold_u == 0.5
+    (folder / "refscenes-1-cpi-u.yaml").write_text("threshold_u: 0.5\npwa_mean: 0.6\nema: 0.9\n")
+    found = resolve(other, cell)
+    assert found.refine["mine"].threshold_u == 0.5
+    assert (found.loss.pwa.mean, found.mutual.ema) == (0.6, 0.9)
+    assert found.loss.pwa.offset == other.loss.pwa.offset
