@@ -306,7 +306,7 @@ def from_transformers(
     pattern = next(pattern for pattern in WEIGHTS if any(folder.glob(pattern)))
     for path in (folder / "config.json", *sorted(folder.glob(pattern))):
         check_file(path)
-    with weights_errors(where), _quiet_transformers():
+    with weights_errors(where), quiet_transformers():
         if model_type is not None:
             _check_model_type(folder / "config.json", model_type)
         model, report = model_class.from_pretrained(
@@ -351,7 +351,7 @@ def _is_part_of(model: Any, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Suppress transformers' progress bars and tables; relevant faults are raised as errors."""
     from transformers.utils import logging
 

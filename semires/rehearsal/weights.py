@@ -71,9 +71,11 @@ def _write_swin(settings: Any, name: str) -> Path:
 
 def _write_bert(settings: Any, name: str) -> Path:
     from semires.models.encoder import new_bert
+    from semires.models.weights import quiet_transformers
 
     folder = FOLDER / f"{name}-bert"
-    new_bert(settings, BERT_TOKENS).save_pretrained(folder)
+    with quiet_transformers():
+        new_bert(settings, BERT_TOKENS).save_pretrained(folder)
     tokens = [*SPECIAL, *WORDS]
     tokens += [f"token{i}" for i in range(BERT_TOKENS - len(tokens))]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
