@@ -65,5 +65,5 @@ soak: .venv/.ready  ## 200 kills of every kind of stage
 	SEMIRES_KILLS=200 pytest -s tests/e2e -k "ends_with or killed_at_random" --timeout 0
 
 clean:  ## remove all that can be made again, but not .venv, DVC's cache and data of your own
-	rm -rf data/prepared data/splits data/raw/refscenes data/raw/images/refscenes
+	rm -rf data/prepared data/splits data/raw/refscenes{,+,-g} data/raw/images/refscenes
 	rm -rf runs proposals sam tune .work mlflow.db* mlartifacts

@@ -35,7 +35,7 @@ def at(tree: Any, path: str) -> Any:
 def stages_of_the_study() -> list[str]:
     """All stages by name; dvc.lock may also hold stages of earlier studies."""
     params = load_params(ROOT / "params.yaml")
-    grid = {"generate": params.study.generated, **stages(params)}
+    grid = stages(params)
     names = [f"{kind}@{name}" for kind, items in grid.items() for name in items]
     return [*names, *(name for name in PIPELINE if name not in grid)]
 

@@ -16,6 +16,7 @@ from semires.runs.key import SUPERVISED, fraction_name
 def check(params: Params) -> None:
     """Run all checks."""
     _names(params)
+    _shared_images(params)
     for kind in ("runs", "tune"):
         for number, block in enumerate(getattr(params.study, kind)):
             _block(params, block, f"study.{kind}.{number}")
@@ -35,6 +36,26 @@ def _names(params: Params) -> None:
         for name in getattr(params, section):
             if "." in name or (section == "refine" and ("+" in name or name == SUPERVISED)):
                 raise ValueError(f"{section}.{name}: this name is reserved, or has a dot or a plus")
+
+
+def _shared_images(params: Params) -> None:
+    """Check that a data set with ``images_of`` has the images of a data set without it."""
+    for name, place in params.datasets.items():
+        if place.images_of is None:
+            continue
+        key = f"datasets.{name}.images_of"
+        require([place.images_of], params.datasets, key, "datasets")
+        owner = params.datasets[place.images_of]
+        if owner.images_of is not None or place.images_of == name:
+            raise ValueError(f"{key}: name a data set with images of its own")
+        if owner.images != place.images:
+            raise ValueError(
+                f"{key}: `images` is {place.images}, but that of {place.images_of} is "
+                f"{owner.images}"
+            )
+        generated = params.study.generated
+        if name in generated and place.images_of not in generated:
+            raise ValueError(f"{key}: add {place.images_of} to study.generated")
 
 
 def _block(params: Params, block: Block, key: str) -> None:

@@ -111,7 +111,7 @@ def missing_files(params: Params) -> Iterator[str]:
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
     for key, source in files_of(params).items():
         yield from _absent(key, source, hub=True)
-    for name in params.study.datasets:
+    for name in params.prepared:
         place = params.datasets[name]
         if name not in params.study.generated:
             root = Path(place.root) / place.dataset
@@ -152,7 +152,7 @@ def link_raw_data(params: Params, workspace: Path | None = None) -> None:
 
 def _raw_paths(params: Params) -> Iterator[str]:
     """Yield the user's files and folders that stages read."""
-    for name in params.study.datasets:
+    for name in params.prepared:
         if name not in params.study.generated:
             place = params.datasets[name]
             yield from (f"{place.root}/{place.dataset}", place.images)
@@ -168,7 +168,7 @@ def untracked_inputs(params: Params) -> Iterator[str]:
     """Yield a hint for each input that `dvc exp run --queue` and `--temp` would not find."""
     inputs = [
         f"{params.datasets[name].root}/{params.datasets[name].dataset}"
-        for name in params.study.datasets
+        for name in params.prepared
         if name not in params.study.generated
     ]
     if "segment_anything" in (params.proposals.sources[n].kind for n in sources_of(params)):

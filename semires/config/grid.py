@@ -99,13 +99,13 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
     """Return for each stage of dvc.yaml its items: a mapping from item name to item fields."""
     runs, searched = expand(params), searches(params)
     mutual = [key for key in runs if key.method != SUPERVISED]
-    proposals = {(key.dataset, key.source or params.proposals.source) for key in mutual + searched}
+    proposals = {
+        (params.owner(key.dataset), key.source or params.proposals.source)
+        for key in mutual + searched
+    }
     return {
-        "prepare": {
-            name: {"annotations": f"{place.root}/{place.dataset}"}
-            for name in params.study.datasets
-            for place in [params.datasets[name]]
-        },
+        **_generated(params),
+        "prepare": {name: {"annotations": _annotations(params, name)} for name in params.prepared},
         "split": {
             name: {"dataset": key.dataset, "fraction": fraction_name(key.fraction)}
             for key in runs
@@ -117,10 +117,14 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
         },
         "burn_in": _named(_item(params, key) for key in runs if key.method == SUPERVISED),
         "labels": _named(
-            {**_item(params, key), "source": params.proposals.source}
+            {
+                **_item(params, key),
+                "source": params.proposals.source,
+                "proposals": params.owner(key.dataset),
+            }
             for key in runs
             if key.method == SUPERVISED and key.model is None
-            if (key.dataset, params.proposals.source) in proposals
+            if (params.owner(key.dataset), params.proposals.source) in proposals
         ),
         "tune": _named(_item(params, key) for key in searched),
         "mutual": _named(
@@ -130,12 +134,31 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
     }
 
 
+def _generated(params: Params) -> dict[str, dict[str, Item]]:
+    """Return the items of `generate` and, of data sets with ``images_of``, of `express`."""
+    kinds: dict[str, dict[str, Item]] = {"generate": {}, "express": {}}
+    for name in params.study.generated:
+        owner = params.owner(name)
+        if owner == name:
+            kinds["generate"][name] = {"dataset": name}
+        else:
+            kinds["express"][name] = {"dataset": name, "scenes": _annotations(params, owner)}
+    return kinds
+
+
+def _annotations(params: Params, dataset: str) -> str:
+    """Return the folder of a data set's annotations."""
+    place = params.datasets[dataset]
+    return f"{place.root}/{place.dataset}"
+
+
 def _item(params: Params, key: RunKey) -> Item:
     fraction = fraction_name(key.fraction)
     item: Item = {"dataset": key.dataset, "fraction": fraction, "seed": key.seed}
     if key.method != SUPERVISED:
         source = key.source or params.proposals.source
         item |= {"method": key.method, "source": source, "start": key.burn_in.label}
+        item["proposals"] = params.owner(key.dataset)
     # The parameters of the run's model, and the option of the command that selects it.
     model = f"models.{key.model}" if key.model else "model"
     return item | {"label": key.label, "model": model, "option": key.option}

@@ -7,6 +7,7 @@ records, fingerprints and MLflow therefore show the values that were used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from semires.config.grid import search_of
@@ -137,3 +138,8 @@ def tuned_values(search: RunKey, thresholds: Iterable[str]) -> dict[str, float]:
 def source_of(params: Params, key: RunKey) -> str:
     """Return the proposal source that a run uses: its ``source``, or else ``proposals.source``."""
     return key.source or params.proposals.source
+
+
+def proposals_of(params: Params, key: RunKey) -> Path:
+    """Return the folder of the proposals that a run uses."""
+    return layout.proposals(params.owner(key.dataset), source_of(params, key))

@@ -82,14 +82,17 @@ class Dataset(Section):
     """One data set in RefCOCO's on-disk format.
 
     ``root/dataset/refs(split_by).p`` and ``root/dataset/instances.json`` contain the annotations.
-    ``images`` is the folder of the image files. ``labelled_lists`` maps a fraction to a file of
-    image ids (or a published SemiRES JSON) that replaces the random draw.
+    ``images`` is the folder of the image files. ``images_of`` names a data set with the same folder
+    that has all images of this one: its proposals serve both, and a generated data set describes
+    its scenes. ``labelled_lists`` maps a fraction to a file of image ids (or a published SemiRES
+    JSON) that replaces the random draw.
     """
 
     root: str
     dataset: str
     split_by: str
     images: str
+    images_of: Name | None = Field(default=None, exclude_if=lambda value: value is None)
     splits: list[str] = Field(min_length=2)
     labelled_lists: dict[str, str] = Field(default={})
 
@@ -341,3 +344,13 @@ class Params(Section):
     evaluation: Evaluation
     tune: Tune
     runtime: Runtime
+
+    @property
+    def prepared(self) -> list[str]:
+        """The data sets that the study reads: its own, and those whose proposals they use."""
+        names = self.study.datasets
+        return list(dict.fromkeys([*names, *map(self.owner, names)]))
+
+    def owner(self, dataset: str) -> str:
+        """The data set whose proposals ``dataset`` uses: the one of ``images_of``, or itself."""
+        return self.datasets[dataset].images_of or dataset

@@ -1,9 +1,10 @@
-"""Referring expressions of RefCOCO's kinds for RefScenes, each naming exactly one object.
+"""Referring expressions for RefScenes, RefScenes+ and RefScenes-g, each naming exactly one object.
 
 Four kinds: attributes ("small red star"), absolute location ("top blue house"), ordinal ("second
-circle from the left"), relation ("star left of the yellow boat"). Whether an expression holds is
-decided on centres and attributes of the scene's description, with a margin in pixels, so that a
-strict comparison of centres (what a reader does) never finds another object.
+circle from the left"), relation ("star left of the yellow boat"). A style says which kinds a data
+set has and how long its sentences are. Whether an expression holds is decided on centres and
+attributes of the scene's description, with a margin in pixels, so that a strict comparison of
+centres (what a reader does) never finds another object.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 from semires.data.scenes import PART_NAMES, Scene, SceneObject
 
 MARGIN = 0.15  # of the scene's side: closer centres are not compared
-KIND_WEIGHTS = {"attribute": 0.7, "location": 0.2, "relation": 0.06, "ordinal": 0.04}
 ORDINALS = ("first", "second", "third", "fourth")
 
 # Where "left" puts an object first: the key sorts ascending.
@@ -39,6 +39,37 @@ RELATIONS = {
     "top": "{} above the {}",
     "bottom": "{} below the {}",
 }
+LONG_SUPERLATIVES = {
+    "left": ("the {} on the left side", "the {} that is on the left side"),
+    "right": ("the {} on the right side", "the {} that is on the right side"),
+    "top": ("the {} at the top", "the {} that is at the top"),
+    "bottom": ("the {} at the bottom", "the {} that is at the bottom"),
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a data set names its objects.
+
+    ``weights``: the share of each kind of expression among the kinds that an object has;
+    ``count``: the most expressions of an object; ``sentences``: full sentences ("the small red star
+    that is left of the yellow boat") in place of short phrases.
+    """
+
+    weights: dict[str, float]
+    count: int
+    sentences: bool = False
+
+
+#: By the field ``dataset`` of a data set; as RefCOCO, RefCOCO+ and G-Ref.
+STYLES = {
+    "refscenes": Style({"attribute": 0.7, "location": 0.2, "relation": 0.06, "ordinal": 0.04}, 3),
+    "refscenes+": Style({"attribute": 0.7, "relation": 0.3}, 3),
+    "refscenes-g": Style(
+        {"attribute": 0.35, "location": 0.1, "relation": 0.5, "ordinal": 0.05}, 2, sentences=True
+    ),
+}
+REFSCENES = STYLES["refscenes"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +81,12 @@ class Phrase:
     colour: str | None = None
     size: str | None = None
     part_colour: str | None = None
+
+    @property
+    def attributes(self) -> int:
+        """The number of attributes named."""
+        named = (self.shape, self.colour, self.size, self.part_colour)
+        return sum(value is not None for value in named)
 
     def matches(self, item: SceneObject) -> bool:
         """Whether ``item`` has every attribute named."""
@@ -64,8 +101,8 @@ class Phrase:
         )
 
 
-def _phrases(item: SceneObject) -> list[Phrase]:
-    """Noun phrases true of an object, shortest first."""
+def _phrases(item: SceneObject, sentences: bool = False) -> list[Phrase]:
+    """Noun phrases true of an object, shortest first; for sentences also one of all attributes."""
     shape, colour, size = item.shape, item.colour, item.size
     phrases = [
         Phrase("object"),
@@ -87,38 +124,44 @@ def _phrases(item: SceneObject) -> list[Phrase]:
                 part_colour=item.part_colour,
             ),
         ]
+        if sentences:
+            phrases.append(
+                Phrase(f"{size} {colour} {shape} {part}", shape, colour, size, item.part_colour)
+            )
     return phrases
 
 
-def expressions(scene: Scene, index: int) -> dict[str, list[str]]:
-    """All expressions of each kind that name ``scene.objects[index]`` and nothing else."""
+def expressions(scene: Scene, index: int, style: Style = REFSCENES) -> dict[str, list[str]]:
+    """All expressions of the style's kinds that name ``scene.objects[index]`` and nothing else."""
     item = scene.objects[index]
     margin = MARGIN * scene.size_px
-    found: dict[str, list[str]] = {kind: [] for kind in KIND_WEIGHTS}
-    for phrase in _phrases(item):
+    long = style.sentences
+    found: dict[str, list[str]] = {kind: [] for kind in REFSCENES.weights}
+    for phrase in _phrases(item, long):
         group = [o for o in scene.objects if phrase.matches(o)]
         if len(group) == 1:
-            if phrase.shape or phrase.colour:
-                found["attribute"].append(phrase.text)
+            if phrase.attributes >= (2 if long else 1):
+                found["attribute"].append(f"the {phrase.text}" if long else phrase.text)
             continue
-        found["location"] += _locations(phrase, item, group, margin)
-        found["ordinal"] += _ordinals(phrase, item, group, margin)
-    found["relation"] = _relations(scene, item, margin)
-    return found
+        found["location"] += _locations(phrase, item, group, margin, long)
+        found["ordinal"] += _ordinals(phrase, item, group, margin, long)
+    found["relation"] = _relations(scene, item, margin, long)
+    return {kind: found[kind] for kind in style.weights}
 
 
 def _locations(
-    phrase: Phrase, item: SceneObject, group: list[SceneObject], margin: float
+    phrase: Phrase, item: SceneObject, group: list[SceneObject], margin: float, long: bool
 ) -> list[str]:
     texts = []
+    patterns = LONG_SUPERLATIVES if long else SUPERLATIVES
     for direction, key in DIRECTIONS.items():
         if all(key(item) + margin <= key(other) for other in group if other is not item):
-            texts += [pattern.format(phrase.text) for pattern in SUPERLATIVES[direction]]
+            texts += [pattern.format(phrase.text) for pattern in patterns[direction]]
     return texts
 
 
 def _ordinals(
-    phrase: Phrase, item: SceneObject, group: list[SceneObject], margin: float
+    phrase: Phrase, item: SceneObject, group: list[SceneObject], margin: float, long: bool
 ) -> list[str]:
     if len(group) < 3 or phrase.part_colour:
         return []
@@ -129,12 +172,14 @@ def _ordinals(
         gaps = [key(b) - key(a) for a, b in itertools.pairwise(ranked)]
         rank = ranked.index(item)
         if min(gaps) >= margin and rank < len(ORDINALS):
-            texts.append(f"{ORDINALS[rank]} {phrase.text} from the {direction}")
+            text = f"{ORDINALS[rank]} {phrase.text} from the {direction}"
+            texts.append(f"the {text} side" if long else text)
     return texts
 
 
-def _relations(scene: Scene, item: SceneObject, margin: float) -> list[str]:
+def _relations(scene: Scene, item: SceneObject, margin: float, long: bool) -> list[str]:
     texts = []
+    wording = "the {} that is" if long else "{}"
     for anchor in scene.objects:
         if anchor is item:
             continue
@@ -147,28 +192,30 @@ def _relations(scene: Scene, item: SceneObject, margin: float) -> list[str]:
         ]
         if not unique:
             continue
+        named = unique[-1] if long else unique[0]
         for direction, key in DIRECTIONS.items():
             if key(item) + margin > key(anchor):
                 continue
-            for phrase in _phrases(item)[1:4]:
+            for phrase in _phrases(item)[3:7] if long else _phrases(item)[1:4]:
                 rivals = [o for o in scene.objects if phrase.matches(o) and o not in (item, anchor)]
                 if all(key(o) >= key(anchor) for o in rivals):
-                    texts.append(RELATIONS[direction].format(phrase.text, unique[0].text))
+                    subject = wording.format(phrase.text)
+                    texts.append(RELATIONS[direction].format(subject, named.text))
     return texts
 
 
 def draw_expressions(
-    rng: np.random.Generator, scene: Scene, index: int, count: int = 3
+    rng: np.random.Generator, scene: Scene, index: int, style: Style = REFSCENES
 ) -> list[str]:
-    """Up to ``count`` different expressions of an object, their kinds drawn by KIND_WEIGHTS.
+    """Up to ``style.count`` different expressions of an object, kinds drawn by ``style.weights``.
 
     Empty where nothing names the object alone.
     """
-    pool = {kind: texts for kind, texts in expressions(scene, index).items() if texts}
+    pool = {kind: texts for kind, texts in expressions(scene, index, style).items() if texts}
     drawn: list[str] = []
-    while pool and len(drawn) < count:
+    while pool and len(drawn) < style.count:
         kinds = list(pool)
-        weights = np.array([KIND_WEIGHTS[k] for k in kinds])
+        weights = np.array([style.weights[k] for k in kinds])
         kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
         texts = pool[kind]
         drawn.append(texts.pop(int(rng.integers(len(texts)))))

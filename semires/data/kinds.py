@@ -1,4 +1,4 @@
-"""The kinds of RefScenes' expressions, recognised by their words (semires/data/expressions.py)."""
+"""The kinds of generated expressions, recognised by their words (data/expressions.py)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 #: In this order: the first pattern that an expression contains decides.
 _PATTERNS = {
-    "ordinal": r"^(first|second|third|fourth) .* from the (left|right)$",
+    "ordinal": r"^(the )?(first|second|third|fourth) .* from the (left|right)( side)?$",
     "relation": r" (left of|right of|above|below) the ",
-    "location": r"^(left|right|top|bottom) | (on|at) the (left|right|top|bottom)$",
+    "location": r"^(left|right|top|bottom) | (on|at) the (left|right|top|bottom)( side)?$",
 }
 
 

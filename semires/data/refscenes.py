@@ -1,8 +1,10 @@
 """Writes RefScenes in RefCOCO's own on-disk format, so that one reader reads both.
 
 ``ROOT/refscenes/instances.json`` and ``refs(unc).p`` hold the annotations, ``images`` the JPEG
-files, and ``ROOT/refscenes/scenes.jsonl`` each scene's description (for tests only: no stage of
-the study reads it). Deterministic by seed whatever the number of processes.
+files, and ``ROOT/refscenes/scenes.jsonl`` each scene's description. RefScenes+ and RefScenes-g
+describe objects of the same images in other words: their ``instances.json`` is a copy, and
+``refs(SPLIT_BY).p`` has the references of RefScenes that their expressions can name. Deterministic
+by seed whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from semires.config.schema import Params
-from semires.data.expressions import draw_expressions
-from semires.data.scenes import FIGURES, THINGS, Scene, render, sample_scene
+from semires.data.expressions import REFSCENES, STYLES, draw_expressions
+from semires.data.scenes import FIGURES, THINGS, Scene, SceneObject, render, sample_scene
+from semires.data.unpickle import read_plain_pickle
+from semires.errors import DataError
 from semires.files import atomic_folder, sha256_file
 from semires.process import worker_pool
 
@@ -35,7 +40,20 @@ Record = dict[str, Any]
 
 
 def generate(params: Params, dataset: str) -> None:
-    """Generate the data set that ``params.datasets[dataset]`` describes, in parallel processes."""
+    """Generate the data set that ``params.datasets[dataset]`` describes.
+
+    With ``images_of``, only its expressions are new; else its images too, in parallel processes.
+
+    Raises:
+        DataError: the data set of ``images_of`` has not been generated.
+    """
+    if params.owner(dataset) == dataset:
+        _make_scenes(params, dataset)
+    else:
+        _express(params, dataset)
+
+
+def _make_scenes(params: Params, dataset: str) -> None:
     from tqdm import tqdm
 
     settings, place = params.scenes, params.datasets[dataset]
@@ -50,6 +68,49 @@ def generate(params: Params, dataset: str) -> None:
             made = pool.map(_make_scene, jobs, chunksize=32)
             scenes = list(tqdm(made, total=len(jobs), desc="generate", unit="scene", disable=None))
         _write_annotations(scenes, place.split_by, annotations)
+
+
+def _express(params: Params, dataset: str) -> None:
+    """Write the annotations of a data set whose images are another one's."""
+    place, owner = params.datasets[dataset], params.datasets[params.owner(dataset)]
+    source = Path(owner.root) / owner.dataset
+    described = source / "scenes.jsonl"
+    if not described.is_file():
+        raise DataError(
+            f"{described}: no such file; run `semires generate --dataset {params.owner(dataset)}`"
+        )
+    scenes = {s["image_id"]: s for s in map(json.loads, described.read_text().splitlines())}
+    style = STYLES.get(place.dataset, REFSCENES)
+    refs: list[Record] = []
+    sentence_id = 0
+    for ref in read_plain_pickle(source / f"refs({owner.split_by}).p"):
+        line = scenes[ref["image_id"]]
+        objects = tuple(SceneObject(**item) for item in line["objects"])
+        scene = Scene(line["size_px"], objects, line["seed"])
+        rng = np.random.default_rng([params.scenes.seed, ref["image_id"], ref["ann_id"]])
+        texts = draw_expressions(rng, scene, line["annotation_ids"].index(ref["ann_id"]), style)
+        if not texts:
+            continue
+        split = ref["split"] if ref["split"] in place.splits else place.splits[-1]
+        sentences = _sentences(texts, sentence_id)
+        sentence_id += len(texts)
+        refs.append({**ref, "ref_id": len(refs), "split": split, **sentences})
+    with atomic_folder(Path(place.root) / place.dataset) as folder:
+        shutil.copyfile(source / "instances.json", folder / "instances.json")
+        _write_refs(refs, place.split_by, folder)
+
+
+def _sentences(texts: list[str], first: int) -> Record:
+    """The fields of a reference that hold its expressions; ids count from ``first``."""
+    sentences = [
+        {"sent_id": number, "sent": text, "raw": text, "tokens": text.split()}
+        for number, text in enumerate(texts, first)
+    ]
+    return {"sentences": sentences, "sent_ids": [s["sent_id"] for s in sentences]}
+
+
+def _write_refs(refs: list[Record], split_by: str, folder: Path) -> None:
+    (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
 def _make_scene(job: tuple[int, str, int, int, Path]) -> Record:
@@ -119,18 +180,12 @@ def _write_annotations(scenes: list[Record], split_by: str, folder: Path) -> Non
             texts = record["sentences"].get(index, [])
             if not texts:
                 continue
-            sentences = []
-            for text in texts:
-                sentences.append(
-                    {"sent_id": sentence_id, "sent": text, "raw": text, "tokens": text.split()}
-                )
-                sentence_id += 1
             refs.append(
                 {"ref_id": len(refs), "ann_id": annotation_id, "image_id": record["image_id"],
                  "category_id": category, "split": record["split"],
-                 "file_name": record["file_name"], "sentences": sentences,
-                 "sent_ids": [s["sent_id"] for s in sentences]}
+                 "file_name": record["file_name"], **_sentences(texts, sentence_id)}
             )  # fmt: skip
+            sentence_id += len(texts)
         lines.append(
             json.dumps({"image_id": record["image_id"], "annotation_ids":
                         [a["id"] for a in annotations[-len(scene.objects):]], **asdict(scene)})
@@ -143,5 +198,5 @@ def _write_annotations(scenes: list[Record], split_by: str, folder: Path) -> Non
                        for n, i in categories.items()],
     }  # fmt: skip
     (folder / "instances.json").write_text(json.dumps(instances))
-    (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+    _write_refs(refs, split_by, folder)
     (folder / "scenes.jsonl").write_text("\n".join(lines) + "\n")

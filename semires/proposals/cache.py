@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 
 from semires import files
-from semires.config.resolve import source_of
+from semires.config.resolve import proposals_of, source_of
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError, SemiresError
 from semires.refine.partition import Partition
-from semires.runs import layout
 from semires.runs.key import RunKey
 
 FORMAT = 1
@@ -173,7 +172,7 @@ def open_proposals(params: Params, cell: RunKey) -> ProposalCache:
         CorruptCacheError: the proposals are damaged, or were made with other parameters.
     """
     source = source_of(params, cell)
-    cache = ProposalCache(layout.proposals(cell.dataset, source))
+    cache = ProposalCache(proposals_of(params, cell))
     made_with, wanted = cache.manifest.get("params"), params.proposals.sources[source].model_dump()
     if made_with is not None and made_with != wanted:
         raise CorruptCacheError(

@@ -176,6 +176,11 @@ def _remote(job: Job, output: str | None) -> RemoteShards | None:
 
 
 def _plan(params: Params, dataset: str, source: str) -> Job:
+    if (owner := params.owner(dataset)) != dataset:
+        raise ConfigError(
+            f"datasets.{dataset}.images_of: {dataset} uses the proposals of {owner}; run `semires "
+            f"propose --dataset {owner}`"
+        )
     settings = params.proposals.sources[source]
     images = Path(params.datasets[dataset].images)
     tasks = _image_jobs(dataset, images)

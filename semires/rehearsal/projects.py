@@ -38,6 +38,12 @@ def synthetic(params: Params, dataset: str) -> Params:
     return validate(tree)
 
 
+def own_images(params: Params, dataset: str) -> Params:
+    """The parameters without ``images_of`` of ``dataset``: its proposals are its own."""
+    place = params.datasets[dataset].model_copy(update={"images_of": None})
+    return params.model_copy(update={"datasets": {**params.datasets, dataset: place}})
+
+
 def few_items(params: Params, dataset: str, fraction: float, steps: int) -> Params:
     """The parameters of the project ``few``: every size is kept, every length is cut."""
     tree = params.model_dump()

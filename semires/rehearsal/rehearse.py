@@ -98,7 +98,8 @@ class Rehearsal:
     """One rehearsal in the temporary folder ``place``; `run` fills ``rows``."""
 
     def __init__(self, params: Params, dataset: str, options: Options, place: Path) -> None:
-        self.real, self.params, self.dataset, self.options = params, params, dataset, options
+        self.real, self.dataset, self.options = params, dataset, options
+        self.params = projects.own_images(params, dataset)
         self.workspace, self.rows = Path.cwd(), list[Row]()
         self.whole, self.pictures, self.few = (place / n for n in ("whole", "pictures", "few"))
         for folder in (self.whole, self.pictures, self.few):
@@ -198,7 +199,8 @@ class Rehearsal:
         check_images = not self.options.synthetic_data
         rows = []
         if dataset in params.study.generated and not self.options.synthetic_data:
-            rows.append(self._run("generate", whole, generate, params, dataset))
+            for name in dict.fromkeys([self.real.owner(dataset), dataset]):
+                rows.append(self._run("generate", whole, generate, self.real, name))
         rows.append(self._run("prepare", whole, prepare, params, dataset, check_images))
         rows.append(self._run("split", whole, stages.split_all, params, dataset, fractions))
         for row in rows:

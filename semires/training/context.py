@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from semires.config.resolve import source_of
+from semires.config.resolve import proposals_of
 from semires.config.schema import Augment, Params
 from semires.data.tables import Tables
 from semires.dist import Group, join_group
@@ -95,7 +95,7 @@ class RunContext:
             "weights": fingerprint(self._weights()),
         }
         if self.key.method != SUPERVISED:
-            folder = layout.proposals(self.key.dataset, source_of(self.params, self.key))
+            folder = proposals_of(self.params, self.key)
             prints["proposals"] = str(read_json(folder / "manifest.json")["fingerprint"])
             prints["burn_in"] = sha256_file(self.burn_in_folder / "model.safetensors")
         return prints

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semires.config.resolve import source_of
+from semires.config.resolve import proposals_of, source_of
 from semires.errors import CorruptCacheError, DataError
 from semires.evaluation.calibration import BINS, reliability
 from semires.files import fingerprint, npz_bytes, read_json, sha256_bytes, sha256_file, write_bytes
@@ -221,7 +221,7 @@ def sources(params: Params, key: RunKey) -> dict[str, Any]:
     teacher = burn_in / "model.safetensors"
     if not teacher.is_file():
         raise DataError(f"{teacher}: no such file; run the burn-in of {burn_in} first")
-    folder = layout.proposals(key.dataset, source_of(params, key))
+    folder = proposals_of(params, key)
     tables = sorted(layout.prepared(key.dataset).glob("*.parquet"))
     made_from = {
         "teacher": sha256_file(teacher),

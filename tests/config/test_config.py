@@ -42,8 +42,9 @@ def shipped(name: str) -> Params:
 
 @pytest.mark.parametrize("name", ["demo", "study", "refcoco", "refcoco+", "gref", "table1"])
 def test_shipped_files_are_valid(name: str):
-    wanted = {"demo": "refscenes", "study": "refscenes", "table1": "refcoco"}.get(name, name)
-    assert shipped(name).study.datasets == [wanted]
+    embedded = ["refscenes", "refscenes+", "refscenes-g"]
+    wanted = {"demo": embedded[:1], "study": embedded, "table1": ["refcoco"]}.get(name, [name])
+    assert shipped(name).study.datasets == wanted
 
 
 def test_the_active_parameters_are_the_demo_s_and_the_grid_is_theirs():
@@ -137,6 +138,13 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("models/rela/model/witdh", 15, "models.rela.model.witdh: unknown key; did you mean"),
         ("models/rela/model/width", 48, "models.rela.model: width: 48 is no multiple of 32"),
         ("study/generated", ["refscene"], "study.generated: 'refscene' is not a key of `datasets`"),
+        ("datasets/refscenes+/images_of", "refcene", "datasets.refscenes+.images_of: 'refcene' is "
+         "not a key of `datasets`; did you mean 'refscenes'?"),
+        ("datasets/refscenes+/images_of", "refscenes-g", "images_of: name a data set with images "
+         "of its own"),
+        ("datasets/refscenes+/images", "mine", "datasets.refscenes+.images_of: `images` is mine, "
+         "but that of refscenes is data/raw/images/refscenes"),
+        ("study/generated", ["refscenes+"], "images_of: add refscenes to study.generated"),
         ("study/tune/0/fractions", [3], "study.tune.0: refscenes at 3 %, seed 0, has no burn-in"),
         ("study/tune/0/seeds", [4], "study.tune.0: refscenes at 1 %, seed 4, has no burn-in"),
         ("study/tune/0/methods", ["baseline"], "baseline has no threshold to search"),
