@@ -25,8 +25,8 @@ from semires.reporting.definitions import (
     PaperValues,
     TableDefinition,
     TableRow,
+    counterpart,
     fractions_of,
-    paper_name,
 )
 from semires.reporting.records import METRICS, Records, Run, gains
 from semires.reporting.selection import Selection
@@ -96,7 +96,8 @@ class Judgement:
 
     Numbers are percentage points. ``paper`` and ``ours`` are left - right there and here, ``low``
     and ``high`` the bounds of the 95 % interval; None if there is no number. ``link`` names the
-    table or figure of the report that shows it; ``reason`` explains a missing verdict.
+    table or figure of the report that shows it; ``reason`` explains a missing verdict. ``planned``
+    is false if the study lacks runs for it.
     """
 
     id: str
@@ -115,6 +116,7 @@ class Judgement:
     seeds: int = 0
     verdict: str = NOT_RUN
     reason: str = ""
+    planned: bool = True
 
     def judged(self, ours: float, low: float | None, high: float | None, seeds: int) -> Judgement:
         """With our difference and its interval, from which the verdict follows."""
@@ -206,17 +208,28 @@ class Judge:
         self.selection = Selection(params, records)
 
     def judge(self, claims: list[RowsClaim | CorrectionsClaim | CurvesClaim]) -> list[Judgement]:
-        """One judgement for each claim, data set, fraction, split and right-hand side."""
-        result: list[Judgement] = []
-        for claim in claims:
-            for dataset in study.datasets(self.params):
-                if isinstance(claim, RowsClaim):
-                    result += self._rows(claim, dataset)
-                elif isinstance(claim, CorrectionsClaim):
-                    result += self._corrections(claim, dataset)
-                else:
-                    result += self._curves(claim, dataset)
-        return result
+        """One judgement for each claim, data set, fraction, split and right-hand side.
+
+        Of the data sets after the study's first one, only those for which the paper has numbers or
+        the study has the runs.
+        """
+        datasets = study.datasets(self.params)
+        return [
+            judgement
+            for claim in claims
+            for dataset in datasets
+            for judgement in self._on(claim, dataset)
+            if dataset == datasets[0] or judgement.planned or judgement.paper is not None
+        ]
+
+    def _on(
+        self, claim: RowsClaim | CorrectionsClaim | CurvesClaim, dataset: str
+    ) -> Iterator[Judgement]:
+        if isinstance(claim, RowsClaim):
+            return self._rows(claim, dataset)
+        if isinstance(claim, CorrectionsClaim):
+            return self._corrections(claim, dataset)
+        return self._curves(claim, dataset)
 
     def _rows(self, claim: RowsClaim, dataset: str) -> Iterator[Judgement]:
         definition = self.tables[claim.table]
@@ -254,7 +267,8 @@ class Judge:
         return self._to_run(start, [self.selection.key(row, dataset, fraction) for row in empty])
 
     def _to_run(self, start: Judgement, keys: list[RunKey]) -> Judgement:
-        return replace(start, reason=study.fill_command(keys, self.params))
+        planned = all(study.is_planned(key, self.params) for key in keys)
+        return replace(start, reason=study.fill_command(keys, self.params), planned=planned)
 
     def _paper_rows(
         self,
@@ -264,7 +278,7 @@ class Judge:
         fraction: float,
         split: str,
     ) -> float | None:
-        name = paper_name(self.params, dataset)
+        name = counterpart(self.params, dataset)
         if claim.metric != METRICS[0]:  # the paper states overall IoU only
             return None
         if claim.paper is not None:
@@ -279,7 +293,7 @@ class Judge:
 
     def _corrections(self, claim: CorrectionsClaim, dataset: str) -> Iterator[Judgement]:
         definition = self.figures[claim.figure]
-        counts = self.paper.corrections(paper_name(self.params, dataset))
+        counts = self.paper.corrections(counterpart(self.params, dataset))
         theirs = {method.lower(): values for method, values in counts.items()}
         for fraction in claim.fractions or fractions_of(self.params, definition):
             for method in definition.methods:
@@ -337,7 +351,7 @@ class Judge:
         self, claim: CurvesClaim, definition: FigureDefinition, dataset: str
     ) -> float | None:
         curves = self.paper.at(definition.paper or "") or {}
-        if claim.paper is None or paper_name(self.params, dataset) not in (None, "RefCOCO"):
+        if claim.paper is None or counterpart(self.params, dataset) not in (None, "RefCOCO"):
             return None
         left, right = (curves.get(name) for name in (claim.paper.left, claim.paper.right))
         if not left or not right:

@@ -27,7 +27,12 @@ PAPER_NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref(
 #: Data sets and splits that the paper spells differently.
 _FIGURE_NAMES = {"G-Ref(UMD)": "RefCOCOg"}
 _SPLIT_NAMES = {"val(U)": "val", "test(U)": "test"}
-DISPLAY_NAMES = {**PAPER_NAMES, "refscenes": "RefScenes", "refcocog": "G-Ref (UMD)"}
+DISPLAY_NAMES = {
+    **PAPER_NAMES, "refcocog": "G-Ref (UMD)", "refscenes": "RefScenes", "refscenes+": "RefScenes+",
+    "refscenes-g": "RefScenes-g",
+}  # fmt: skip
+#: The paper's data sets that generated ones are modelled on; RefScenes and all others: RefCOCO.
+_MODELLED_ON = {"refscenes+": "RefCOCO+", "refscenes-g": "G-Ref(UMD)"}
 
 
 class TableRow(Section):
@@ -69,9 +74,10 @@ class TableDefinition(Section):
     """A table: one section per data set and fraction, one row per method, one column per split.
 
     ``from_study``: rows whose method is not in the study are left out, and methods of the study
-    without a row are appended. ``in_paper`` is false for a table that the paper does not have;
-    its ``where`` then says what it is. ``splits``: the columns, None for all. ``against``: the
-    method that all paired differences are to; None compares each pair of rows.
+    without a row are appended. ``joined``: a section for each fraction, in which the data sets
+    stand beside each other, as in the paper's Table 1. ``in_paper`` is false for a table that the
+    paper does not have; its ``where`` then says what it is. ``splits``: the columns, None for all.
+    ``against``: the method that all paired differences are to; None compares each pair of rows.
     """
 
     kind: Literal["table"]
@@ -81,6 +87,7 @@ class TableDefinition(Section):
     in_paper: bool = True
     fractions: Fractions = "study"
     from_study: bool = False
+    joined: bool = False
     marks: list[str] = Field(default_factory=list)
     splits: list[Name] | None = None
     against: Name | None = None
@@ -160,8 +167,7 @@ class PaperValues:
 
         Args:
             row: the table row.
-            dataset: the paper's name of our data set; None if ours is not in the paper, which
-                gives RefCOCO's values, shown separately.
+            dataset: the paper's data set, see :func:`counterpart`; None gives RefCOCO's values.
             fraction: as params.yaml spells it, in percent.
         """
         path = row.paper.get(fraction) if isinstance(row.paper, dict) else row.paper
@@ -218,6 +224,15 @@ def paper_name(params: Params, dataset: str) -> str | None:
     if entry.dataset == "refcocog" and entry.split_by != "umd":
         return None
     return PAPER_NAMES.get(entry.dataset)
+
+
+def counterpart(params: Params, dataset: str) -> str | None:
+    """The paper's data set whose numbers are shown beside those of ``dataset``; None for RefCOCO.
+
+    It is the data set itself, if the paper uses it, or the one that a generated data set is
+    modelled on.
+    """
+    return paper_name(params, dataset) or _MODELLED_ON.get(params.datasets[dataset].dataset)
 
 
 def display_name(params: Params, dataset: str) -> str:

@@ -16,9 +16,9 @@ from semires.reporting import quality, study
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
+    counterpart,
     display_name,
     fractions_of,
-    paper_name,
 )
 from semires.reporting.panels import panel_figure
 from semires.reporting.records import Records, Run, gains
@@ -106,13 +106,13 @@ class FigureMaker:
             return {}
         theirs = {
             method.lower(): [v["positive"], v["negative"], 0, v["none(PWA)"]]
-            for method, v in self.paper.corrections(paper_name(self.params, dataset)).items()
+            for method, v in self.paper.corrections(counterpart(self.params, dataset)).items()
         }
         figure, axes = new_axes(2 if theirs else 1, height=2.5, width=3.6)
         title = f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
         handles = _stacked(axes[0], found, title)
         if theirs:
-            name = paper_name(self.params, dataset) or "RefCOCO"
+            name = counterpart(self.params, dataset) or "RefCOCO"
             _stacked(axes[1], theirs, f"Paper: {name}, 1 %")
         axes[0].set_ylabel("pseudo-labels (%)")
         _legend(figure, handles)
@@ -134,7 +134,7 @@ class FigureMaker:
                     ours.setdefault(method, []).append(point)
         if not ours:
             return {}
-        name = paper_name(self.params, dataset) or "RefCOCO"
+        name = counterpart(self.params, dataset) or "RefCOCO"
         theirs = self._paper_cost(definition, name) if name == "RefCOCO" else {}
         figure, axes = new_axes(2 if theirs else 1, height=2.7, width=3.6)
         handles = _cost_lines(axes[0], ours, display_name(self.params, dataset))

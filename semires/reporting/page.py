@@ -82,6 +82,8 @@ def render_page(
 
     logs = {run.key: quote(log_path(run.key)) for run in records.all}
     shown = [_table_entry(table, pairs, logs) for table, pairs in tables]
+    if "table1" in (table.name for table, _ in tables):  # then the main table is not Table 1
+        shown[0]["heading"] = tables[0][0].title
     drawn = [_figure_entry(figure, [str(t["name"]) for t in shown]) for figure in figures]
     contents = [("s-claims", "Claims")] if judgements else []
     for table in shown:

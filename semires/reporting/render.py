@@ -1,4 +1,4 @@
-"""Filled tables as CSV, Markdown, LaTeX and HTML.
+"""Filled tables as CSV, Markdown and HTML; `render_tex.py` writes LaTeX.
 
 One layout for the three readable forms: label, marks, splits, the paper's values, difference.
 All text is data and is escaped for its format. Numbers are rounded only here.
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from semires.reporting.joined import Groups, groups_of, side_by_side
 from semires.reporting.records import METRICS
 from semires.reporting.selection import Value
 from semires.reporting.tables import FilledRow, FilledTable, TableSection
@@ -31,7 +32,7 @@ MAIN, OTHERS = METRICS[:1], METRICS[1:]
 
 @dataclass(frozen=True)
 class Text:
-    """A cell of a readable table: the number, small print under it, a footnote's letter."""
+    """A cell of a readable table: the number, lines of small print, a footnote's letter."""
 
     main: str
     small: str = ""
@@ -68,8 +69,9 @@ def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
     several = metrics != MAIN
     titles = [first, *table.marks]
     titles += [f"{s} {m}" if several else s for s in table.splits for m in metrics]
-    if table.has_paper and not several:
-        titles.append("Paper's oIoU" if table.comparable else "Paper's oIoU (RefCOCO)")
+    if table.has_paper and not several and not table.joined:
+        names = "" if table.comparable else f" ({', '.join(table.paper_names)})"
+        titles.append(f"Paper's oIoU{names}")
         if table.comparable:
             titles.append("Ours − paper's")
     return titles
@@ -84,39 +86,57 @@ def _cells(
     table: FilledTable, section: TableSection, row: FilledRow, metrics: Sequence[str]
 ) -> list[Text]:
     cells = [Text(row.label), *(Text("✓" if mark else "") for mark in row.marks)]
-    cells += [_number(table, row, m, split) for split in table.splits for m in metrics]
-    if not table.has_paper or metrics != MAIN:
+    cells += [_number(table, section, row, m, split) for split in table.splits for m in metrics]
+    if not table.has_paper or metrics != MAIN or table.joined:
         return cells
-    cells.append(Text(_joined(table, row.paper, lambda v: f"{v:.2f}")))
+    cells.append(Text(_joined(section, row.paper, lambda v: f"{v:.2f}")))
     if table.comparable:
         ours = {} if not (section.comparable and row.paper) else {
             split: row.values[split].value - paper
             for split, paper in row.paper.items()
             if split in row.values
         }  # fmt: skip
-        cells.append(Text(_joined(table, ours, signed)))
+        cells.append(Text(_joined(section, ours, signed)))
     return cells
 
 
 def _joined(
-    table: FilledTable, values: dict[str, float] | None, style: Callable[[float], str]
+    section: TableSection, values: dict[str, float] | None, style: Callable[[float], str]
 ) -> str:
     if not values:
         return "–"
-    return " / ".join(style(values[s]) if s in values else "–" for s in table.splits)
+    return " / ".join(style(values[s]) if s in values else "–" for s in section.splits)
 
 
-def _number(table: FilledTable, row: FilledRow, metric: str, split: str) -> Text:
+def _number(
+    table: FilledTable, section: TableSection, row: FilledRow, metric: str, split: str
+) -> Text:
+    if split not in section.splits:  # another data set's
+        return Text("")
     value = row.of(metric).get(split)
+    paper = _paper_below(table, section, row, metric, split)
     if value is None:
-        return Text("–", mark=letter(row.footnote) if row.footnote is not None else "")
+        footnote = row.footnotes.get(split, row.footnote)
+        return Text("–", paper, letter(footnote) if footnote is not None else "")
     show = signed if table.is_difference else "{:.2f}".format
     main = show(value.value)
     if value.sd is not None:
         main += f" ± {value.sd:.2f}"
     if table.is_difference and (value.low > 0 or value.high < 0):
         main += " *"
-    return Text(main, f"[{show(value.low)}, {show(value.high)}]")
+    return Text(main, f"[{show(value.low)}, {show(value.high)}]{paper and f'{chr(10)}{paper}'}")
+
+
+def _paper_below(
+    table: FilledTable, section: TableSection, row: FilledRow, metric: str, split: str
+) -> str:
+    """In a joined table, the paper's value as small print, with the difference from ours."""
+    theirs = (row.paper or {}).get(split)
+    if theirs is None or not table.joined or metric != METRICS[0]:
+        return ""
+    ours = row.values.get(split)
+    difference = f" ({signed(ours.value - theirs)})" if ours and section.comparable else ""
+    return f"paper {theirs:.2f}{difference}"
 
 
 def to_csv(table: FilledTable) -> str:
@@ -126,7 +146,7 @@ def to_csv(table: FilledTable) -> str:
     writer.writeheader()
     for section in table.sections:
         for row in section.rows:
-            for split in table.splits:
+            for split in (s for s in table.splits if s in section.splits):
                 writer.writerow(_csv_line(table, section, row, split))
     return out.getvalue()
 
@@ -176,11 +196,12 @@ def plain(value: float) -> str:
 
 def csv_text(text: str) -> str:
     """Text on one line that no spreadsheet reads as a formula."""
-    text = _one_line(text)
+    text = one_line(text)
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Text with a space for each character that is not printable."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
@@ -191,7 +212,8 @@ def to_markdown(table: FilledTable) -> str:
         lines += [f"**{claimed(table)}** {md(table.claim)}", ""]
     if table.where:
         lines += [f"{md(place(table))}.", ""]
-    lines += [*md_table(headers(table), body(table)), ""]
+    shown = side_by_side(table)
+    lines += [*md_table(headers(shown), body(shown)), ""]
     others = md_table(headers(table, OTHERS), body(table, OTHERS))
     lines += ["Mean IoU and P@0.5:", "", *others, ""]
     lines += [f"- {md_note(note)}" for note in table.notes]
@@ -217,7 +239,7 @@ def _md_cell(cell: Text) -> str:
     text = md(cell.main)
     if cell.mark:
         text += f" <sup>{cell.mark}</sup>"
-    return text + (f"<br><sub>{md(cell.small)}</sub>" if cell.small else "")
+    return text + "".join(f"<br><sub>{md(line)}</sub>" for line in cell.small.splitlines())
 
 
 def md(text: str) -> str:
@@ -232,94 +254,6 @@ def md_note(text: str) -> str:
     return "".join(f"`{p}`" if i % 2 else md(p) for i, p in enumerate(parts))
 
 
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"$<$", ">": r"$>$", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}",
-    "–": "--", "−": "$-$", "±": r"$\pm$", "✓": r"$\bullet$", "×": r"$\times$", "≥": r"$\geq$",
-    "→": r"$\to$",
-    "*": r"$^{*}$",
-}  # fmt: skip
-
-
-def tex_escape(text: str) -> str:
-    """Text as LaTeX prints it, for pdfTeX without further packages."""
-    text = " ".join(_one_line(text).split()).replace("--", "-\0-")
-    out = []
-    for char in text:
-        known = _TEX.get(char, char)
-        out.append("{}" if char == "\0" else known if known.isascii() else "?")
-    return "".join(out)
-
-
-def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
-    """See :func:`tex_table`.
-
-    It has the paper's values but no column of differences from them, because a page is too narrow.
-    """
-    titles = [title for title in headers(table, metrics) if title != "Ours − paper's"]
-    label = table.name.replace("_", "-") + ("" if metrics == MAIN else "-miou")
-    names = "" if metrics == MAIN else f" ({' and '.join(metrics)})"
-    caption = f"{table.title}{names}. {table.claim}"
-    return tex_table(label, caption, titles, body(table, metrics), table.notes, table.footnotes)
-
-
-def tex_table(
-    label: str,
-    caption: str,
-    titles: list[str],
-    sections: Body,
-    notes: Sequence[str],
-    footnotes: Sequence[str] = (),
-) -> str:
-    r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it."""
-    head = [r"\toprule", " & ".join(tex_escape(title) for title in titles) + r" \\"]
-    lines = [
-        r"% Made by `semires report` from run records. Needs \usepackage{booktabs,longtable}.",
-        r"{\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{longtable}}{{@{{}}p{{0.27\linewidth}}{'c' * (len(titles) - 1)}@{{}}}}",
-        rf"\caption{{{tex_escape(caption)}}}",
-        rf"\label{{tab:{label}}} \\",
-        *head, r"\midrule", r"\endfirsthead",
-        *head, r"\midrule", r"\endhead",
-        r"\bottomrule", r"\endfoot",
-    ]  # fmt: skip
-    for number, (title, rows) in enumerate(sections):
-        lines += [r"\midrule"] if number else []
-        lines.append(rf"\multicolumn{{{len(titles)}}}{{@{{}}l}}{{\emph{{{tex_escape(title)}}}}} \\")
-        for row in rows:
-            lines += _tex_lines(row[: len(titles)])
-    lines += [r"\end{longtable}", r"\noindent\begin{minipage}{\linewidth}\raggedright"]
-    lines += [rf"{_tex_note(note)}\par" for note in notes]
-    lines += [rf"$^{{{letter(i)}}}$~{_tex_note(note)}\par" for i, note in enumerate(footnotes)]
-    return "\n".join([*lines, r"\end{minipage}}"]) + "\n"
-
-
-def _tex_lines(row: list[Text]) -> list[str]:
-    """A row of numbers and, if it has small print, a second row with it."""
-    first, *rest = row
-    cells = [tex_escape(c.main) + (f"$^{{{c.mark}}}$" if c.mark else "") for c in rest]
-    lines = [" & ".join([rf"\raggedright {tex_escape(first.main)}", *cells]) + r" \\"]
-    if any(cell.small for cell in rest):
-        small = (rf"{{\tiny {tex_escape(c.small)}}}" if c.small else "" for c in rest)
-        lines[0] += "*"  # no page break before the small print
-        lines.append(" & ".join(["", *small]) + r" \\")
-    return lines
-
-
-def _tex_note(text: str) -> str:
-    parts = text.split("`")
-    return "".join(
-        rf"\texttt{{{tex_escape(p)}}}" if i % 2 else _tex_spaced(p) for i, p in enumerate(parts)
-    )
-
-
-def _tex_spaced(text: str) -> str:
-    # tex_escape strips spaces at the ends, which matter next to a command
-    head, tail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
-    return head + tex_escape(text) + tail if text.strip() else text
-
-
 def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
     """A `<table>` with notes and footnotes, for the page, whose style shows one metric.
 
@@ -327,10 +261,10 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
         table: the table to render.
         logs: the address of each run's log, linked from its row.
     """
+    groups, table = groups_of(table), side_by_side(table)
     titles = headers(table)
-    cells = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
     lines = [f'<div class="scroll"><table id="{html.escape(table.name)}">']
-    lines.append(f"<thead><tr>{cells}</tr></thead>")
+    lines.append(f"<thead>{_html_head(titles, groups)}</thead>")
     for section in table.sections:
         lines.append("<tbody>")
         lines.append(
@@ -346,6 +280,17 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
         for i, note in enumerate(table.footnotes)
     ]
     return "\n".join([*lines, f'<ul class="notes">{"".join(notes)}</ul>'])
+
+
+def _html_head(titles: list[str], groups: Groups) -> str:
+    above = "".join(
+        f'<th scope="colgroup" colspan="{len(splits)}">{html.escape(name)}</th>'
+        for name, splits in groups
+    )
+    if groups:
+        titles = [titles[0], *(split for _, splits in groups for split in splits)]
+    cells = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    return f"{f'<tr><th></th>{above}</tr>' if groups else ''}<tr>{cells}</tr>"
 
 
 def _html_row(
@@ -372,7 +317,7 @@ def html_cell(shown: list[Text]) -> str:
     """One cell, or one `<span>` per metric, of which the page's style shows one."""
     texts = []
     for cell in shown:
-        small = f"<small>{html.escape(cell.small)}</small>" if cell.small else ""
+        small = "".join(f"<small>{html.escape(line)}</small>" for line in cell.small.splitlines())
         mark = f"<sup>{cell.mark}</sup>" if cell.mark else ""
         texts.append(f"{html.escape(cell.main)}{mark}{small}")
     if len(texts) == 1:

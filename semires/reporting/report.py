@@ -23,7 +23,8 @@ from semires.reporting.claims_render import claims_csv, claims_markdown
 from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
 from semires.reporting.records import Records, load_records
-from semires.reporting.render import OTHERS, body, to_csv, to_markdown, to_tex
+from semires.reporting.render import OTHERS, body, to_csv, to_markdown
+from semires.reporting.render_tex import to_tex
 from semires.reporting.runs_table import log_path, logs, runs_csv
 from semires.reporting.tables import FilledTable, TableBuilder
 from semires.reporting.thresholds import Thresholds, compare_thresholds
@@ -99,6 +100,8 @@ def build_tables(params: Params, records: Records) -> Tables:
     tables: Tables = []
     for name, definition in definitions.items():
         check_methods(params, name, definition)
+        if definition.joined and len(study.datasets(params)) < 2:
+            continue  # the main table shows the same
         table = builder.build(name, definition)
         tables.append((table, builder.differences(table, definition)))
     return tables

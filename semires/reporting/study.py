@@ -19,17 +19,21 @@ def fractions(params: Params) -> list[float]:
     return params.study.fractions
 
 
-def methods(params: Params, fraction: float) -> list[str]:
-    """The methods of the main table at a fraction, burn-in (`supervised`) first.
+def methods(params: Params, dataset: str, fraction: float) -> list[str]:
+    """The methods of the main table that the study has for a data set and a fraction.
 
-    Methods with tuned thresholds have a row wherever the study trains them.
+    Burn-in (`supervised`) is first. Methods with tuned thresholds have a row wherever the study
+    trains them.
     """
-    tuned = [
-        key.method
+    keys = [
+        key
         for key in expand(params)
-        if key.fraction == fraction and key.model is None and search_of(params, key) is not None
+        if (key.dataset, key.fraction, key.model) == (dataset, fraction, None)
     ]
-    return list(dict.fromkeys([SUPERVISED, *params.study.methods, *tuned]))
+    there = {key.method for key in keys}
+    tuned = [key.method for key in keys if search_of(params, key) is not None]
+    wanted = dict.fromkeys([SUPERVISED, *params.study.methods, *tuned])
+    return [method for method in wanted if method in there]
 
 
 def seeds(params: Params) -> list[int]:

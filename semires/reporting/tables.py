@@ -7,7 +7,7 @@ split. Numbers stay unrounded here; `render.py` rounds when it writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 
 from semires.config.schema import Params
@@ -16,6 +16,7 @@ from semires.reporting.definitions import (
     PaperValues,
     TableDefinition,
     TableRow,
+    counterpart,
     display_name,
     fractions_of,
     paper_name,
@@ -30,6 +31,7 @@ class FilledRow:
     """One row: values by metric and split, the paper's by split, the reason if it is empty.
 
     ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``runs`` are its sources.
+    ``footnotes``: the reasons by split, where they differ.
     """
 
     label: str
@@ -41,6 +43,7 @@ class FilledRow:
     footnote: int | None = None
     others: dict[str, dict[str, Value]] = field(default_factory=dict)
     runs: tuple[RunKey, ...] = ()
+    footnotes: dict[str, int] = field(default_factory=dict)
 
     def of(self, metric: str) -> dict[str, Value]:
         """Values of one of METRICS by split."""
@@ -51,7 +54,9 @@ class FilledRow:
 class TableSection:
     """The rows of one data set at one labelled fraction.
 
-    ``comparable``: whether the paper uses this data set.
+    ``comparable``: whether the paper uses this data set. ``splits``: its splits, each with its name
+    in the paper. ``name``: the data set's display name. ``paper_name``: the paper's data set whose
+    values the rows show.
     """
 
     title: str
@@ -59,13 +64,17 @@ class TableSection:
     fraction: str
     comparable: bool
     rows: list[FilledRow]
+    splits: dict[str, str]
+    name: str = ""
+    paper_name: str = "RefCOCO"
 
 
 @dataclass(frozen=True)
 class FilledTable:
     """A filled table. ``footnotes`` explain empty rows, ``notes`` explain the numbers.
 
-    ``is_difference``: the numbers are differences of two methods, in percentage points.
+    ``is_difference``: the numbers are differences of two methods, in percentage points. ``joined``:
+    readable forms show the data sets beside each other (`joined.py`).
     """
 
     name: str
@@ -79,11 +88,18 @@ class FilledTable:
     footnotes: list[str]
     is_difference: bool = False
     in_paper: bool = True
+    joined: bool = False
 
     @property
     def has_paper(self) -> bool:
         """Whether any row has a value of the paper."""
         return any(row.paper for section in self.sections for row in section.rows)
+
+    @property
+    def paper_names(self) -> list[str]:
+        """The paper's data sets whose values the table shows."""
+        shown = (s.paper_name for s in self.sections if any(row.paper for row in s.rows))
+        return list(dict.fromkeys(shown))
 
     @property
     def comparable(self) -> bool:
@@ -107,36 +123,84 @@ class TableBuilder:
     def build(self, name: str, definition: TableDefinition) -> FilledTable:
         """Fill one table."""
         missing = _Missing(self.params)
-        sections, notes = [], dict[str, None]()
+        sections, notes, left_out = [], dict[str, None](), dict[str, None]()
         for dataset in study.datasets(self.params):
-            spans_rows = all(row.fraction is not None for row in definition.rows)
-            for fraction in fractions_of(self.params, definition)[: 1 if spans_rows else None]:
-                title = display_name(self.params, dataset)
-                if not spans_rows:
-                    title += f", {fraction_name(fraction)} % labelled"
-                shown = self._rows(definition, fraction)
-                notes.update(dict.fromkeys(row.note for row in shown if row.note is not None))
-                rows = [self._row(row, dataset, fraction, missing) for row in shown]
-                sections.append(
-                    TableSection(
-                        title, dataset, fraction_name(fraction),
-                        paper_name(self.params, dataset) is not None, rows,
-                    )
-                )  # fmt: skip
+            for fraction in self._fractions(definition):
+                rows = self._rows(definition, dataset, fraction)
+                if not self._is_shown(definition, rows, dataset, fraction):
+                    left_out[dataset] = None
+                    continue
+                notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
+                sections.append(self._section(definition, rows, dataset, fraction, missing))
         splits = dict.fromkeys(
             split
             for dataset in study.datasets(self.params)
             for split in self._splits(dataset)
             if split in (definition.splits or [split])
+            and any(section.dataset == dataset for section in sections)
         )
         table = FilledTable(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=list(splits), marks=definition.marks, sections=sections, notes=[],
-            footnotes=missing.footnotes(), in_paper=definition.in_paper,
+            footnotes=missing.footnotes(), in_paper=definition.in_paper, joined=definition.joined,
         )  # fmt: skip
+        absent = left_out.keys() - {section.dataset for section in sections}
+        names = ", ".join(display_name(self.params, d) for d in left_out if d in absent)
+        more = [f"Left out: {names}, where the study does not make all rows."] if names else []
         standard = _standard_notes(table, self.selection.samples)
-        table.notes.extend([*definition.notes, *notes, *standard])
+        table.notes.extend([*definition.notes, *notes, *more, *standard])
         return table
+
+    def _fractions(self, definition: TableDefinition) -> list[float]:
+        """The fractions that have a section; one if each row has a fraction of its own."""
+        fractions = fractions_of(self.params, definition)
+        return fractions[:1] if _spans_rows(definition) else fractions
+
+    def _is_shown(
+        self, definition: TableDefinition, rows: list[TableRow], dataset: str, fraction: float
+    ) -> bool:
+        """Whether a data set has a section at a fraction.
+
+        The study's first data set has all sections. Another one has those for which the paper has
+        numbers of its counterpart, or the study all runs. A joined table has a section for each
+        fraction at which the study has all runs on some data set.
+        """
+        datasets = study.datasets(self.params)
+        if definition.joined:
+            return any(self._all_planned(rows, name, fraction) for name in datasets)
+        if not rows or dataset == datasets[0] or self._all_planned(rows, dataset, fraction):
+            return bool(rows)
+        return any(self._paper(row, dataset, fraction) for row in rows)
+
+    def _all_planned(self, rows: list[TableRow], dataset: str, fraction: float) -> bool:
+        keys = [self.selection.key(row, dataset, fraction) for row in rows if row.needs is None]
+        return all(study.is_planned(key, self.params) for key in keys)
+
+    def _paper(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float] | None:
+        name = counterpart(self.params, dataset)
+        return self.paper.row(row, name, fraction_name(row.fraction or fraction))
+
+    def _section(
+        self,
+        definition: TableDefinition,
+        rows: list[TableRow],
+        dataset: str,
+        fraction: float,
+        missing: _Missing,
+    ) -> TableSection:
+        name = display_name(self.params, dataset)
+        spans = _spans_rows(definition)
+        mark = "(U)" if self.params.datasets[dataset].split_by == "umd" else ""
+        return TableSection(
+            title=name if spans else f"{name}, {fraction_name(fraction)} % labelled",
+            dataset=dataset,
+            fraction=fraction_name(fraction),
+            comparable=paper_name(self.params, dataset) is not None,
+            rows=[self._row(row, dataset, fraction, missing) for row in rows],
+            splits={split: f"{split}{mark}" for split in self._splits(dataset)},
+            name=name,
+            paper_name=counterpart(self.params, dataset) or "RefCOCO",
+        )
 
     def differences(self, table: FilledTable, definition: TableDefinition) -> FilledTable | None:
         """Paired differences of each pair of a table's rows, or of all rows to ``against``.
@@ -145,7 +209,8 @@ class TableBuilder:
         """
         sections = []
         for section in table.sections:
-            defined = {row.label: row for row in self._rows(definition, float(section.fraction))}
+            rows_of_study = self._rows(definition, section.dataset, float(section.fraction))
+            defined = {row.label: row for row in rows_of_study}
             filled = [defined[row.label] for row in section.rows if row.values]
             pairs = [
                 self._difference(first, second, section)
@@ -154,9 +219,7 @@ class TableBuilder:
             ]
             rows = [row for row in pairs if row.values]
             if rows:
-                sections.append(
-                    TableSection(section.title, section.dataset, section.fraction, False, rows)
-                )
+                sections.append(replace(section, comparable=False, rows=rows))
         if not sections:
             return None
         return FilledTable(
@@ -169,10 +232,10 @@ class TableBuilder:
     def _splits(self, dataset: str) -> list[str]:
         return [split for split in self.params.datasets[dataset].splits if split != "train"]
 
-    def _rows(self, definition: TableDefinition, fraction: float) -> list[TableRow]:
+    def _rows(self, definition: TableDefinition, dataset: str, fraction: float) -> list[TableRow]:
         if not definition.from_study:
             return definition.rows
-        methods = study.methods(self.params, fraction)
+        methods = study.methods(self.params, dataset, fraction)
         rows = [row for row in definition.rows if row.method in methods]
         known = {row.method for row in definition.rows}
         return rows + [TableRow(label=m, method=m) for m in methods if m not in known]
@@ -188,9 +251,7 @@ class TableBuilder:
             fraction=fraction_name(key.fraction),
             marks=tuple(row.marks),
             values=values[METRICS[0]],
-            paper=self.paper.row(
-                row, paper_name(self.params, dataset), fraction_name(key.fraction)
-            ),
+            paper=self._paper(row, dataset, fraction),
             footnote=None if values[METRICS[0]] else missing.add(key, row.needs),
             others={metric: values[metric] for metric in METRICS[1:]},
             runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
@@ -253,6 +314,11 @@ class _Missing:
         return reason
 
 
+def _spans_rows(definition: TableDefinition) -> bool:
+    """Whether each row has a fraction of its own, so that one section spans the fractions."""
+    return all(row.fraction is not None for row in definition.rows)
+
+
 def _pairs(rows: list[TableRow], against: str | None) -> Iterable[tuple[TableRow, TableRow]]:
     if against is None:
         return combinations(rows, 2)
@@ -275,6 +341,16 @@ def _difference_notes(sections: Iterable[TableSection], samples: int) -> list[st
     return notes
 
 
+def _joined_note(table: FilledTable) -> str:
+    pairs = {s.name: s.paper_name for s in table.sections if s.name != s.paper_name}
+    names = ", ".join(f"{theirs} for {ours}" for ours, theirs in pairs.items())
+    return (
+        "Small print under a value: its interval, then the paper's oIoU with Swin-B, BERT-base and "
+        f"SAM ViT-H{f', on {names}' if names else ''}. In parentheses: ours − paper's, where the "
+        "two are comparable."
+    )
+
+
 def _standard_notes(table: FilledTable, samples: int) -> list[str]:
     values = [v for s in table.sections for row in s.rows for v in row.values.values()]
     notes = [
@@ -289,10 +365,14 @@ def _standard_notes(table: FilledTable, samples: int) -> list[str]:
         notes.append(f"Mean ± standard deviation over {several}; the CSV has their number.")
     elif counts:
         notes.append("One seed: the interval does not cover the variation between trainings.")
-    if table.has_paper and not table.comparable:
+    if table.joined and table.has_paper:
+        notes.append(_joined_note(table))
+    elif table.has_paper and not table.comparable:
+        orders = dict.fromkeys(" / ".join(section.splits.values()) for section in table.sections)
         notes.append(
-            f"Paper: overall IoU ({' / '.join(table.splits)}) on RefCOCO with Swin-B, BERT-base "
-            "and SAM ViT-H, for reference. It is not comparable with the values beside it."
+            f"Paper: overall IoU ({'; '.join(orders)}) on {', '.join(table.paper_names)} with "
+            "Swin-B, BERT-base and SAM ViT-H, for reference. It is not comparable with the values "
+            "beside it."
         )
     elif table.comparable and not all(section.comparable for section in table.sections):
         notes.append("The paper's values are comparable on its own data sets only.")

@@ -24,8 +24,8 @@ from semires.reporting.render import (
     md_table,
     plain,
     signed,
-    tex_table,
 )
+from semires.reporting.render_tex import tex_table
 from semires.reporting.searches import Search
 from semires.reporting.selection import Value
 from semires.reporting.style import style_of

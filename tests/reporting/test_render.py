@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semires.reporting import render
+from semires.reporting import render, render_tex
 from semires.reporting.selection import Value
 from semires.reporting.tables import FilledRow, FilledTable, TableSection
 
+SPLITS = {"val": "val", "testA": "testA"}
 NASTY = "=cmd|'/c calc'!A0 <script>alert(1)</script> & 5_% $x^2$ {\\input{/etc/passwd}} #~ [é→]"
 
 
@@ -26,7 +27,7 @@ def table(label=NASTY, comparable=False, name="t_1"):
         FilledRow(label, "m", "1", (True, False), {"val": value}, {"val": 32.26, "testA": 35.71}),
         FilledRow("empty", "n", "1", (False, False), footnote=0),
     ]
-    sections = [TableSection(f"D {label}", "d", "1", comparable, rows)]
+    sections = [TableSection(f"D {label}", "d", "1", comparable, rows, SPLITS)]
     notes = [f"a note: {label}", "in percent, 95 % of * and `code_x %`."]
     footnotes = [f"no run: `dvc exp run -S 'a=[1]' --x {label.replace('`', '')}` fills it."]
     return FilledTable(
@@ -106,7 +107,7 @@ def test_a_difference_that_excludes_zero_is_marked():
     clear = Value(-2.0, -3.0, -1.0, None, 1, 9, 9)
     vague = Value(0.5, -0.1, 1.1, None, 1, 9, 9)
     rows = [FilledRow("A − B", "a - b", "1", (), {"val": clear, "testA": vague})]
-    sections = [TableSection("S", "d", "1", False, rows)]
+    sections = [TableSection("S", "d", "1", False, rows, SPLITS)]
     names = ("t_differences", "T", "", "", ["val", "testA"])
     shown = FilledTable(*names, [], sections, [], [], is_difference=True)
     cells = render.body(shown)[0][1][0]
@@ -117,7 +118,7 @@ def test_a_difference_that_excludes_zero_is_marked():
 
 @given(st.text(max_size=40))
 def test_tex_text_has_no_live_special_character(text):
-    out = render.tex_escape(text)
+    out = render_tex.tex_escape(text)
     assert out.isascii()
     bare = out
     for known in ("\\textbackslash{}", "\\textasciitilde{}", "\\textasciicircum{}",
@@ -130,8 +131,8 @@ def test_tex_text_has_no_live_special_character(text):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_tex_compiles_as_it_stands(tmp_path):
-    (tmp_path / "t.tex").write_text(render.to_tex(table()))
-    (tmp_path / "u.tex").write_text(render.to_tex(table("CPI-U", comparable=True, name="u")))
+    (tmp_path / "t.tex").write_text(render_tex.to_tex(table()))
+    (tmp_path / "u.tex").write_text(render_tex.to_tex(table("CPI-U", comparable=True, name="u")))
     document = r"\documentclass{article}\usepackage{booktabs,longtable}\begin{document}"
     (tmp_path / "all.tex").write_text(document + r"\input{t}\input{u}\end{document}")
     done = subprocess.run(
@@ -144,8 +145,8 @@ def test_tex_compiles_as_it_stands(tmp_path):
 
 def test_tex_repeats_its_header_and_breaks_across_pages():
     rows = [FilledRow(f"r{i}", "m", "1", (True, False)) for i in range(60)]
-    long = replace(table(), sections=[TableSection("S", "d", "1", False, rows)])
-    tex = render.to_tex(long)
+    long = replace(table(), sections=[TableSection("S", "d", "1", False, rows, SPLITS)])
+    tex = render_tex.to_tex(long)
     assert tex.count(r"\begin{longtable}") == tex.count(r"\emph{S}") == 1
     assert tex.count("Method & ") == 2  # on the first page and on the others
     assert all(f"\n\\raggedright r{i} & " in tex for i in range(60))
@@ -154,7 +155,7 @@ def test_tex_repeats_its_header_and_breaks_across_pages():
 def test_tex_headers_hold_no_comment():
     """A raw % in a title would hide the rest of its line, with the row's end."""
     shown = replace(table(), splits=["val", "5 %"])
-    for tex in (render.to_tex(shown), render.to_tex(shown, render.OTHERS)):
+    for tex in (render_tex.to_tex(shown), render_tex.to_tex(shown, render.OTHERS)):
         lines = tex.splitlines()[1:]
         assert not [line for line in lines if re.search(r"(?<!\\)%", line)]
         (header,) = {line for line in lines if line.startswith("Method & ")}
@@ -169,7 +170,7 @@ def test_other_metrics_have_columns_in_every_format():
     main = {"val": Value(43.0, 42.0, 44.0, 0.5, 2, 9, 9)}
     shown = replace(
         table(), sections=[TableSection("S", "d", "1", False, [
-            FilledRow("r", "m", "1", (True, False), main, others=value)])], splits=["val"],
+            FilledRow("r", "m", "1", (True, False), main, others=value)], SPLITS)], splits=["val"],
     )  # fmt: skip
     (line,) = csv.DictReader(io.StringIO(render.to_csv(shown)))
     assert [line[c] for c in ("value", "mIoU", "mIoU_low", "P@0.5", "P@0.5_sd")] == [
@@ -177,7 +178,7 @@ def test_other_metrics_have_columns_in_every_format():
     text = render.to_markdown(shown)
     assert "val mIoU | val P@0.5 |" in text
     assert "51.00 ± 0.50" in text
-    tex = render.to_tex(shown, render.OTHERS)
+    tex = render_tex.to_tex(shown, render.OTHERS)
     assert r"62.00 $\pm$ 0.50" in tex
     assert "43.00" not in tex
     page = render.to_html(shown)
