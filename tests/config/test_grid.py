@@ -74,6 +74,21 @@ def test_a_source_names_a_run_only_where_it_matters():
     assert set(stages(params)["propose"]) == {"refscenes-sam", "refscenes-felzenszwalb"}
 
 
+def test_data_sets_of_the_same_images_share_their_proposals():
+    tree = copy.deepcopy(DEMO)
+    names = ["refscenes+", "refscenes-g"]
+    blocks = [block(datasets=names, methods=["cpi-u"])]
+    tree["study"].update(generated=["refscenes", *names], runs=blocks, tune=blocks)
+    made = stages(validate(tree))
+    assert made["propose"] == {"refscenes-sam": {"dataset": "refscenes", "source": "sam"}}
+    assert set(made["prepare"]) == {*names, "refscenes"}
+    assert set(made["generate"]) == {"refscenes"}
+    wanted = {n: {"dataset": n, "scenes": "data/raw/refscenes"} for n in names}
+    assert made["express"] == wanted
+    consumers = [item for kind in ("labels", "tune", "mutual") for item in made[kind].values()]
+    assert [item["proposals"] for item in consumers] == ["refscenes"] * 6
+
+
 def test_a_model_names_its_runs_and_its_parameters():
     params = study(
         block(methods=["cpi-u"]),

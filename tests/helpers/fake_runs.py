@@ -61,13 +61,13 @@ def metrics_of(table):
     }
 
 
-def write_run(key, gain=None, root=Path("."), expression="the red circle"):
+def write_run(key, gain=None, root=Path("."), expression="the red circle", sizes=SPLITS):
     """One run folder, whole."""
     folder = root / key.folder
     folder.mkdir(parents=True)
     level = BASE.get(key.fraction, 55.0) + (GAIN.get(key.method, 5.0) if gain is None else gain)
     seed = sum(map(ord, key.label)) * 31 + key.seed * 7 + int(key.fraction * 10)
-    table = predictions(level, seed)
+    table = predictions(level, seed, sizes)
     files.write_parquet(folder / "predictions.parquet", table)
     files.write_bytes(folder / "model.safetensors", f"{seed} {level}".encode())
     metrics = metrics_of(table)
