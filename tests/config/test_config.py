@@ -40,10 +40,13 @@ def shipped(name: str) -> Params:
     return validate_file(tree, name)
 
 
-@pytest.mark.parametrize("name", ["demo", "study", "refcoco", "refcoco+", "gref", "table1"])
+@pytest.mark.parametrize(
+    "name", ["demo", "study", "refcoco", "refcoco+", "gref", "table1", "table1-all"]
+)
 def test_shipped_files_are_valid(name: str):
     embedded = ["refscenes", "refscenes+", "refscenes-g"]
-    wanted = {"demo": embedded[:1], "study": embedded, "table1": ["refcoco"]}.get(name, [name])
+    papers = {"table1": ["refcoco"], "table1-all": ["refcoco", "refcoco+", "gref"]}
+    wanted = {"demo": embedded[:1], "study": embedded, **papers}.get(name, [name])
     assert shipped(name).study.datasets == wanted
 
 
@@ -66,7 +69,7 @@ def test_the_paper_s_values_are_in_its_files():
         assert params.model.swin.depths == [2, 2, 18, 2]
 
 
-@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "gref", "table1"])
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "gref", "table1", "table1-all"])
 def test_every_value_of_the_paper_s_files_says_where_it_is_from(name: str):
     """P, C or H in its comment, or in the comment of its section."""
     path: list[bool] = []
