@@ -18,11 +18,12 @@ help:  ## this list
 	@tools/setup.sh "$(PYTHON)"
 
 # One lane per core, one thread per process: a lane makes one stage after another. DVC locks the lanes
-# apart. The results do not depend on the number of lanes.
+# apart. The results do not depend on the number of lanes. Lanes write lines, since bars would overwrite
+# each other.
 define dvc_repro
 	dvc repro --glob 'split@*' sam
 	stages=$$(dvc stage list --name-only) && for kind in 'propose|burn_in' labels tune mutual; do \
-	  grep -E "^($$kind)@" <<< "$$stages" | xargs -r -P $(LANES) -n 1 sh -c \
+	  grep -E "^($$kind)@" <<< "$$stages" | SEMIRES_PROGRESS=lines xargs -r -P $(LANES) -n 1 sh -c \
 	    'dvc --wait-for-lock repro -s "$$0" || exit 255' || exit; \
 	done
 	dvc repro

@@ -6,9 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "semires"
 # Every room and every module of the top level, in order; imports for annotations count as well.
 STORY = [
-    *("errors", "files", "numerics", "process", "refine", "runs", "config", "dist", "data"),
-    *("models", "proposals", "samples", "evaluation", "mlflow_store", "tracking", "training"),
-    *("tuning", "reporting", "rehearsal", "doctor", "options", "cli", "__main__"),
+    *("errors", "files", "numerics", "process", "progress", "refine", "runs", "config", "dist"),
+    *("data", "models", "proposals", "samples", "evaluation", "mlflow_store", "tracking"),
+    *("training", "tuning", "reporting", "rehearsal", "doctor", "options", "cli", "__main__"),
 ]
 
 

@@ -11,6 +11,7 @@ from semires.data.pictures import open_picture, upright_size
 from semires.data.refer import Faults, read_refer
 from semires.data.tables import write_tables
 from semires.errors import DataError
+from semires.progress import progress
 
 Row = dict[str, int]
 # Published numbers of references and images per split (from TFDS; the paper's totals agree).
@@ -129,10 +130,8 @@ def _verdict(row: Row, wanted: Row) -> str:
 
 
 def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:
-    from tqdm import tqdm
-
     rows = images[["file_name", "height", "width"]].itertuples(index=False)
-    for name, height, width in tqdm(rows, total=len(images), desc="images", disable=None):
+    for name, height, width in progress(rows, name="prepare", total=len(images), unit="image"):
         path = folder / name
         if not path.is_file():
             faults.add("missing image", path)

@@ -23,6 +23,7 @@ from semires import files
 from semires.config.schema import Params
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
+from semires.progress import progress
 from semires.proposals.workers import ImageJob, Recipe, process_count, propose_rows
 from semires.runs import layout
 
@@ -240,20 +241,18 @@ def _make(
     job: Job, todo: list[Shard], total: int, rank: int, remote: RemoteShards | None = None
 ) -> None:
     """Make the shards ``todo``. Each shard is written as soon as its last image is done."""
-    from tqdm import tqdm
-
     tasks = [task for shard in todo for task in shard.tasks]
     if not tasks:
         return
     rows = propose_rows(job.recipe, tasks, job.processes)
     with (
         contextlib.closing(rows),
-        tqdm(
+        progress(
+            name=f"propose {job.dataset} {job.source}",
             total=total,
-            initial=total - len(tasks),
-            desc=f"propose {job.dataset} {job.source}",
             unit="image",
-            disable=None if rank == 0 else True,
+            initial=total - len(tasks),
+            shown=rank == 0,
         ) as bar,
     ):
         for shard in todo:

@@ -22,6 +22,7 @@ from semires.config.schema import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.evaluation.evaluate import summarise
 from semires.models import SegmentationModel
+from semires.progress import progress
 from semires.samples.batch import LabelledBatch, MutualBatch
 from semires.training.context import RunContext
 from semires.training.state import load_state, save_state
@@ -133,15 +134,13 @@ class Loop:
             Interrupted: a signal arrived; the state was saved.
             NonFiniteLossError: the loss is NaN or infinite; the last finite state is kept.
         """
-        from tqdm import tqdm
-
         evaluation_steps = self.evaluation_steps
-        with tqdm(
+        with progress(
+            name=self.context.key.name,
             total=self.total,
-            initial=self.step,
-            desc=self.context.key.name,
             unit="step",
-            disable=None if self.group.is_main_process else True,
+            initial=self.step,
+            shown=self.group.is_main_process,
         ) as bar:
             while self.step < self.total and not self._out_of_patience():
                 started = time.monotonic()
@@ -152,7 +151,7 @@ class Loop:
                 bar.update()
                 if self.step in evaluation_steps:
                     self._evaluate()
-                    bar.set_postfix(val_oIoU=f"{self.history[-1]['val/oIoU']:.2f}")
+                    bar.set_postfix_str(f"val oIoU {self.history[-1]['val/oIoU']:.2f}", False)
                 self._save_if_due_or_stopped()
         self.save()  # the final evaluations may take long, and only they remain
         process.stop_at_once()

@@ -24,6 +24,7 @@ from semires.config.resolve import proposals_of, source_of
 from semires.errors import CorruptCacheError, DataError
 from semires.evaluation.calibration import BINS, reliability
 from semires.files import fingerprint, npz_bytes, read_json, sha256_bytes, sha256_file, write_bytes
+from semires.progress import progress
 from semires.refine.strategies import PROBABILITY_STEPS, rounded
 from semires.runs import layout
 from semires.runs.key import RunKey
@@ -294,8 +295,6 @@ def pseudo_labels(
     references are drawn by the run's seed. The probability is that of the logits divided by
     ``temperature``.
     """
-    from tqdm import tqdm
-
     from semires.evaluation.corrections import sample_refs
     from semires.evaluation.evaluate import predict_masks
     from semires.refine.refiner import foreground
@@ -306,7 +305,7 @@ def pseudo_labels(
         teacher, dataset, params.evaluation.batch_size, context.group.device, chosen,
         precision=params.runtime.precision,
     )  # fmt: skip
-    with tqdm(total=len(chosen), desc="pseudo-labels", unit="ref", disable=None) as bar:
+    with progress(name="pseudo-labels", total=len(chosen), unit="reference") as bar:
         for batch, logits in batches:
             probability = foreground(logits / temperature)
             arrays = (logits.argmax(1).bool(), batch.mask.bool(), probability)

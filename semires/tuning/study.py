@@ -20,6 +20,7 @@ from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.errors import Interrupted, SemiresError
 from semires.files import fingerprint
+from semires.progress import progress
 from semires.runs.key import RunKey
 from semires.tuning.counts import sources
 from semires.tuning.labelled import parts_of
@@ -280,17 +281,15 @@ def optimize(study: optuna.Study, search: Search, objective: Objective, stop: St
     Raises:
         Interrupted: a signal arrived between two trials.
     """
-    from tqdm import tqdm
-
     done = len(finished(study))
     if done:
         print(f"{search.name}: resuming from trial {done} of {search.total}")
     with locked(search.url, "open"):
         for point in search.first[: search.total]:
             study.enqueue_trial(point, skip_if_exists=True)
-    with tqdm(total=search.total, desc=search.name, unit="trial", disable=None) as bar:
+    with progress(name=search.name, total=search.total, unit="trial") as bar:
 
-        def progress(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             trials = finished(study)
             show(bar, trials)
             if len(trials) < search.total and (code := stop()) is not None:
@@ -304,14 +303,14 @@ def optimize(study: optuna.Study, search: Search, objective: Objective, stop: St
         while len(finished(study)) < search.total:
             # A trial whose heartbeat was late was queued again for another process.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                study.optimize(objective, callbacks=[progress, limit])
+                study.optimize(objective, callbacks=[after_trial, limit])
 
 
 def show(bar: Any, done: list[optuna.trial.FrozenTrial]) -> None:
     """Update the progress bar with the number of trials and the best value."""
     values = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
     if values:
-        bar.set_postfix(best=f"{max(values):.2f}", refresh=False)
+        bar.set_postfix_str(f"best {max(values):.2f}", refresh=False)
     bar.update(min(len(done), bar.total) - bar.n)
 
 
