@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semires.config.load import load_params
+from semires.config.schema import Params
 from semires.data.scenes import (
     COLOURS,
     COUNTS,
@@ -129,6 +130,13 @@ class CellNamer(nn.Module):
         ]
 
 
+def new_model(params: Params) -> tuple[Any, CellNamer]:
+    """The settings of the Swin, and the model with its first weights."""
+    torch.manual_seed(SEED)
+    settings = params.model.swin.model_copy(update={"drop_path_rate": 0.0})
+    return settings, CellNamer(swin_ops.new_swin(settings), settings.embed_dim)
+
+
 def cell_loss(outs: list[tuple[Tensor, tuple[int, int]]], targets: CellTargets) -> Tensor:
     """Cross-entropy of class shares and absolute error of offsets; cells of objects weigh most.
 
@@ -188,8 +196,9 @@ def accuracy(model: nn.Module, scenes: list[Tensor]) -> dict[str, list[float]]:
 
 
 def train(model: CellNamer, scenes: list[Tensor], held: list[Tensor], steps: int, batch: int,
-          lr: float, total: int) -> None:  # fmt: skip
-    """Train ``steps`` steps; the learning-rate schedule has ``total`` steps."""
+          lr: float, total: int) -> list[float]:  # fmt: skip
+    """Train ``steps`` steps; the learning-rate schedule has ``total`` steps. Returns the losses."""
+    losses = []
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
     draw = torch.Generator().manual_seed(SEED)
     for step in range(steps):
@@ -203,12 +212,14 @@ def train(model: CellNamer, scenes: list[Tensor], held: list[Tensor], steps: int
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        losses.append(loss.item())
         if (step + 1) % 250 == 0:
-            print(f"step {step + 1} loss {loss.item():.3f} {accuracy(model, held)}", flush=True)
+            print(f"step {step + 1} loss {losses[-1]:.3f} {accuracy(model, held)}", flush=True)
+    return losses
 
 
-def main() -> None:
-    """Train for a number of steps and write the weights."""
+def parser() -> argparse.ArgumentParser:
+    """The command line; without options, the training of the shipped weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--images", type=int, default=14_000)
@@ -218,19 +229,22 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("semires/weights/swin_tiny.safetensors")
     )
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Train for a number of steps and write the weights."""
+    options = parser().parse_args()
     params = load_params()
     torch.set_num_threads(1)  # more threads would change the last digits
-    torch.manual_seed(SEED)
     if options.cache and options.cache.is_file():
         scenes = torch.load(options.cache, weights_only=True)
     else:
         scenes = make_scenes(options.images + 256, params.data.image_size)
         if options.cache:
             torch.save(scenes, options.cache)
-    settings = params.model.swin.model_copy(update={"drop_path_rate": 0.0})
-    swin = swin_ops.new_swin(settings)
-    model = CellNamer(swin, settings.embed_dim)
+    settings, model = new_model(params)
+    swin = model.swin
     held = [column[options.images :] for column in scenes]
     scenes = [column[: options.images] for column in scenes]
     train(model, scenes, held, options.steps, options.batch, options.lr, options.steps)

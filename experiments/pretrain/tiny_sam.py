@@ -7,8 +7,11 @@ target is a predicted IoU of 0.
 With random weights the decoder ignores its point for a long time. Two measures prevent this. The
 token-to-image attention is initialised to attend to the position of the point. An auxiliary head,
 which is not saved, trains the encoder to group the pixels of an object.
-Command: python experiments/pretrain/tiny_sam.py --minutes 33
-Cost: 33 minutes on one core. Writes semires/weights/tiny_sam.safetensors and .json.
+Command: python experiments/pretrain/tiny_sam.py
+Cost: 33 minutes on one core. Writes semires/weights/tiny_sam.safetensors and .json. The shipped
+file was made with --minutes 33, where the learning rate follows the clock; the same number of steps
+gives a similar file. A number of steps gives the same bytes on the same machine with the same
+library versions.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import copy
 import math
 import os
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,19 +256,40 @@ def publish(sam: Sam, path: Path, facts: dict[str, Any]) -> None:
     write_json(path.with_suffix(".json"), facts)
 
 
-def train(scenes: Scenes, options: argparse.Namespace) -> None:
-    """Train for ``options.minutes``; write the averaged weights every 4 minutes and at the end."""
+def by_clock(minutes: float) -> Iterator[float]:
+    """The share 0..1 of the training that is over before each step, by the elapsed time."""
+    started = time.monotonic()
+    while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
+        yield share
+
+
+def by_steps(steps: int) -> Iterator[float]:
+    """The same by the number of steps, so that a repeat gives the same weights."""
+    return (step / steps for step in range(steps))
+
+
+@dataclass
+class State:
+    """Losses and mean IoU of the last step, the averaged weights, and the number of steps."""
+
+    mask: float
+    predicted_iou: float
+    affinity: float
+    iou: float
+    average: Sam
+    step: int
+
+
+def train(scenes: Scenes, shares: Iterable[float], options: argparse.Namespace) -> Iterator[State]:
+    """Train one step for each of ``shares``, which set the learning rate and the loss' weights."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
     sam, head = new_sam().train(), AffinityHead()
     average = copy.deepcopy(sam)
-    n_parameters = sum(p.numel() for p in sam.parameters())
     optimizer = torch.optim.AdamW(
         [*sam.parameters(), *head.parameters()], lr=options.lr, weight_decay=0.02, betas=(0.9, 0.98)
     )
-    started = published = time.monotonic()
-    step, seen, bar = 0, 0.0, tqdm(disable=None, desc="tiny SAM", unit="step")
-    while (share := (time.monotonic() - started) / (60 * options.minutes)) < 1:
+    for step, share in enumerate(shares, start=1):
         batch = draw_batch(
             scenes, rng.integers(0, len(scenes.images), options.images), options.points, rng
         )
@@ -281,55 +306,54 @@ def train(scenes: Scenes, options: argparse.Namespace) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
         optimizer.step()
-        step += 1
         decay = min(0.998, step / (step + 10))
         with torch.no_grad():
             for mean, value in zip(average.parameters(), sam.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-        seen = 0.98 * seen + 0.02 * iou
-        bar.update()
-        if step % 25 == 0:
-            now = seen / (1 - 0.98**step)
+        yield State(mask_loss.item(), iou_loss.item(), affinity.item(), iou, average, step)
+
+
+def run(scenes: Scenes, options: argparse.Namespace) -> None:
+    """Train; write the averaged weights every 4 minutes and at the end."""
+    started = published = time.monotonic()
+    shares = by_clock(options.minutes) if options.minutes else by_steps(options.steps)
+    seen = 0.0
+    for state in tqdm(train(scenes, shares, options), disable=None, desc="tiny SAM", unit="step"):
+        seen = 0.98 * seen + 0.02 * state.iou
+        if state.step % 25 == 0:
             print(
-                f"{time.monotonic() - started:.0f}s {step} mask {mask_loss.item():.3f} "
-                f"iou-loss {iou_loss.item():.4f} affinity {affinity.item():.3f} IoU {now:.3f}",
+                f"{time.monotonic() - started:.0f}s {state.step} mask {state.mask:.3f} iou-loss "
+                f"{state.predicted_iou:.4f} affinity {state.affinity:.3f} IoU "
+                f"{seen / (1 - 0.98**state.step):.3f}",
                 flush=True,
             )
         if time.monotonic() - published > 240:
             published = time.monotonic()
-            publish(average, options.output, facts(options, step, started, n_parameters))
-    publish(average, options.output, facts(options, step, started, n_parameters))
+            publish(state.average, options.output, facts(options, state, started))
+    publish(state.average, options.output, facts(options, state, started))
 
 
-def facts(
-    options: argparse.Namespace, step: int, started: float, n_parameters: int
-) -> dict[str, Any]:
+def facts(options: argparse.Namespace, state: State, started: float) -> dict[str, Any]:
     """How the weights were made."""
+    length = f"--minutes {options.minutes:g}" if options.minutes else f"--steps {options.steps}"
     return {
         "made_by": "experiments/pretrain/tiny_sam.py",
-        "command": f"python experiments/pretrain/tiny_sam.py --minutes {options.minutes:g} "
+        "command": f"python experiments/pretrain/tiny_sam.py {length} "
         f"--scenes {options.scenes} --images {options.images} --points {options.points} "
         f"--lr {options.lr:g}",
         "trained_on": "scenes of semires/data/scenes.py, numpy seed [987654, i]",
         "seed": SEED,
-        "steps": step,
+        "steps": state.step,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "machine": "one CPU core, no accelerator",
-        "n_parameters": n_parameters,
+        "n_parameters": sum(p.numel() for p in state.average.parameters()),
     }
 
 
 def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=33.0)
-    parser.add_argument("--scenes", type=int, default=16_000)
-    parser.add_argument("--images", type=int, default=16, help="images per step")
-    parser.add_argument("--points", type=int, default=4, help="points per image")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cache", type=Path, help=".npz file to cache the rendered scenes")
-    parser.add_argument("--output", type=Path, default=Path("semires/weights/tiny_sam.safetensors"))
-    options = parser.parse_args()
+    """Train as the command line says."""
+    options = parser().parse_args()
+    torch.set_num_threads(1)  # more threads would change the last digits
     if options.cache and options.cache.is_file():
         with np.load(options.cache) as kept:
             scenes = Scenes(**{name: kept[name] for name in ("images", "objects", "parts")})
@@ -337,7 +361,21 @@ def main() -> None:
         scenes = make_scenes(options.scenes)
         if options.cache:
             np.savez(options.cache, **vars(scenes))
-    train(scenes, options)
+    run(scenes, options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; without options, the training of the shipped weights counted in steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=5314)
+    parser.add_argument("--minutes", type=float, help="instead of --steps: end after this time")
+    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--images", type=int, default=16, help="images per step")
+    parser.add_argument("--points", type=int, default=4, help="points per image")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--cache", type=Path, help=".npz file to cache the rendered scenes")
+    parser.add_argument("--output", type=Path, default=Path("semires/weights/tiny_sam.safetensors"))
+    return parser
 
 
 if __name__ == "__main__":
