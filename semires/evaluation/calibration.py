@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,6 +36,33 @@ def expected_calibration_error(sums: NDArray[np.float64]) -> float:
     """
     pixels = max(float(sums[:, 0].sum()), 1.0)
     return float(100 * np.abs(sums[:, 1] - sums[:, 2]).sum() / pixels)
+
+
+def calibration_sums(probability: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sums of a batch for the training log, for :func:`calibration_of`; they stay on the device.
+
+    ``pseudo_pixels``, and ``pseudo_gap_I`` for each bin I of :func:`reliability`: the confidence
+    minus the number of correct pixels. Sums over bins are deterministic on a GPU too.
+
+    Args:
+        probability: of the foreground, 0..1, any shape.
+        truth: bool of the same shape.
+    """
+    p = probability.double().flatten()
+    confidence = torch.maximum(p, 1 - p)
+    bins = ((confidence - 0.5) * (2 * BINS)).long().clamp(max=BINS - 1)
+    gap = confidence - ((p > 0.5) == truth.flatten()).double()
+    sums = {f"pseudo_gap_{i}": torch.where(bins == i, gap, 0.0).sum() for i in range(BINS)}
+    return {"pseudo_pixels": torch.ones_like(p).sum(), **sums}
+
+
+def calibration_of(sums: Mapping[str, float]) -> dict[str, float]:
+    """The ECE in percent as ``pseudo/ece``, of added :func:`calibration_sums`; empty without."""
+    pixels = sums.get("pseudo_pixels", 0.0)
+    if pixels == 0:
+        return {}
+    gaps = sum(abs(sums[f"pseudo_gap_{i}"]) for i in range(BINS))
+    return {"pseudo/ece": 100 * gaps / pixels}
 
 
 def fit_temperature(difference: torch.Tensor, truth: torch.Tensor) -> float:

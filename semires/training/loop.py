@@ -20,6 +20,7 @@ from torch import nn
 from semires import process
 from semires.config.schema import BurnIn, Mutual
 from semires.errors import Interrupted, NonFiniteLossError
+from semires.evaluation.calibration import calibration_of
 from semires.evaluation.evaluate import summarise
 from semires.models import SegmentationModel
 from semires.progress import progress
@@ -252,12 +253,14 @@ class Loop:
         metrics = mlflow_names(summarise(table), "val")
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
         batches = since * self.accumulate * self.group.world
-        row = {**means(self._totals(), batches), **metrics, "train/lr": self._lr()}
+        totals = self._totals()
+        row = {**means(totals, batches), **metrics, "train/lr": self._lr()}
         self._sums = {}
         self.history.append({"step": self.step, **row})
         rates = self.timing.since(self._logged_timing).rates()
         self._logged_timing = Timing(**asdict(self.timing))
-        self.log({**row, **{f"time/{name}": value for name, value in rates.items()}}, self.step)
+        timing = {f"time/{name}": value for name, value in rates.items()}
+        self.log({**row, **calibration_of(totals), **timing}, self.step)
         if row["val/oIoU"] > self.best["val/oIoU"]:
             state = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
             self.best = {"val/oIoU": row["val/oIoU"], "step": self.step, "state": state}

@@ -23,11 +23,13 @@ from semires import tracking
 from semires.config.method import Method
 from semires.config.resolve import resolve
 from semires.config.schema import Params
+from semires.evaluation.calibration import calibration_sums
 from semires.evaluation.corrections import measure_corrections, overlap_sums
 from semires.models import Outputs, SegmentationModel
 from semires.models.weights import load_weights
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
+from semires.refine.refiner import foreground
 from semires.refine.weighting import Concat, make_weighting
 from semires.runs.key import RunKey
 from semires.samples.batch import LabelledBatch, MutualBatch, UnlabelledBatch
@@ -102,7 +104,7 @@ class MutualStep:
         # 1. The teacher labels the weak view; proposals refine its labels.
         teacher_logits = self.teacher_forward(unlabelled)
         targets = self.refiner(teacher_logits, unlabelled.partitions)
-        quality = overlap_sums(teacher_logits, targets, unlabelled.hidden_truth)  # logged only
+        quality = self._quality(teacher_logits, targets, unlabelled.hidden_truth)  # logged only
         # 2. The student predicts on labelled images and strong views, in one batch.
         on_labelled, *on_views = self.student_forward(labelled, unlabelled)
         # 3. The loss, Eq. 4; with two strong views, their mean.
@@ -116,6 +118,14 @@ class MutualStep:
             loss += settings.lambda_unsup / len(on_views) * total
         losses = {"loss": loss, "loss_sup": loss_sup, "loss_unsup": loss_unsup}
         return loss, {**{name: value.detach() for name, value in losses.items()}, **quality}
+
+    def _quality(
+        self, teacher_logits: torch.Tensor, targets: RefinedLabels, hidden_truth: torch.Tensor
+    ) -> dict[str, torch.Tensor | float]:
+        """Sums for the quality of the labels and the calibration of the teacher."""
+        probability = foreground(teacher_logits / self.refiner.temperature)
+        overlaps = overlap_sums(teacher_logits, targets, hidden_truth)
+        return {**overlaps, **calibration_sums(probability, hidden_truth)}
 
     def _labelled_loss(self, labelled: LabelledBatch) -> tuple[torch.Tensor, Sums]:
         """The supervised loss alone, for a method that uses no unlabelled samples."""

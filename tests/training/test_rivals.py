@@ -17,6 +17,8 @@ from semires.config.schema import Params
 from semires.errors import ConfigError, Interrupted
 from semires.evaluation.calibration import (
     BINS,
+    calibration_of,
+    calibration_sums,
     expected_calibration_error,
     fit_temperature,
     reliability,
@@ -25,6 +27,7 @@ from semires.files import read_json, sha256_file
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.runs.key import RunKey
+from semires.tracking import TrackedRun
 from semires.training.burn_in import burn_in, hold_out
 from semires.training.context import RunContext
 from semires.training.losses import unsupervised_loss
@@ -170,6 +173,11 @@ def test_ece_by_hand(seed):
     gaps = [abs(sum(c for c, _ in b) - sum(right for _, right in b)) for b in bins.values()]
     sums = reliability(probability[:90], truth[:90]) + reliability(probability[90:], truth[90:])
     assert expected_calibration_error(sums) == pytest.approx(100 * sum(gaps) / 200)
+    p, t = torch.from_numpy(probability), torch.from_numpy(truth)
+    first, second = (calibration_sums(p[part], t[part]) for part in (slice(90), slice(90, None)))
+    logged = calibration_of({name: float(first[name] + second[name]) for name in first})
+    assert logged == {"pseudo/ece": pytest.approx(100 * sum(gaps) / 200)}
+    assert calibration_of({}) == {}
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
@@ -223,8 +231,12 @@ def test_a_temperature_that_was_not_fitted_is_named(burned: Path):
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_every_rival_trains(burned: Path, method: str):
+def test_every_rival_trains(burned: Path, monkeypatch: pytest.MonkeyPatch, method: str):
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(TrackedRun, "log_metrics", lambda run, values, step: logged.append(values))
     mutual(rivals(), key_of(method))
+    assert all(0 <= values["pseudo/ece"] <= 50 for values in logged)
+    assert "pseudo/ece" not in pd.read_csv(key_of(method).folder / "history.csv")
     metrics = read_json(key_of(method).folder / "metrics.json")
     assert 0 <= metrics["val"]["oIoU"] <= 100
     record = read_json(key_of(method).folder / "run.json")
