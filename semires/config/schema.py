@@ -288,7 +288,7 @@ class Tune(Section):
     parameters that it can search.
     """
 
-    objective: Literal["labels", "training"]
+    objective: Literal["labels", "labels-and-share", "training"]
     on: Literal["val", "labelled"] = "val"
     folds: Annotated[int, Field(ge=2, le=1024)] = 3
     parameters: Annotated[list[str], Field(min_length=1)] | None = None
@@ -300,7 +300,9 @@ class Tune(Section):
     steps: Positive
 
     @model_validator(mode="after")
-    def _trainings_need_val(self) -> Tune:
+    def _possible(self) -> Tune:
+        if self.objective == "labels-and-share" and self.sampler == "cmaes":
+            raise ValueError("`sampler: cmaes` has one objective; choose tpe")
         if self.objective == "training" and self.on == "labelled":
             raise ValueError(
                 "`on: labelled` needs `objective: labels`; trainings are valued on val"

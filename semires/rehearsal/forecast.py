@@ -130,7 +130,7 @@ def tune_hours(
     if params.tune.on != "val":
         return None
     labels = expression.times(searches * counts.val_refs / 3600)
-    if params.tune.objective == "labels":
+    if params.tune.objective != "training":
         return labels
     if sample is None:
         return None

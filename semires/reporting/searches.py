@@ -61,7 +61,7 @@ class Search:
     @property
     def of_labels(self) -> bool:
         """Whether it searched the thresholds that are best for the labels."""
-        return str(self.summary["objective"]) == "labels"
+        return str(self.summary["objective"]) != "training"
 
     @cached_property
     def tables(self) -> dict[str, Table]:

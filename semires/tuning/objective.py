@@ -14,7 +14,7 @@ import numpy as np
 from semires.config.messages import require
 from semires.config.resolve import set_values
 from semires.errors import ConfigError
-from semires.tuning.refined import Table, summarise, thresholds_of
+from semires.tuning.refined import Table, replaced_quality, summarise, thresholds_of
 
 if TYPE_CHECKING:
     import optuna
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from semires.config.schema import Params
     from semires.runs.key import RunKey
 
-Objective = Callable[["optuna.Trial"], float]
+Objective = Callable[["optuna.Trial"], float | tuple[float, ...]]
 Point = dict[str, float]
 
 PAPER_GRID = (0.5, 0.6, 0.7)  # paper Table 3
@@ -42,7 +42,7 @@ class Axis:
 def space(params: Params, key: RunKey) -> dict[str, Axis]:
     """The parameters that ``tune`` searches for a method, by name.
 
-    The objective ``labels`` searches the thresholds of the method's strategy. ``training`` also
+    The objectives on labels search the thresholds of the method's strategy. ``training`` also
     searches parameters that do not change the labels: PWA (its ranges keep the weight of Eq. 9
     positive), lambda and EMA. ``tune.parameters`` selects some of them.
 
@@ -68,7 +68,7 @@ def _axes(params: Params, key: RunKey) -> dict[str, Axis]:
     axes = {
         name: Axis(0, 1, method.threshold_values[name]) for name in thresholds_of(method.strategy)
     }
-    if params.tune.objective == "labels":
+    if params.tune.objective != "training":
         return axes
     if method.weight_rule == "pwa":
         pwa = params.loss.pwa
@@ -104,7 +104,7 @@ def paper_grid(params: Params, key: RunKey, axes: Mapping[str, Axis]) -> list[Po
 def first_points(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> list[Point]:
     """The given values; before trainings also the thresholds that are best for the labels."""
     given = {name: axis.given for name, axis in axes.items()}
-    if params.tune.objective == "labels":
+    if params.tune.objective != "training":
         return [given]
     fixed = params.refine[key.method].threshold_values
     names = [name for name in fixed if name in axes]
@@ -131,6 +131,22 @@ def labels_objective(
         metrics = summarise(seen.outcome({**fixed, **suggest(trial, axes)}), seen.labels)
         trial.set_user_attr("metrics", metrics)
         return metrics["oIoU"]
+
+    return value
+
+
+def share_objective(
+    axes: Mapping[str, Axis], seen: Table, fixed: Mapping[str, float] = MappingProxyType({})
+) -> Objective:
+    """A trial's values are the oIoU of the labels that the rule replaces, and their share, percent.
+
+    ``fixed`` holds the thresholds that are not searched.
+    """
+
+    def value(trial: optuna.Trial) -> tuple[float, float]:
+        outcome = seen.outcome({**fixed, **suggest(trial, axes)})
+        trial.set_user_attr("metrics", summarise(outcome, seen.labels))
+        return replaced_quality(outcome)
 
     return value
 

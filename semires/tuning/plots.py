@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semires.tuning.results import PARTS
+from semires.tuning.refined import replaced_quality
+from semires.tuning.results import PARTS, value_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,8 @@ def draw(result: Result, folder: Path) -> None:
     """Write the plots.
 
     ``history.png``, ``curves.png`` and ``importances.png`` always; ``plane.png`` for a strategy
-    with two thresholds; ``slices.png`` for the objective ``training``.
+    with two thresholds; ``front.png`` for two objectives; ``slices.png`` for the objective
+    ``training``.
     """
     import matplotlib as mpl
 
@@ -40,6 +42,8 @@ def draw(result: Result, folder: Path) -> None:
             trials = [result.at(trial.params) for trial in result.trials]
             figure = plane_figure(result.plane, _unit(result), given, best, trials)
             _save(figure, folder / "plane.png")
+        if result.front is not None:
+            _front(result, result.front, folder / "front.png")
         if result.params.tune.objective == "training":
             _slices(result, folder / "slices.png")
 
@@ -70,7 +74,7 @@ def _history(result: Result, path: Path) -> None:
     axes.plot(table["number"], table["value"], ".", color="tab:gray", label="trial")
     best = table["value"].cummax()
     axes.step(table["number"], best, where="post", color="tab:blue", label="best")
-    if result.params.tune.objective == "labels":
+    if result.params.tune.objective != "training":
         axes.axhline(result.summary["seen"]["paper"]["oIoU"], **PAPER)
     axes.set(xlabel="trial", ylabel=_unit(result))
     axes.legend(frameon=False)
@@ -149,6 +153,23 @@ def plane_figure(
     return figure
 
 
+def _front(result: Result, front: pd.DataFrame, path: Path) -> None:
+    """Quality and share of the replaced labels: every trial, and the front on both parts."""
+    figure, (axes,) = _figure()
+    table = result.trial_table
+    axes.plot(table["matched"], table["replaced_oIoU"], ".", color="tab:gray", ms=3, label="trial")
+    for half, colour in COLOURS.items():
+        name = f"front, {PARTS[result.params.tune.on][half]}"
+        values = front[f"{half}_share"], front[f"{half}_oIoU"]
+        axes.plot(*values, ".-", color=colour, ms=4, label=name)
+    for label, point, style in ((PAPER["label"], result.given, "rs"), ("best", result.best, "g*")):
+        quality, share = replaced_quality(result.tables["seen"].outcome(result.at(point)))
+        axes.plot(share, quality, style, ms=8, label=label)
+    axes.set(xlabel="labels that are replaced (%)", ylabel="oIoU of replaced labels (%)")
+    axes.legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
 def _slices(result: Result, path: Path) -> None:
     """The trials' values over each parameter."""
     columns = min(len(result.axes), 3)
@@ -181,7 +202,9 @@ def importances(result: Result) -> dict[str, float]:
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         [
-            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
+            optuna.trial.create_trial(
+                params=t.params, distributions=t.distributions, value=value_of(t)
+            )
             for t in completed
         ]
     )

@@ -301,6 +301,13 @@ def _atoms(rule: Strategy, reference: Reference) -> Units:
     return scores[:, useful], reference.area[useful], reference.truth[useful]
 
 
+def replaced_quality(outcome: Outcome) -> tuple[float, float]:
+    """The oIoU of the labels that the rule replaced, and their share, in percent; 0, 0 for none."""
+    chosen = outcome.matched
+    quality = overall_iou(outcome.intersection[chosen], outcome.union[chosen])
+    return quality, 100.0 * float(np.mean(chosen))
+
+
 def summarise(outcome: Outcome, labels: Labels) -> dict[str, float]:
     """Overall and mean IoU after refinement, and the shares of references, all in percent.
 

@@ -29,6 +29,7 @@ from semires.runs.key import RunKey, fraction_name
 from semires.runs.layout import tuned_file
 from semires.tuning.counts import Counts, save
 from semires.tuning.curves import response_curves, response_plane
+from semires.tuning.front import front_of, front_table
 from semires.tuning.objective import Axis
 from semires.tuning.refined import Outcome, Table, summarise, thresholds_of
 from semires.tuning.storage import hidden
@@ -38,6 +39,16 @@ PARTS = {  # the names of both parts of the labels, by `tune.on`
     "val": {"seen": "seen half of val", "held_out": "held-out half of val"},
     "labelled": {"seen": "labelled images", "held_out": "val"},
 }
+
+
+def value_of(trial: Any) -> Any:
+    """What the best trial has most of; None if the trial has no value.
+
+    With one objective it is the trial's value, with two the oIoU (percent) of all labels.
+    """
+    if trial.values is None or len(trial.values) == 1:
+        return trial.value
+    return trial.user_attrs["metrics"]["oIoU"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class Result:
 
     @cached_property
     def best(self) -> dict[str, float]:
-        """The values of the best trial; of equal ones the first.
+        """The values of the best trial by :func:`value_of`; of equal ones the first.
 
         Raises:
             SemiresError: no trial was completed.
@@ -67,7 +78,7 @@ class Result:
         completed = [t for t in self.trials if t.state.name == "COMPLETE"]
         if not completed:
             raise SemiresError(f"{self.study}: no trial was completed, all were pruned")
-        params = max(completed, key=lambda trial: trial.value).params
+        params = max(completed, key=value_of).params
         return {name: float(params[name]) for name in self.axes}
 
     @property
@@ -104,7 +115,9 @@ class Result:
             metrics: dict[str, float] = {}
             if None not in values.values():
                 metrics = summarise(seen.outcome(self.at(values)), seen.labels)
-            row = {"number": number, "state": trial.state.name, "value": trial.value}
+            if self.params.tune.objective == "labels-and-share":
+                metrics["replaced_oIoU"] = trial.values[0]
+            row = {"number": number, "state": trial.state.name, "value": value_of(trial)}
             named = {f"params_{name}": value for name, value in values.items()}
             rows.append({**row, **named, **metrics})
         return pd.DataFrame(rows)
@@ -120,6 +133,13 @@ class Result:
         if len(self.thresholds) != 2:
             return None
         return response_plane(self.tables["seen"], (self.thresholds[0], self.thresholds[1]))
+
+    @cached_property
+    def front(self) -> pd.DataFrame | None:
+        """The front of a search with two objectives; see `front.front_of`."""
+        if self.params.tune.objective != "labels-and-share":
+            return None
+        return front_of(self.trial_table, self.tables["held_out"], self.at)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -177,6 +197,8 @@ def publish(result: Result, report: bool = True) -> None:
         result.curves.to_csv(temporary / "curves.csv", index=False)
         if result.plane is not None:
             result.plane.to_csv(temporary / "plane.csv", index=False)
+        if result.front is not None:
+            result.front.to_csv(temporary / "front.csv", index=False)
         for name, counts in result.parts.items():
             save(counts, temporary / f"{name}.npz", made_from="")
         plots.draw(result, temporary)
@@ -190,6 +212,8 @@ def publish(result: Result, report: bool = True) -> None:
     tracking.sync_in_background()
     if report:
         print(text_table(result))
+        if result.front is not None:
+            print(front_table(result.front, len(result.trials)))
 
 
 def best_yaml(result: Result, all_thresholds: bool = False) -> str:

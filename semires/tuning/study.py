@@ -31,11 +31,12 @@ from semires.tuning.objective import (
     first_points,
     labels_objective,
     paper_grid,
+    share_objective,
     space,
     training_objective,
 )
 from semires.tuning.refined import Table, make_table
-from semires.tuning.results import Result, comparison, publish
+from semires.tuning.results import Result, comparison, publish, value_of
 from semires.tuning.samplers import SeededSampler
 from semires.tuning.storage import default_url, explained, locked, open_storage, sqlite_path
 
@@ -66,6 +67,7 @@ class Search:
         made_from: digests of teacher, proposals and data.
         identity: the other settings that the trials depend on.
         first: the points of the first trials.
+        values: number of values of a trial; each is maximised.
     """
 
     key: RunKey
@@ -78,6 +80,12 @@ class Search:
     made_from: Mapping[str, Any]
     identity: Mapping[str, Any]
     first: tuple[Point, ...]
+    values: int = 1
+
+    @property
+    def directions(self) -> list[str]:
+        """Of Optuna, one per value."""
+        return ["maximize"] * self.values
 
     @property
     def stem(self) -> str:
@@ -126,11 +134,11 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
     tables = {name: make_table(counts, strategy) for name, counts in parts.items()}
     search = plan(params, key, axes, tables["seen"])
     study = open_study(search, params.tune.pruner)
-    if params.tune.objective == "labels":
-        fixed = params.refine[key.method].threshold_values
-        objective = labels_objective(axes, tables["seen"], fixed)
-    else:
+    if params.tune.objective == "training":
         objective = training_objective(params, key, tables["seen"])
+    else:
+        make = share_objective if search.values == 2 else labels_objective
+        objective = make(axes, tables["seen"], params.refine[key.method].threshold_values)
     run = run_in_memory if fits_memory(params, search, study) else run_in_storage
     run(study, search, objective, process.stop_requested)
     with explained(search.url, Exception):
@@ -169,6 +177,7 @@ def plan(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> 
         sources(params, key),
         identity,
         tuple(points),
+        2 if settings.objective == "labels-and-share" else 1,
     )
 
 
@@ -187,7 +196,7 @@ def open_study(search: Search, pruner: str = "none") -> optuna.Study:
         study = optuna.create_study(
             storage=storage,
             study_name=search.name,
-            direction="maximize",
+            directions=search.directions,
             sampler=sampler,
             pruner=PRUNERS[pruner](),
             load_if_exists=True,
@@ -225,7 +234,7 @@ def fits_memory(params: Params, search: Search, study: optuna.Study) -> bool:
 
     An unfinished trial was queued or started by another tool; Optuna then runs the trials.
     """
-    if params.tune.objective != "labels" or sqlite_path(search.url) is None:
+    if params.tune.objective == "training" or sqlite_path(search.url) is None:
         return False
     with explained(search.url, Exception):
         return all(t.state.is_finished() for t in study.get_trials(deepcopy=False))
@@ -245,7 +254,7 @@ def run_in_memory(
     with locked(search.url, search.name):
         with explained(search.url, Exception):
             known = study.get_trials(deepcopy=False, states=DONE)
-        memory = optuna.create_study(direction="maximize", sampler=study.sampler)
+        memory = optuna.create_study(directions=search.directions, sampler=study.sampler)
         memory.add_trials(known)
         try:
             optimize(memory, search, objective, stop)
@@ -264,7 +273,7 @@ def run_in_storage(
         Interrupted: a signal arrived. A trial that it interrupted is queued again.
     """
 
-    def requeued(trial: optuna.Trial) -> float:
+    def requeued(trial: optuna.Trial) -> float | tuple[float, ...]:
         try:
             return objective(trial)
         except (KeyboardInterrupt, Interrupted):
@@ -308,7 +317,7 @@ def optimize(study: optuna.Study, search: Search, objective: Objective, stop: St
 
 def show(bar: Any, done: list[optuna.trial.FrozenTrial]) -> None:
     """Update the progress bar with the number of trials and the best value."""
-    values = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
+    values = [v for t in done if t.state == TrialState.COMPLETE and (v := value_of(t)) is not None]
     if values:
         bar.set_postfix_str(f"best {max(values):.2f}", refresh=False)
     bar.update(min(len(done), bar.total) - bar.n)

@@ -22,8 +22,9 @@ from semires.refine.strategies import STRATEGIES, Strategy
 from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.training.mutual import make_refiner
-from semires.tuning.counts import count, save, sources
+from semires.tuning.counts import count, load, save, sources
 from semires.tuning.curves import ALL_EQUAL
+from semires.tuning.refined import make_table
 from semires.tuning.storage import hidden
 from semires.tuning.study import tune, tune_all
 
@@ -270,3 +271,44 @@ def test_bad_input_is_one_line(workspace):
     (RunKey("refscenes", 1, "supervised", 0).folder / "model.safetensors").unlink()
     with pytest.raises(SemiresError, match=r"model\.safetensors: no such file; run the burn-in"):
         tune(configured(), RunKey("refscenes", 1, "iom", 0))
+
+
+def test_front_of_quality_and_share(workspace, capsys):
+    """Two objectives: the same search, and the trials that no other trial dominates."""
+    params, cell = (
+        configured(objective="labels-and-share", trials=40),
+        RunKey("refscenes", 1, "cpi-u", 0),
+    )
+    remember_counts(params, cell)
+    tune(params, cell)
+    folder = Path("tune/refscenes/1/cpi-u/seed0")
+    front, trials = (pd.read_csv(folder / f"{name}.csv") for name in ("front", "trials"))
+    values = trials[["replaced_oIoU", "matched"]].to_numpy()
+    expected = [
+        i
+        for i, value in enumerate(values)
+        if not ((values >= value).all(1) & ((values > value).any(1) | (np.arange(40) < i))).any()
+    ]
+    assert sorted(front["number"]) == expected
+    assert 3 < len(front) < 40
+    assert front["seen_share"].is_monotonic_decreasing
+    assert (np.diff(front["seen_oIoU"]) > 0).all()
+    # The pixels of replaced labels alone count.
+    first = front.iloc[0]
+    table = make_table(load(folder / "held_out.npz", made_from=""), "cpi-u")
+    outcome = table.outcome({"threshold_u": first["params_threshold_u"]})
+    pixels = (part[outcome.matched].sum() for part in (outcome.intersection, outcome.union))
+    assert first["held_out_oIoU"] == pytest.approx(100 * next(pixels) / next(pixels))
+    assert first["held_out_share"] == 100 * outcome.matched.mean()
+    # The best trial is the one that is best for all labels, as with `objective: labels`.
+    best = trials.loc[trials["oIoU"].idxmax(), "params_threshold_u"]
+    assert read_yaml("experiments/tuned/refscenes-1-cpi-u.yaml") == {"threshold_u": best}
+    assert min(Image.open(folder / "front.png").size) > 200
+    out = capsys.readouterr().out
+    assert f"front: {len(front)} of 40 trials" in out
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    tune(configured(objective="labels-and-share", trials=20), cell)
+    tune(params, cell)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(ConfigError, match=r"cmaes. has one objective"):
+        validate({**params.model_dump(), "tune": {**params.tune.model_dump(), "sampler": "cmaes"}})
