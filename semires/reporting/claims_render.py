@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from semires.config.schema import Params
+from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN, VERDICTS, Judgement
 from semires.reporting.definitions import display_name
-from semires.reporting.render import csv_text, html_note, md, md_note, signed
+from semires.reporting.render import csv_text, md, md_note, signed
 
 CLAIM_COLUMNS = [
     *("id", "dataset", "fraction", "split", "metric", "left", "right", "paper", "ours", "low"),
@@ -67,24 +68,19 @@ def claims_html(params: Params, judgements: list[Judgement]) -> str:
     """The same for the page, with a link from each claim to its table or figure."""
     parts = []
     for dataset, group in _by_dataset(judgements):
-        titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in _TITLES)
         name = html.escape(display_name(params, dataset))
         parts.append(f"<p><strong>{name}: {html.escape(_counts(group))}.</strong></p>")
         parts.append('<div class="scroll"><table class="claims">')
-        parts.append(f"<thead><tr>{titles}</tr></thead>")
+        parts.append(markup.head(_TITLES))
         for claim, rows in groupby(group, key=lambda j: j.claim):
             judged = list(rows)
-            parts.append(
-                f'<tbody><tr class="section"><th scope="colgroup" colspan="{len(_TITLES)}">'
-                f"{html.escape(claim.claim)} "
-                f'<a href="#s-{html.escape(judged[0].link)}">{html.escape(claim.where)}</a>'
-                "</th></tr>"
-            )
+            link = f'<a href="#s-{html.escape(judged[0].link)}">{html.escape(claim.where)}</a>'
+            title = f"{html.escape(claim.claim)} {link}"
+            parts.append(f"<tbody>{markup.section(title, len(_TITLES))}")
             parts += [_html_row(j) for j in judged]
             parts.append("</tbody>")
         parts.append("</table></div>")
-    items = "".join(f"<li>{html_note(note)}</li>" for note in notes(judgements))
-    return "\n".join([*parts, f'<ul class="notes">{items}</ul>'])
+    return "\n".join([*parts, markup.notes(map(markup.note, notes(judgements)))])
 
 
 def notes(judgements: list[Judgement]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from semires.config.schema import Params
-from semires.reporting import study
+from semires.reporting import markup, study
 from semires.reporting.claims import Judgement
 from semires.reporting.claims_render import claims_html
 from semires.reporting.definitions import FigureDefinition, display_name
@@ -182,15 +182,10 @@ def _html_cells(head: list[str], rows: list[list[str]], kind: str = "") -> str:
     """Rows of cells that are HTML already."""
     if not rows:
         return "<p>– no run yet: <code>dvc repro</code> fills it.</p>"
-    titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
-    lines = []
-    for first, *rest in rows:
-        cells = "".join(f"<td>{cell}</td>" for cell in rest)
-        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     attribute = f' class="{kind}"' if kind else ""
     return (
-        f'<div class="scroll"><table{attribute}><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="scroll"><table{attribute}>{markup.head(head)}'
+        f"<tbody>{''.join(map(markup.row, rows))}</tbody></table></div>"
     )
 
 

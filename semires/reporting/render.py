@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from semires.reporting import markup
 from semires.reporting.joined import Groups, groups_of, side_by_side
 from semires.reporting.records import METRICS
 from semires.reporting.selection import Value
@@ -266,20 +267,14 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
     lines = [f'<div class="scroll"><table id="{html.escape(table.name)}">']
     lines.append(f"<thead>{_html_head(titles, groups)}</thead>")
     for section in table.sections:
-        lines.append("<tbody>")
-        lines.append(
-            f'<tr class="section"><th scope="colgroup" colspan="{len(titles)}">'
-            f"{html.escape(section.title)}</th></tr>"
-        )
+        lines += ["<tbody>", markup.section(html.escape(section.title), len(titles))]
         lines += [_html_row(table, section, row, logs or {}) for row in section.rows]
         lines.append("</tbody>")
-    lines.append("</table></div>")
-    notes = [f"<li>{html_note(note)}</li>" for note in table.notes]
+    notes = [markup.note(note) for note in table.notes]
     notes += [
-        f"<li><sup>{letter(i)}</sup> {html_note(note)}</li>"
-        for i, note in enumerate(table.footnotes)
+        f"<sup>{letter(i)}</sup> {markup.note(note)}" for i, note in enumerate(table.footnotes)
     ]
-    return "\n".join([*lines, f'<ul class="notes">{"".join(notes)}</ul>'])
+    return "\n".join([*lines, "</table></div>", markup.notes(notes)])
 
 
 def _html_head(titles: list[str], groups: Groups) -> str:
@@ -302,15 +297,15 @@ def _html_row(
         if key in logs
     )
     links = f' <span class="logs">log {links}</span>' if links else ""
-    cells = [f'<th scope="row">{html.escape(row.label)}{links}</th>']
+    cells = [html.escape(row.label) + links]
     first = 1 + len(row.marks)
     main = _cells(table, section, row, MAIN)
     others = [_cells(table, section, row, (metric,)) for metric in OTHERS]
     for column, cell in enumerate(main[1:], start=1):
         is_number = first <= column < first + len(table.splits)
         shown = [cell, *(c[column] for c in others)] if is_number and cell.small else [cell]
-        cells.append(f"<td>{html_cell(shown)}</td>")
-    return f"<tr>{''.join(cells)}</tr>"
+        cells.append(html_cell(shown))
+    return markup.row(cells)
 
 
 def html_cell(shown: list[Text]) -> str:
@@ -323,11 +318,3 @@ def html_cell(shown: list[Text]) -> str:
     if len(texts) == 1:
         return texts[0]
     return "".join(f'<span class="m{i}">{text}</span>' for i, text in enumerate(texts))
-
-
-def html_note(text: str) -> str:
-    """Escaped text whose backticked parts are code."""
-    parts = text.split("`")
-    return "".join(
-        f"<code>{html.escape(p)}</code>" if i % 2 else html.escape(p) for i, p in enumerate(parts)
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from semires.config.schema import Params
+from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN
 from semires.reporting.definitions import display_name
 from semires.reporting.render import (
@@ -18,7 +19,6 @@ from semires.reporting.render import (
     Text,
     csv_text,
     html_cell,
-    html_note,
     md,
     md_note,
     md_table,
@@ -84,21 +84,12 @@ def thresholds_html(made: list[Grid]) -> str:
     parts = []
     for number, grid in enumerate(made):
         parts.append(f"<h3>{html.escape(grid.title)}</h3>" if number else "")
-        titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in grid.titles)
-        parts.append(
-            f'<div class="scroll"><table id="{grid.name}"><thead><tr>{titles}</tr></thead>'
-        )
+        parts.append(f'<div class="scroll"><table id="{grid.name}">{markup.head(grid.titles)}')
         for title, rows in grid.sections:
-            parts.append(
-                f'<tbody><tr class="section"><th scope="colgroup" colspan="{len(grid.titles)}">'
-                f"{html.escape(title)}</th></tr>"
-            )
-            for first, *rest in rows:
-                cells = "".join(f"<td>{html_cell([cell])}</td>" for cell in rest)
-                parts.append(f'<tr><th scope="row">{html.escape(first.main)}</th>{cells}</tr>')
+            parts.append(f"<tbody>{markup.section(html.escape(title), len(grid.titles))}")
+            parts += [markup.row(html_cell([cell]) for cell in row) for row in rows]
             parts.append("</tbody>")
-        notes = "".join(f"<li>{html_note(note)}</li>" for note in grid.notes)
-        parts.append(f'</table></div><ul class="notes">{notes}</ul>')
+        parts.append(f"</table></div>{markup.notes(map(markup.note, grid.notes))}")
     return "\n".join(parts)
 
 
