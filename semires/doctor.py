@@ -59,7 +59,9 @@ def _numerics(params: Params) -> Iterator[str]:
     """Yield the numerics class, the CPU, the digest, and what differs from the committed runs."""
     import torch
 
-    probe, runtime = measure(params.runtime.numerics), params.runtime
+    from semires.training.record import execution
+
+    probe = measure(params.runtime.numerics)
     yield f"numerics class: {probe.numerics['class']}; CPU: {probe.cpu['name']}"
     steps = f"{STEPS} steps of burn-in and {STEPS} of mutual learning"
     yield f"digest of {steps}: {probe.digests[f'mutual_{STEPS}']}"
@@ -68,13 +70,8 @@ def _numerics(params: Params) -> Iterator[str]:
     if text is None:
         yield f"committed results: none ({runs})"
         return
-    here: dict[str, object] = {
-        **probe.numerics,
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-        "threads": runtime.threads or torch.get_num_threads(),
-        "accumulate": runtime.accumulate,
-        "precision": runtime.precision,
-    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = {**probe.numerics, **execution(device, params.runtime)}
     line = {f"{NUMERICS}{name}": str(value) for name, value in here.items()}
     different = numerics_differences(csv.DictReader(io.StringIO(text)), [line])
     if different:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from semires.config.schema import Runtime
 from semires.evaluation.corrections import Corrections
 from semires.evaluation.evaluate import summarise
 from semires.files import (
@@ -118,7 +119,10 @@ def _record(
         metrics=metrics,
         best_step=loop.best["step"],
         fingerprints=context.fingerprints,
-        numerics=_numerics(context),
+        numerics={
+            **software(),
+            **execution(context.group.device, context.params.runtime, context.group.world),
+        },
         n_refs_labelled=len(context.labelled_refs),
         n_parameters=sum(p.numel() for p in model.parameters()),
         truncated_expressions=context.tokenizer.truncated,
@@ -126,14 +130,12 @@ def _record(
     )
 
 
-def _numerics(context: RunContext) -> dict[str, Any]:
-    """Everything outside the parameters that can change the last bits of a result."""
-    device = context.group.device
+def execution(device: torch.device, runtime: Runtime, processes: int = 1) -> dict[str, Any]:
+    """The device and the settings outside the run's parameters that can change its last bits."""
     return {
-        **software(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "processes": context.group.world,
-        "accumulate": context.params.runtime.accumulate,
-        "precision": context.params.runtime.precision,
+        "threads": runtime.threads or torch.get_num_threads(),
+        "processes": processes,
+        "accumulate": runtime.accumulate,
+        "precision": runtime.precision,
     }
