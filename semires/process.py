@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from semires import numerics
 
@@ -113,15 +113,11 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _state.owner:
-        _leave(number)  # a forked worker exits silently; its parent prints the message
+        os._exit(128 + number)  # a forked worker exits silently; its parent prints the message
     again = _state.received is not None
     _state.received = number
     if again or not _state.polled:
         raise Stopped(number)
-
-
-def _leave(number: int) -> NoReturn:
-    os._exit(128 + number)
 
 
 def stop_requested() -> int | None:

@@ -97,11 +97,6 @@ def train_some(params: Params, key: RunKey, stage: Callable[[Params, RunKey], An
     return [float(s) for s in np.diff(ends)]
 
 
-def run_gib(key: RunKey) -> float:
-    """The size of the run's folder in the current project, GiB."""
-    return size_gib(key.folder)
-
-
 def evaluate_some(params: Params, key: RunKey) -> list[float]:
     """Evaluate val of the current project three times; seconds of an expression, without the first.
 

@@ -13,7 +13,7 @@ from semires.config.schema import Params
 from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN, VERDICTS, Judgement
 from semires.reporting.definitions import display_name
-from semires.reporting.render import csv_text, md, md_note, signed
+from semires.reporting.render import csv_text, md, md_note, plain, signed
 
 CLAIM_COLUMNS = [
     *("id", "dataset", "fraction", "split", "metric", "left", "right", "paper", "ours", "low"),
@@ -29,15 +29,9 @@ def claims_csv(judgements: Iterable[Judgement]) -> str:
     writer.writerow(CLAIM_COLUMNS)
     for j in judgements:
         texts = (j.id, j.dataset, j.fraction, j.split, j.metric, j.left, j.right)
-        numbers = ("" if n is None else f"{n:.2f}" for n in (j.paper, j.ours, j.low, j.high))
-        writer.writerow(
-            [*map(csv_text, texts), *map(_no_minus_zero, numbers), j.seeds or "", j.verdict]
-        )
+        numbers = ("" if n is None else plain(n) for n in (j.paper, j.ours, j.low, j.high))
+        writer.writerow([*map(csv_text, texts), *numbers, j.seeds or "", j.verdict])
     return out.getvalue()
-
-
-def _no_minus_zero(text: str) -> str:
-    return "0.00" if text == "-0.00" else text
 
 
 def count_line(verdicts: Iterable[str]) -> str:

@@ -175,12 +175,9 @@ def mermaid(graph: str) -> str:
     return "\n".join(["```mermaid", "flowchart LR", *lines, "```"])
 
 
-def _records() -> list[tuple[RunRecord, Provenance | None]]:
-    return [(RunRecord.read(folder), Provenance.read(folder)) for folder in run_folders()]
-
-
-def _made_with(records: list[tuple[RunRecord, Provenance | None]]) -> str:
+def _made_with() -> str:
     """Machine, threads, versions, commits and dates of runs."""
+    records = [(RunRecord.read(folder), Provenance.read(folder)) for folder in run_folders()]
     places = [
         {**record.numerics, "git_commit": made and made.git_commit} for record, made in records
     ]
@@ -216,7 +213,7 @@ def _times() -> str:
             f"| seconds a run | {' | '.join(mean for *_, mean, _ in columns)} |",
             f"| seconds | {' | '.join(f'{total:.0f}' for *_, total in columns)} |",
             "",
-            f"Each stage as `dvc repro` last ran it, {_made_with(_records())}.",
+            f"Each stage as `dvc repro` last ran it, {_made_with()}.",
         )
     )
 

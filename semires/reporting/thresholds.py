@@ -187,17 +187,14 @@ def _transfers(selection: Selection, done: list[Search]) -> Iterator[Transfer]:
     for target in (search for search in origins if search.on_val):
         table = target.tables["held_out"]
         paper = label_sums([table], target.given, "oIoU")
-        same = [s for s in origins if (s.strategy, s.key.source) == _rule(target)]
+        rule = (target.strategy, target.key.source)
+        same = [s for s in origins if (s.strategy, s.key.source) == rule]
         for origin in (None, *same):
             sums = label_sums([table], origin.best if origin else target.given, "oIoU")
             change = _change([paper, sums], selection.samples)
             assert isinstance(change.best, Interval)
             assert isinstance(change.difference, Interval)
             yield Transfer(origin, target, change.best, change.difference)
-
-
-def _rule(search: Search) -> tuple[str, str | None]:
-    return (search.strategy, search.key.source)
 
 
 def _trained(params: Params, selection: Selection, search: Search) -> Iterator[Trained]:
@@ -208,7 +205,8 @@ def _trained(params: Params, selection: Selection, search: Search) -> Iterator[T
     for name, method in params.refine.items():
         values = set(method.threshold_values.values())
         same = _settings(method, thresholds=False) == wanted
-        if same and method.thresholds == "paper" and len(values) == 1 and _plain(method):
+        same &= not method.overrides  # an override makes an entry for another search
+        if same and method.thresholds == "paper" and len(values) == 1:
             found.append((next(iter(values)), name))
     for value, name in sorted(found):
         at = dict.fromkeys(search.given, value)
@@ -223,11 +221,6 @@ def _trained(params: Params, selection: Selection, search: Search) -> Iterator[T
         }
         students = {metric: number for metric, number in numbers.items() if number is not None}
         yield Trained(search, name, value, labels, students)
-
-
-def _plain(method: Method) -> bool:
-    """Whether the method is no entry for a search with other settings."""
-    return not method.overrides
 
 
 def where(search: Search) -> str:

@@ -19,10 +19,13 @@ from semires.tuning.results import Result, publish
 SIZE = 24
 
 
-def ellipses(rng: np.random.Generator, number: int, size: int = SIZE) -> Any:
-    """Masks (number, size, size)."""
+def ellipses(
+    rng: np.random.Generator, number: int, size: int = SIZE, radii: tuple[float, float] = (2, 9)
+) -> Any:
+    """Masks (number, size, size) of ellipses with half-axes in the range ``radii``."""
     yy, xx = np.mgrid[:size, :size]
-    centre, radius = rng.uniform(0, size, (2, number, 1, 1)), rng.uniform(2, 9, (2, number, 1, 1))
+    shape = (2, number, 1, 1)
+    centre, radius = rng.uniform(0, size, shape), rng.uniform(*radii, shape)
     return ((yy - centre[0]) / radius[0]) ** 2 + ((xx - centre[1]) / radius[1]) ** 2 <= 1
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
@@ -19,7 +19,6 @@ from semires.errors import WeightsError
 from semires.proposals.checkpoint import read_sam
 from semires.proposals.tiny_sam import MASKS_PER_POINT, build_tiny_sam
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "semires/weights/tiny_sam.safetensors"
 HELD_OUT = 2_000_000  # scenes that neither the training nor RefScenes draws
 QUALITY_FLOOR = 0.90
@@ -27,15 +26,9 @@ QUALITY_FLOOR = 0.90
 
 @pytest.fixture(scope="module")
 def training() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "pretrain_tiny_sam", ROOT / "experiments/pretrain/tiny_sam.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "experiments/pretrain")
+        return importlib.import_module("tiny_sam")
 
 
 def best_ious(masks: np.ndarray, truths: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The first steps of the pretrainings of the shipped weights, and the JSON beside the weights."""
 
+import importlib
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,7 @@ ADD = "python experiments/pretrain/first_steps.py --add"
 def parse(monkeypatch):
     """Options of a script's command line, by the name of the script."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    return lambda name, *words: __import__(name).parser().parse_args(words)
+    return lambda name, *words: importlib.import_module(name).parser().parse_args(words)
 
 
 def test_first_steps_are_the_golden_ones_of_this_numerics_class():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.fake_searches import ellipses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from semires.tuning.refined import ChoiceTable, make_table, summarise, threshold
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SIZE = 10
+RADII = (1, SIZE / 2)
 SEARCHED = (*(name for name in STRATEGIES if name != "none"), "both", "largest", "share")
 LOGITS = torch.linspace(-4, 4, 33)
 
@@ -51,26 +53,17 @@ def another_strategy():
         yield
 
 
-def ellipses(rng, count, size=SIZE):
-    yy, xx = np.mgrid[:size, :size]
-    centre, radius = (
-        rng.uniform(0, size, (2, count, 1, 1)),
-        rng.uniform(1, size / 2, (2, count, 1, 1)),
-    )
-    return ((yy - centre[0]) / radius[0]) ** 2 + ((xx - centre[1]) / radius[1]) ** 2 <= 1
-
-
 def world(seed, images=3, refs=3, most=6):
     """Proposals, pseudo-labels near some of them, and ground truths; empty ones included.
 
     The probabilities are those of LOGITS.
     """
     rng = np.random.default_rng(seed)
-    masks = {i: ellipses(rng, int(rng.integers(0, most + 1))) for i in range(images)}
+    masks = {i: ellipses(rng, int(rng.integers(0, most + 1)), SIZE, RADII) for i in range(images)}
     labels = []
     for image in masks:
         for ref in range(refs):
-            truth = ellipses(rng, 1)[0]
+            truth = ellipses(rng, 1, SIZE, RADII)[0]
             label = np.roll(truth, rng.integers(-2, 3, 2), (0, 1)) & (
                 rng.random((SIZE, SIZE)) < 0.9
             )

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 from helpers.fake_searches import pseudo_labels
 from PIL import Image
 
@@ -27,8 +28,6 @@ from semires.tuning.curves import ALL_EQUAL
 from semires.tuning.refined import make_table
 from semires.tuning.storage import hidden
 from semires.tuning.study import tune, tune_all
-
-ROOT = Path(__file__).parents[2]
 
 
 def counts_path(params, cell):
