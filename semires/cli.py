@@ -188,27 +188,32 @@ def _tune(arguments: Arguments) -> None:
 
 def _labels(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset)
+    check_names(params, dataset=arguments.dataset, source=arguments.source)
     from semires.reporting.labels import markdown
     from semires.tuning.labels import write_labels
 
     refs = arguments.refs or params.evaluation.correction_refs
-    print(markdown(params, write_labels(params, run_key(arguments, SUPERVISED), refs)))
+    key = run_key(arguments, SUPERVISED, _other_source(params, arguments))
+    print(markdown(params, write_labels(params, key, refs)))
 
 
 def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
     """Return all parameters, and the run that the arguments name."""
-    params, source = _params(arguments), arguments.source
+    params = _params(arguments)
     check_names(
         params,
         dataset=arguments.dataset,
         method=arguments.method,
-        source=source,
+        source=arguments.source,
         model=arguments.model,
     )
-    if source == params.proposals.source:
-        source = None
-    return params, run_key(arguments, arguments.method, source)
+    return params, run_key(arguments, arguments.method, _other_source(params, arguments))
+
+
+def _other_source(params: Params, arguments: Arguments) -> str | None:
+    """Return the source that the arguments name, or None for ``proposals.source``."""
+    source: str | None = arguments.source
+    return None if source == params.proposals.source else source
 
 
 def _report(arguments: Arguments) -> None:
@@ -333,7 +338,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "labels": (
         _labels,
         "measure the pseudo-labels of every rule with the burn-in teacher",
-        ("dataset", "fraction", "seed", "refs"),
+        ("dataset", "fraction", "seed", "source", "refs"),
     ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
     "summary": (_summary, "print the main table and whether it is the committed one", ("reports",)),

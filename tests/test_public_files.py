@@ -81,7 +81,8 @@ def test_wheel_holds_weights_and_types_and_no_tests(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "wheel").iterdir()
     names = zipfile.ZipFile(wheel).namelist()
-    weights = {f"semires/weights/{path.name}" for path in (ROOT / "semires/weights").iterdir()}
+    files = [path for path in (ROOT / "semires/weights").rglob("*") if path.is_file()]
+    weights = {path.relative_to(ROOT).as_posix() for path in files}
     assert weights | {"semires/py.typed", "semires/cli.py"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"semires"}
 

@@ -9,7 +9,7 @@ import math
 
 from semires.config.grid import expand, search_of, searches, sources_of
 from semires.config.messages import require
-from semires.config.schema import Block, Params
+from semires.config.schema import SAM_KINDS, Block, Params
 from semires.runs.key import SUPERVISED, fraction_name
 
 
@@ -145,7 +145,7 @@ def _weights(params: Params) -> None:
     """Check the weights that the study's sources of proposals need."""
     sam = params.sam
     kinds = {name: params.proposals.sources[name] for name in sources_of(params)}
-    if any(source.kind == "segment_anything" for source in kinds.values()):
+    if any(source.kind in SAM_KINDS for source in kinds.values()):
         tiny = sam.checkpoint.endswith(".safetensors")
         if not sam.checkpoint or tiny != (sam.model == "tiny"):
             raise ValueError(
@@ -154,7 +154,7 @@ def _weights(params: Params) -> None:
             )
     for name, source in kinds.items():
         key = f"proposals.sources.{name}"
-        if source.kind == "transformers" and not source.model:
+        if source.kind in ("transformers", "panoptic") and not source.model:
             raise ValueError(f"{key}.model: no weights are given")
         if source.kind == "segment_anything":
             factor, side = source.crop_n_points_downscale_factor, source.points_per_side

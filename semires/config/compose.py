@@ -14,7 +14,7 @@ from typing import Any
 
 from semires.config.grid import files_of, sources_of, write_grid
 from semires.config.load import validate_file
-from semires.config.schema import Params
+from semires.config.schema import SAM_KINDS, Params
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text
@@ -107,7 +107,7 @@ def _merge(tree: Any, changes: dict[str, Any]) -> None:
 def missing_files(params: Params) -> Iterator[str]:
     """Yield a line for each missing file or folder that the parameters name, with its key."""
     sources = params.proposals.sources
-    if any(sources[name].kind == "segment_anything" for name in sources_of(params)):
+    if any(sources[name].kind in SAM_KINDS for name in sources_of(params)):
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
     for key, source in files_of(params).items():
         yield from _absent(key, source, hub=True)
@@ -160,7 +160,7 @@ def _raw_paths(params: Params) -> Iterator[str]:
     yield params.sam.checkpoint
     yield from files_of(params).values()
     for source in params.proposals.sources.values():
-        if source.kind == "transformers" and source.model:
+        if source.kind in ("transformers", "panoptic") and source.model:
             yield source.model
 
 
@@ -171,7 +171,7 @@ def untracked_inputs(params: Params) -> Iterator[str]:
         for name in params.prepared
         if name not in params.study.generated
     ]
-    if "segment_anything" in (params.proposals.sources[n].kind for n in sources_of(params)):
+    if any(params.proposals.sources[n].kind in SAM_KINDS for n in sources_of(params)):
         inputs.append(params.sam.checkpoint)
     for path in inputs:
         place = Path(path)

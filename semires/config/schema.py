@@ -150,6 +150,44 @@ class TransformersSource(Section):
     stability_score_thresh: Unit
 
 
+class PanopticSource(Section):
+    """Panoptic segmentation through `transformers` (Mask2Former, OneFormer).
+
+    It gives few segments that do not overlap, as SEEM's promptless mode (paper Table 8). ``model``
+    is a hub id or a folder. The thresholds are those of `post_process_panoptic_segmentation`: the
+    score of a segment, the probability of its pixels, and the share of them that it keeps where
+    segments compete.
+    """
+
+    kind: Literal["panoptic"]
+    model: str
+    threshold: Unit
+    mask_threshold: Unit
+    overlap_mask_area_threshold: Unit
+
+
+class SamPromptsSource(Section):
+    """SAM, asked about each pseudo-label by prompts that are drawn from it.
+
+    The masks depend on the teacher's label, so training makes them, and stage `propose` makes none.
+    ``points``: foreground points in the label. ``box``: also the label's box, each side moved
+    outwards by ``box_margin`` of its length. ``masks``: how many of SAM's masks are kept, those
+    with the largest predicted IoU.
+    """
+
+    kind: Literal["sam_prompts"]
+    points: Annotated[int, Field(ge=0, le=16)]
+    box: bool
+    box_margin: Unit
+    masks: Annotated[int, Field(ge=1, le=3)]
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> SamPromptsSource:
+        if not (self.points or self.box):
+            raise ValueError("without points and box there is no prompt")
+        return self
+
+
 class FelzenszwalbSource(Section):
     """Felzenszwalb-Huttenlocher segments at several scales, without weights."""
 
@@ -160,8 +198,14 @@ class FelzenszwalbSource(Section):
 
 
 ProposalSource = Annotated[
-    SegmentAnythingSource | TransformersSource | FelzenszwalbSource, Field(discriminator="kind")
+    SegmentAnythingSource
+    | TransformersSource
+    | PanopticSource
+    | SamPromptsSource
+    | FelzenszwalbSource,
+    Field(discriminator="kind"),
 ]
+SAM_KINDS = ("segment_anything", "sam_prompts")  # sources that use the checkpoint of `sam`
 
 
 class Proposals(Section):

@@ -22,6 +22,7 @@ from semires.evaluation.evaluate import predict_masks
 from semires.files import npz_bytes, write_bytes, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
+from semires.refine.asking import answered
 from semires.samples.batch import B, UnlabelledBatch
 from semires.samples.dataset import ExpressionDataset, UnlabelledDataset
 
@@ -149,7 +150,7 @@ def _correct(
     dataset: UnlabelledDataset,
 ) -> pd.DataFrame:
     """Pixel counts of the labels before and after refinement, one row per reference."""
-    targets = refiner(logits, batch.partitions)
+    targets = refiner(logits, answered(batch.partitions, logits))
     truth = batch.hidden_truth.to(logits.device)
     refs = dataset.ref_of[batch.indices]
     columns: dict[str, Any] = {
@@ -192,7 +193,8 @@ def _panels(
     indices = [i for chosen in rules.values() for i in chosen]
     batch, logits = next(predict(teacher, indices, len(indices)))
     _, final_logits = next(predict(final, indices, len(indices)))
-    targets = refiner(logits, batch.partitions)
+    partitions = answered(batch.partitions, logits)
+    targets = refiner(logits, partitions)
     refs = dataset.ref_of[indices]
     return {
         "image": np.stack([dataset.images[int(dataset.refs["image_id"].iloc[r])] for r in refs]),
@@ -200,7 +202,7 @@ def _panels(
         "pseudo": logits.argmax(1).bool().cpu().numpy(),
         "refined": targets.labels.bool().cpu().numpy(),
         "prediction": final_logits.argmax(1).bool().cpu().numpy(),
-        "atoms": np.stack([p.atoms for p in batch.partitions]).astype(np.int32),
+        "atoms": np.stack([p.atoms for p in partitions]).astype(np.int32),
         "matched": targets.matched.cpu().numpy(),
         "rule": np.array([rule for rule, chosen in rules.items() for _ in chosen]),
         "expression": np.array([dataset.texts[i] for i in indices]),

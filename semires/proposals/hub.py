@@ -1,18 +1,24 @@
-"""Proposals by mask generation in `transformers`: SAM, SAM-HQ, SAM 2 from a hub id or a folder.
+"""Proposals by models of `transformers` from a hub id or a folder.
 
-Input: RGB uint8 (H,W,3). Output: masks (N,H,W) with predicted IoU. Stability is NaN, because the
-library does not return it.
+`TransformersMasks`: mask generation (SAM, SAM-HQ, SAM 2). `PanopticMasks`: panoptic segmentation
+(Mask2Former, OneFormer). Input: RGB uint8 (H,W,3). Output: masks (N,H,W) with predicted IoU, or the
+score of the segment. Stability is NaN, because the library does not return it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from semires.config.schema import TransformersSource
+from semires.config.schema import PanopticSource, TransformersSource
+from semires.models.weights import from_transformers, weights_errors
 from semires.proposals.base import Proposals
+
+WHERE = "the source's `model`"
 
 
 class TransformersMasks:
@@ -25,13 +31,10 @@ class TransformersMasks:
     def __init__(self, settings: TransformersSource, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
-        from semires.models.weights import from_transformers, weights_errors
-
         self.settings = settings
-        where = "the source's `model`"
-        model = from_transformers(AutoModelForMaskGeneration, settings.model, where)
+        model = from_transformers(AutoModelForMaskGeneration, settings.model, WHERE)
         folder = model.name_or_path
-        with weights_errors(f"{where}: {folder}", "not a mask-generation model"):
+        with weights_errors(f"{WHERE}: {folder}", "not a mask-generation model"):
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self.pipeline = pipeline(
                 "mask-generation", model=model, image_processor=processor, device=device
@@ -54,3 +57,60 @@ class TransformersMasks:
             found["scores"].float().cpu().numpy(),
             np.full(len(masks), np.nan, np.float32),
         )
+
+
+class PanopticMasks:
+    """The segments of a universal segmentation model. They do not overlap.
+
+    Raises:
+        WeightsError: the model is missing, damaged or incomplete, or is of another kind.
+    """
+
+    def __init__(self, settings: PanopticSource, device: torch.device) -> None:
+        from transformers import AutoModelForUniversalSegmentation
+
+        self.settings, self.device = settings, device
+        model = from_transformers(AutoModelForUniversalSegmentation, settings.model, WHERE)
+        self.model = model.eval().to(device)
+        with weights_errors(f"{WHERE}: {model.name_or_path}", "not a panoptic model"):
+            self.processor, self.inputs = _processor(model)
+
+    @torch.no_grad()
+    def propose(self, image: NDArray[np.uint8]) -> Proposals:
+        """Return the segments in the order of the model's queries."""
+        settings, size = self.settings, image.shape[:2]
+        inputs = self.processor(images=image, return_tensors="pt").to(self.device)
+        found = self.processor.post_process_panoptic_segmentation(
+            self.model(**inputs, **{name: v.to(self.device) for name, v in self.inputs.items()}),
+            threshold=settings.threshold,
+            mask_threshold=settings.mask_threshold,
+            overlap_mask_area_threshold=settings.overlap_mask_area_threshold,
+            label_ids_to_fuse=set(),
+            target_sizes=[size],
+        )[0]
+        numbers = np.array([segment["id"] for segment in found["segments_info"]], dtype=np.int64)
+        masks = found["segmentation"].cpu().numpy() == numbers[:, None, None]
+        scores = np.array([segment["score"] for segment in found["segments_info"]], np.float32)
+        return Proposals(masks.reshape(-1, *size), scores, np.full(len(masks), np.nan, np.float32))
+
+
+def _processor(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The image processor of a model's folder, and the model's inputs that are the same for all.
+
+    OneFormer's task is an input. The names of its classes, which are at another place of the hub,
+    are not read, because only its training uses them.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    folder, config = model.name_or_path, model.config
+    if config.model_type != "oneformer":
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True), {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    task = tokenizer(
+        "the task is panoptic", padding="max_length", max_length=config.task_seq_len,
+        return_tensors="pt",
+    )  # fmt: skip
+    processor = AutoImageProcessor.from_pretrained(
+        folder, local_files_only=True, class_info_file=None
+    )
+    return processor, {"task_inputs": task["input_ids"] * task["attention_mask"]}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semires import files
-from semires.config.schema import Params
+from semires.config.schema import SAM_KINDS, Params
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
 from semires.progress import progress
@@ -28,6 +28,9 @@ from semires.proposals.workers import ImageJob, Recipe, process_count, propose_r
 from semires.runs import layout
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from semires.proposals.cache import Row
     from semires.proposals.remote import RemoteShards
 
@@ -228,12 +231,15 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
             for t in tasks
         ],
     }
-    if settings.kind == "segment_anything":
+    if settings.kind in SAM_KINDS:
         from semires.proposals.checkpoint import checkpoint_sha256
 
         made_from["sam"] = checkpoint_sha256()
-    if settings.kind == "transformers" and Path(settings.model).is_dir():
-        made_from["model"] = files.sha256_tree(settings.model)
+    if settings.kind in ("transformers", "panoptic"):
+        from semires.models.sources import shipped
+
+        if (model := shipped(settings.model)).is_dir():
+            made_from["model"] = files.sha256_tree(model)
     return files.fingerprint(made_from)
 
 
@@ -344,11 +350,31 @@ def _publish(job: Job) -> None:
 
 
 def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
-    from semires.proposals.quality import proposal_quality
+    from semires.proposals.prompted import PromptedImages
+    from semires.proposals.quality import prompted_quality, proposal_quality
 
     refs = read_table(job.dataset, "refs", ["image_id", "split", "mask"])
     refs = refs[refs["split"] == "val"]
-    return {"val": proposal_quality(cache, refs)} if len(refs) else {}
+    if not len(refs):
+        return {}
+    recipe = job.recipe
+    if recipe.settings.kind != "sam_prompts":
+        return {"val": proposal_quality(cache, refs)}
+    images = PromptedImages(_Originals(job), recipe.settings, recipe.sam_folder)
+    return {"val": prompted_quality(images, refs)}
+
+
+class _Originals:
+    """The pixels of an image by its id, uint8 (H,W,3), at the size of its file."""
+
+    def __init__(self, job: Job) -> None:
+        self._files = {t.image_id: t.file_name for shard in job.shards for t in shard.tasks}
+        self._folder = job.recipe.images
+
+    def __getitem__(self, image_id: int) -> NDArray[np.uint8]:
+        from semires.data.pictures import read_image
+
+        return read_image(self._folder / self._files[image_id])
 
 
 def _say(job: Job, images: int, per_image: float, quality: dict[str, dict[str, float]]) -> None:

@@ -1,6 +1,7 @@
 """Measure the quality of proposals: the best IoU of any proposal with each object.
 
-Input: a `ProposalCache` and references with their ground-truth masks (COCO compressed RLE, (H,W)).
+Input: a `ProposalCache`, or the images of a source that is asked about labels, and references with
+their ground-truth masks (COCO compressed RLE, (H,W)).
 Output: means over references. This is a diagnostic; training does not use it.
 """
 
@@ -13,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from semires.errors import DataError
 from semires.proposals.cache import ProposalCache
+from semires.proposals.prompted import PromptedImages
 from semires.refine.partition import Partition
 
 
@@ -52,6 +54,36 @@ def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, floa
         "best_iou": float(values.mean()),
         "over_half": float((values > 0.5).mean()),
         "proposals_per_image": float(np.mean(counts)),
+    }
+
+
+def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, float]:
+    """As :func:`proposal_quality`, with prompts drawn from the ground truth, an upper bound.
+
+    A pseudo-label gives worse prompts than the ground truth.
+
+    Args:
+        images: by image id, of the size of the masks.
+        refs: columns image_id, mask; at least one row.
+
+    Returns:
+        ``best_iou`` and ``over_half`` as there, and ``proposals_per_label``, the mean number of
+        masks that SAM gives for an object.
+    """
+    best: list[float] = []
+    counts: list[int] = []
+    for image_id, group in refs.groupby("image_id", sort=False):
+        image = images[int(image_id)]
+        for counts_ in group["mask"]:
+            truth = _decode(counts_, *image.shape, int(image_id))
+            partition = image.ask(truth, truth.astype(np.float32))
+            counts.append(len(partition))
+            best.append(float(best_ious(partition, truth[None])[0]))
+    values = np.array(best)
+    return {
+        "best_iou": float(values.mean()),
+        "over_half": float((values > 0.5).mean()),
+        "proposals_per_label": float(np.mean(counts)),
     }
 
 

@@ -9,7 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from semires.config.schema import FelzenszwalbSource, SegmentAnythingSource, TransformersSource
+from semires.config.schema import (
+    FelzenszwalbSource,
+    PanopticSource,
+    SamPromptsSource,
+    SegmentAnythingSource,
+    TransformersSource,
+)
 from semires.proposals.base import ProposalSource, device
 from semires.runs import layout
 
@@ -28,6 +34,18 @@ def _transformers(settings: TransformersSource, sam_folder: Path) -> ProposalSou
     return TransformersMasks(settings, device())
 
 
+def _panoptic(settings: PanopticSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.hub import PanopticMasks
+
+    return PanopticMasks(settings, device())
+
+
+def _sam_prompts(settings: SamPromptsSource, sam_folder: Path) -> ProposalSource:
+    from semires.proposals.prompted import NoMasks
+
+    return NoMasks()
+
+
 def _felzenszwalb(settings: FelzenszwalbSource, sam_folder: Path) -> ProposalSource:
     from semires.proposals.classical import FelzenszwalbMasks
 
@@ -37,6 +55,8 @@ def _felzenszwalb(settings: FelzenszwalbSource, sam_folder: Path) -> ProposalSou
 SOURCES: dict[str, Callable[[Any, Path], ProposalSource]] = {
     "segment_anything": _segment_anything,
     "transformers": _transformers,
+    "panoptic": _panoptic,
+    "sam_prompts": _sam_prompts,
     "felzenszwalb": _felzenszwalb,
 }
 

@@ -18,7 +18,7 @@ from semires.config.compose import link_raw_data
 from semires.config.grid import searches, sources_of
 from semires.config.messages import require
 from semires.config.resolve import resolve
-from semires.config.schema import Params
+from semires.config.schema import SAM_KINDS, Params
 from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.data.refscenes import generate
@@ -165,7 +165,7 @@ class Rehearsal:
     @property
     def _uses_sam(self) -> bool:
         sources = self.params.proposals.sources
-        return any(sources[name].kind == "segment_anything" for name in sources_of(self.params))
+        return any(sources[name].kind in SAM_KINDS for name in sources_of(self.params))
 
     def _run(
         self, label: str, folder: Path, work: Callable[..., Any], *arguments: Any

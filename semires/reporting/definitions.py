@@ -78,6 +78,8 @@ class TableDefinition(Section):
     stand beside each other, as in the paper's Table 1. ``in_paper`` is false for a table that the
     paper does not have; its ``where`` then says what it is. ``splits``: the columns, None for all.
     ``against``: the method that all paired differences are to; None compares each pair of rows.
+    ``proposals`` adds columns about each row's proposals: their number, their best IoU, the IoU of
+    the labels.
     """
 
     kind: Literal["table"]
@@ -90,6 +92,7 @@ class TableDefinition(Section):
     joined: bool = False
     marks: list[str] = Field(default_factory=list)
     splits: list[Name] | None = None
+    proposals: bool = False
     against: Name | None = None
     rows: list[TableRow] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)

@@ -38,6 +38,7 @@ _QUALITY = {
     "best_iou": "mean IoU of the best proposal (%)",
     "over_half": "objects whose best is over 0.5 (%)",
     "proposals_per_image": "proposals per image",
+    "proposals_per_label": "proposals per pseudo-label",
 }
 
 

@@ -17,7 +17,7 @@ from semires.reporting import markup
 from semires.reporting.joined import Groups, groups_of, side_by_side
 from semires.reporting.records import METRICS
 from semires.reporting.selection import Value
-from semires.reporting.tables import FilledRow, FilledTable, TableSection
+from semires.reporting.tables import PROPOSALS, FilledRow, FilledTable, TableSection
 from semires.runs.key import RunKey
 
 _OTHER_COLUMNS = [
@@ -69,6 +69,8 @@ def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
     first = "Pair" if table.is_difference else "Method"
     several = metrics != MAIN
     titles = [first, *table.marks]
+    if table.proposals and not several:
+        titles += PROPOSALS.values()
     titles += [f"{s} {m}" if several else s for s in table.splits for m in metrics]
     if table.has_paper and not several and not table.joined:
         names = "" if table.comparable else f" ({', '.join(table.paper_names)})"
@@ -87,6 +89,11 @@ def _cells(
     table: FilledTable, section: TableSection, row: FilledRow, metrics: Sequence[str]
 ) -> list[Text]:
     cells = [Text(row.label), *(Text("✓" if mark else "") for mark in row.marks)]
+    if table.proposals and metrics == MAIN:
+        cells += [
+            Text(f"{row.proposals[name]:.1f}" if name in row.proposals else "–")
+            for name in PROPOSALS
+        ]
     cells += [_number(table, section, row, m, split) for split in table.splits for m in metrics]
     if not table.has_paper or metrics != MAIN or table.joined:
         return cells
@@ -143,7 +150,8 @@ def _paper_below(
 def to_csv(table: FilledTable) -> str:
     """One line per row and split: the machine-readable form, which `semires verify` compares."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n", restval="")
+    columns = [*CSV_COLUMNS, *(PROPOSALS if table.proposals else ())]
+    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for section in table.sections:
         for row in section.rows:
@@ -180,6 +188,8 @@ def _csv_line(
     if row.paper and split in row.paper:
         line |= {"paper": plain(row.paper[split])}
         line |= {"comparable": "yes" if section.comparable else "no"}
+    if table.proposals:
+        line |= {name: plain(number) for name, number in row.proposals.items()}
     return line
 
 
@@ -298,12 +308,13 @@ def _html_row(
     )
     links = f' <span class="logs">log {links}</span>' if links else ""
     cells = [html.escape(row.label) + links]
-    first = 1 + len(row.marks)
+    extra = len(PROPOSALS) * table.proposals  # columns that the other metrics do not have
+    first = 1 + len(row.marks) + extra
     main = _cells(table, section, row, MAIN)
     others = [_cells(table, section, row, (metric,)) for metric in OTHERS]
     for column, cell in enumerate(main[1:], start=1):
         is_number = first <= column < first + len(table.splits)
-        shown = [cell, *(c[column] for c in others)] if is_number and cell.small else [cell]
+        shown = [cell, *(c[column - extra] for c in others)] if is_number and cell.small else [cell]
         cells.append(html_cell(shown))
     return markup.row(cells)
 

@@ -21,17 +21,20 @@ from semires.reporting.definitions import (
     fractions_of,
     paper_name,
 )
-from semires.reporting.records import METRICS, Records
+from semires.reporting.records import METRICS, Records, Run
 from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
+
+#: Columns of a table that shows the rows' proposals, and their titles.
+PROPOSALS = {"proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels' oIoU"}
 
 
 @dataclass(frozen=True)
 class FilledRow:
     """One row: values by metric and split, the paper's by split, the reason if it is empty.
 
-    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``runs`` are its sources.
-    ``footnotes``: the reasons by split, where they differ.
+    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``proposals`` has keys of
+    PROPOSALS. ``runs`` are its sources. ``footnotes``: the reasons by split, where they differ.
     """
 
     label: str
@@ -42,6 +45,7 @@ class FilledRow:
     paper: dict[str, float] | None = None
     footnote: int | None = None
     others: dict[str, dict[str, Value]] = field(default_factory=dict)
+    proposals: dict[str, float] = field(default_factory=dict)
     runs: tuple[RunKey, ...] = ()
     footnotes: dict[str, int] = field(default_factory=dict)
 
@@ -74,7 +78,8 @@ class FilledTable:
     """A filled table. ``footnotes`` explain empty rows, ``notes`` explain the numbers.
 
     ``is_difference``: the numbers are differences of two methods, in percentage points. ``joined``:
-    readable forms show the data sets beside each other (`joined.py`).
+    readable forms show the data sets beside each other (`joined.py`). ``proposals``: the rows have
+    columns about their proposals.
     """
 
     name: str
@@ -89,6 +94,7 @@ class FilledTable:
     is_difference: bool = False
     in_paper: bool = True
     joined: bool = False
+    proposals: bool = False
 
     @property
     def has_paper(self) -> bool:
@@ -143,6 +149,7 @@ class TableBuilder:
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=list(splits), marks=definition.marks, sections=sections, notes=[],
             footnotes=missing.footnotes(), in_paper=definition.in_paper, joined=definition.joined,
+            proposals=definition.proposals,
         )  # fmt: skip
         absent = left_out.keys() - {section.dataset for section in sections}
         names = ", ".join(display_name(self.params, d) for d in left_out if d in absent)
@@ -245,6 +252,7 @@ class TableBuilder:
         values = self._values(
             dataset, lambda *at: self.selection.value(row, dataset, fraction, *at)
         )
+        runs = self.selection.runs(row, dataset, fraction)
         return FilledRow(
             label=row.label,
             method=key.label,
@@ -254,8 +262,25 @@ class TableBuilder:
             paper=self._paper(row, dataset, fraction),
             footnote=None if values[METRICS[0]] else missing.add(key, row.needs),
             others={metric: values[metric] for metric in METRICS[1:]},
-            runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
+            proposals=self._proposals(key, runs),
+            runs=tuple(run.key for run in runs),
         )
+
+    def _proposals(self, key: RunKey, runs: list[Run]) -> dict[str, float]:
+        """The quality of the proposals of a method that matches, on val, and of its labels."""
+        method = self.params.refine.get(key.method)
+        if method is None or method.strategy == "none":
+            return {}
+        source = key.source or self.params.proposals.source
+        quality = self.selection.records.quality.get((key.dataset, source), {}).get("val", {})
+        count = quality.get("proposals_per_label", quality.get("proposals_per_image"))
+        refined = [run.metrics.get("pseudo", {}).get("refined_oIoU") for run in runs]
+        found = {
+            "proposals": count,
+            "best_iou": 100 * quality["best_iou"] if "best_iou" in quality else None,
+            "labels": sum(refined) / len(refined) if refined and None not in refined else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def _difference(self, first: TableRow, second: TableRow, section: TableSection) -> FilledRow:
         """The later row minus the earlier one."""
@@ -359,6 +384,13 @@ def _standard_notes(table: FilledTable, samples: int) -> list[str]:
         "expressions with an IoU of at least 0.5. Brackets: 95 % confidence interval by bootstrap "
         f"over images ({samples:,} resamples)."
     ]
+    if table.proposals:
+        notes.append(
+            "Proposals: their mean number per image, or per pseudo-label where SAM is asked about "
+            "it. Best IoU: mean over the objects of val of the largest IoU of any proposal, in "
+            "percent; where SAM is asked, with prompts from the ground truth. Labels' oIoU: of the "
+            "burn-in teacher's labels after refinement, on unlabelled references."
+        )
     counts = sorted({v.seeds for v in values})
     if counts and counts[-1] > 1:
         several = f"{counts[-1]} seeds" if counts == counts[-1:] else "the seeds that were run"

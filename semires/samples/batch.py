@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from semires.refine.asking import Askable
 from semires.refine.partition import Partition
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -80,13 +81,14 @@ class UnlabelledBatch(Batch):
     Args:
         strong: float32 (B,3,S,S), the student's strong view; equal to ``image`` where the samples
             are not augmented.
-        partitions: B partitions of size (S,S), the proposals of the images.
+        partitions: B partitions of size (S,S), the proposals of the images; or images that are
+            asked about the label, see :func:`semires.refine.asking.answered`.
         hidden_truth: bool (B,S,S), for metrics only.
         second: float32 (B,3,S,S), another strong view, or None for one view.
     """
 
     strong: torch.Tensor
-    partitions: list[Partition]
+    partitions: list[Partition | Askable]
     hidden_truth: torch.Tensor
     second: torch.Tensor | None = None
 

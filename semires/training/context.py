@@ -30,6 +30,7 @@ from semires.models.sources import shipped
 from semires.models.text import Tokenizer
 from semires.process import autocast, configure_torch
 from semires.proposals.cache import ProposalCache, open_proposals
+from semires.proposals.prompted import PromptedImages
 from semires.runs import layout
 from semires.runs.key import SUPERVISED, RunKey
 from semires.samples.batch import B
@@ -37,6 +38,7 @@ from semires.samples.dataset import (
     ExpressionDataset,
     ImageStore,
     LabelledDataset,
+    PartitionSource,
     UnlabelledDataset,
 )
 from semires.samples.stream import Stream, stream_loader
@@ -187,7 +189,7 @@ class RunContext:
             )
         return UnlabelledDataset(
             self.unlabelled_refs, self.tables, self.images, self.tokenizer,
-            self.params.data.max_tokens, partitions=self.proposals, augment=augment, strong=strong,
+            self.params.data.max_tokens, partitions=self.partitions, augment=augment, strong=strong,
             views=views, sentences=sentences, seed=seed,
         )  # fmt: skip
 
@@ -195,6 +197,14 @@ class RunContext:
     def proposals(self) -> ProposalCache:
         """The proposals of the run's source."""
         return open_proposals(self.params, self.key)
+
+    @property
+    def partitions(self) -> PartitionSource:
+        """The proposals by image id; for a source that is asked about labels, the images."""
+        settings = self.params.proposals.sources[source_of(self.params, self.key)]
+        if settings.kind != "sam_prompts":
+            return self.proposals
+        return PromptedImages(self.images, settings)
 
     def evaluation_sets(self, splits: list[str]) -> dict[str, LabelledDataset]:
         """The evaluation splits, with the expressions as written (``raw``)."""

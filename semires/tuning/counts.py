@@ -25,6 +25,7 @@ from semires.errors import CorruptCacheError, DataError
 from semires.evaluation.calibration import BINS, reliability
 from semires.files import fingerprint, npz_bytes, read_json, sha256_bytes, sha256_file, write_bytes
 from semires.progress import progress
+from semires.refine.partition import Partition
 from semires.refine.strategies import PROBABILITY_STEPS, rounded
 from semires.runs import layout
 from semires.runs.key import RunKey
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from semires.config.schema import Params
     from semires.models import SegmentationModel
-    from semires.refine.partition import Partition
+    from semires.refine.asking import Askable
     from semires.training.context import RunContext
 
 Ints = NDArray[np.int64]
@@ -66,7 +67,7 @@ class Counts:
 
     Attributes:
         ref_ids: (R,) int64; ``image_ids`` and ``sentences`` (R,) likewise.
-        image_index: (R,) which of the I images.
+        image_index: (R,) which of the I images. If SAM is asked, every reference has its own.
         offsets: (R+1,) where each reference's atoms begin in the next five.
         area: pixels of every atom; ``label`` those of the pseudo-label in it, ``truth`` those of
             the ground truth, ``overlap`` those of both.
@@ -121,35 +122,48 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
 
     Args:
         labels: pseudo-labels; each of an image's shape is that of its resized partition.
-        partitions: image id to Partition (a dict or a ProposalCache), at any size.
+        partitions: image id to Partition (a dict or a ProposalCache), at any size, or to an image
+            that is asked about each label.
 
     Raises:
         DataError: there is no pseudo-label.
     """
-    images: dict[int, int] = {}
+    places: dict[int, int] = {}
     shapes: list[tuple[int, int]] = []
     bits: list[NDArray[np.uint8]] = []
     rows: list[tuple[int, int, int, int]] = []
     numbers: list[tuple[Ints, ...]] = []
     bins = np.zeros((BINS, 3))
 
+    def stored(partition: Partition) -> int:
+        """Store the members of a partition; returns its place."""
+        shapes.append(partition.members.shape)
+        bits.append(np.packbits(partition.members))
+        return len(shapes) - 1
+
     @functools.lru_cache(maxsize=64)  # an image's references follow each other
-    def resized(image_id: int, height: int, width: int) -> tuple[Partition, Ints]:
-        """The image's partition and its atoms' areas; members are stored at the first call."""
-        partition = partitions[image_id].resize(height, width)
-        if image_id not in images:
-            images[image_id] = len(images)
-            shapes.append(partition.members.shape)
-            bits.append(np.packbits(partition.members))
-        return partition, partition.count().astype(np.int64)
+    def shared(image_id: int, height: int, width: int) -> tuple[Partition, Ints, int] | Askable:
+        """The image's partition, its atoms' areas and its place; or the image, to be asked."""
+        found: Partition | Askable = partitions[image_id].resize(height, width)
+        if not isinstance(found, Partition):
+            return found
+        if image_id not in places:
+            places[image_id] = stored(found)
+        return found, found.count().astype(np.int64), places[image_id]
 
     for item in labels:
-        partition, area = resized(item.image_id, *item.label.shape)
+        found = shared(item.image_id, *item.label.shape)
         probability = item.label if item.probability is None else item.probability
-        probability = rounded(np.asarray(probability, dtype=np.float32))
+        probability = np.asarray(probability, dtype=np.float32)
+        if isinstance(found, tuple):
+            partition, area, place = found
+        else:
+            partition = found.ask(item.label, probability)
+            area, place = partition.count().astype(np.int64), stored(partition)
+        probability = rounded(probability)
         masks = (item.label, item.truth, item.label & item.truth)
         sums = (partition.total(probability) * PROBABILITY_STEPS).astype(np.int64)
-        rows.append((item.ref_id, item.image_id, item.sentence, images[item.image_id]))
+        rows.append((item.ref_id, item.image_id, item.sentence, place))
         numbers.append((area, *(partition.count(mask).astype(np.int64) for mask in masks), sums))
         bins += reliability(probability, item.truth)
     if not rows:
@@ -256,7 +270,7 @@ def counts_of(params: Params, key: RunKey, part: str = "val", refs: int | None =
     """
     from semires.proposals.cache import open_proposals
 
-    proposals = open_proposals(params, key)
+    open_proposals(params, key)  # complete and of these parameters, or an error
     on_val = params.model_copy(update={"tune": params.tune.model_copy(update={"on": "val"})})
     origin = sources(on_val, key)
     if part != "val":
@@ -264,7 +278,14 @@ def counts_of(params: Params, key: RunKey, part: str = "val", refs: int | None =
         origin = {**origin, "part": part, "split": split}
     made_from = fingerprint(origin if refs is None else {**origin, "refs": [refs, key.seed]})
     path = counts_path(params, key, "counts", made_from)
-    return cached(path, made_from, lambda: count(labels_of(params, key, part, refs), proposals))
+
+    def make() -> Counts:
+        from semires.training.context import RunContext
+
+        partitions = RunContext(params, key, ("data", "model")).partitions
+        return count(labels_of(params, key, part, refs), partitions)
+
+    return cached(path, made_from, make)
 
 
 def labels_of(

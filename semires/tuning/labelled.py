@@ -56,10 +56,11 @@ def labelled_counts(params: Params, key: RunKey) -> Counts:
         DataError: fewer than two images are labelled.
         Interrupted: a signal arrived; the next call continues.
     """
-    proposals = open_proposals(params, key)
+    open_proposals(params, key)  # complete and of these parameters, or an error
+    partitions = RunContext(params, key, SECTIONS).partitions
     made_from = fingerprint(sources(params, key))
     path = counts_path(params, key, "folds", made_from)
-    counts = cached(path, made_from, lambda: count(_labels(params, key, path.parent), proposals))
+    counts = cached(path, made_from, lambda: count(_labels(params, key, path.parent), partitions))
     for weights in path.parent.glob("fold*.safetensors*"):
         weights.unlink()
     return counts

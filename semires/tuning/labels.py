@@ -42,13 +42,15 @@ COLUMNS = (*KEYS, "references", *MEASURES, "ece")
 def write_labels(params: Params, key: RunKey, refs: int | None) -> pd.DataFrame:
     """Measure all rules with the burn-in teacher of ``key`` and write its labels folder.
 
+    With another source than ``proposals.source``, nothing is written.
+
     Args:
         params: all parameters.
-        key: data set, fraction and seed; the method is not used.
+        key: data set, fraction, seed and source of proposals; the method is not used.
         refs: at most this many unlabelled references, drawn by seed; None means all.
 
     Returns:
-        The table that is written, with the columns ``COLUMNS``: IoU, shares, and the expected
+        A table with the columns ``COLUMNS``: IoU, shares, and the expected
         calibration error ``ece`` of the teacher on the part, all in percent.
 
     Raises:
@@ -66,6 +68,8 @@ def write_labels(params: Params, key: RunKey, refs: int | None) -> pd.DataFrame:
         for row in measure(counts, groups(counts, expressions))
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
+    if key.source is not None:
+        return table
     with atomic_folder(layout.labels_folder(key)) as folder:
         text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
         write_text(folder / "labels.csv", text)

@@ -1,0 +1,127 @@
+"""SAM as a source that is asked about each pseudo-label, instead of once about each image.
+
+Stage `propose` makes no masks for this source. Where other sources give the `Partition` of an
+image, it gives a `PromptedImage`, which becomes a partition when the teacher's label is known
+(:func:`semires.refine.asking.answered`). SAM embeds the image anew for each label.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semires.config.schema import SamPromptsSource
+from semires.proposals.base import Proposals, device
+from semires.proposals.checkpoint import checkpoint_sha256, load_sam
+from semires.proposals.prompts import Bools, Floats, draw_prompt
+from semires.refine.partition import Partition
+from semires.runs import layout
+
+if TYPE_CHECKING:
+    from segment_anything import SamPredictor
+
+
+class Pictures(Protocol):
+    """Gives the pixels of an image by its id, uint8 (H,W,3), such as ``ImageStore``."""
+
+    def __getitem__(self, image_id: int, /) -> NDArray[np.uint8]: ...
+
+
+class NoMasks:
+    """The source as stage `propose` sees it: without a pseudo-label there is no mask."""
+
+    def propose(self, image: NDArray[np.uint8]) -> Proposals:
+        """Return no mask for a uint8 RGB image (H,W,3)."""
+        none = np.zeros(0, np.float32)
+        return Proposals(np.zeros((0, *image.shape[:2]), bool), none, none)
+
+
+@dataclass(frozen=True)
+class Question:
+    """How SAM is asked: the settings, and the folder and SHA-256 of the checkpoint."""
+
+    settings: SamPromptsSource
+    folder: Path
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedImage:
+    """An image, uint8 RGB (H,W,3), whose proposals depend on the pseudo-label.
+
+    The model is no part of it, so that data-loader processes can send it.
+    """
+
+    pixels: NDArray[np.uint8]
+    question: Question
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def resize(self, height: int, width: int) -> PromptedImage:
+        """The same image, which has the size of the labels already.
+
+        Raises:
+            ValueError: it has another size.
+        """
+        if (height, width) != self.shape:
+            raise ValueError(f"a prompted image of {self.shape} for labels of {(height, width)}")
+        return self
+
+    def ask(self, label: Bools, probability: Floats) -> Partition:
+        """SAM's masks for a label, bool (H,W), with the teacher's probability, float (H,W).
+
+        They are the 1 to ``masks`` masks with the largest predicted IoU; none for an empty label.
+        """
+        settings = self.question.settings
+        prompt = draw_prompt(label, probability, settings)
+        if prompt is None:
+            return Partition.from_masks(np.zeros((0, *self.shape), bool))
+        some = len(prompt.points) > 0
+        predictor = _predictor(self.question)
+        predictor.set_image(self.pixels)
+        masks, predicted_iou, _ = predictor.predict(
+            point_coords=prompt.points.astype(np.float64) if some else None,
+            point_labels=np.ones(len(prompt.points), np.int64) if some else None,
+            box=prompt.box,
+            multimask_output=True,
+        )
+        best = np.argsort(-predicted_iou, kind="stable")[: settings.masks]
+        return Partition.from_masks(masks[best])
+
+
+class PromptedImages:
+    """The images of a data set by id, in place of their partitions.
+
+    Args:
+        pictures: the images at the size of the labels.
+        settings: the source.
+        sam_folder: the output of stage `sam`.
+
+    Raises:
+        WeightsError: stage `sam` has not run.
+    """
+
+    def __init__(
+        self, pictures: Pictures, settings: SamPromptsSource, sam_folder: Path = layout.SAM
+    ) -> None:
+        self.pictures = pictures
+        self.question = Question(settings, sam_folder.resolve(), checkpoint_sha256(sam_folder))
+
+    def __getitem__(self, image_id: int) -> PromptedImage:
+        return PromptedImage(self.pictures[image_id], self.question)
+
+
+@functools.lru_cache(1)
+def _predictor(question: Question) -> SamPredictor:
+    """The one SAM of this process, also where several datasets ask."""
+    from segment_anything import SamPredictor
+
+    return SamPredictor(load_sam(question.folder).to(device()))

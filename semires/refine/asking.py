@@ -1,0 +1,46 @@
+"""Proposals that depend on the pseudo-label: a source that is asked about each label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from semires.refine.partition import Partition
+from semires.refine.refiner import foreground
+
+
+class Askable(Protocol):
+    """An image that answers with the proposals for a label, such as ``PromptedImage``."""
+
+    def resize(self, height: int, width: int) -> Askable:
+        """The same for labels of this size."""
+        ...
+
+    def ask(self, label: NDArray[np.bool_], probability: NDArray[np.floating]) -> Partition:
+        """The proposals for a label, bool (H,W), with the foreground probability, float (H,W)."""
+        ...
+
+
+def answered(
+    images: Sequence[Partition | Askable], teacher_logits: torch.Tensor
+) -> list[Partition]:
+    """The partitions of B samples; images that are asked answer for the teacher's label.
+
+    Args:
+        images: B partitions, or images to be asked.
+        teacher_logits: (B,2,H,W), of which the label is the argmax.
+    """
+    ready = [image for image in images if isinstance(image, Partition)]
+    if len(ready) == len(images):
+        return ready
+    logits = teacher_logits.float()
+    labels = (logits[:, 1] > logits[:, 0]).cpu().numpy()
+    probability = foreground(logits).cpu().numpy()
+    return [
+        image if isinstance(image, Partition) else image.ask(*about)
+        for image, *about in zip(images, labels, probability, strict=True)
+    ]
