@@ -79,9 +79,9 @@ class PanopticMasks:
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
         """Return the segments in the order of the model's queries."""
         settings, size = self.settings, image.shape[:2]
-        inputs = self.processor(images=image, return_tensors="pt").to(self.device)
+        inputs = {**self.processor(images=image, return_tensors="pt"), **self.inputs}
         found = self.processor.post_process_panoptic_segmentation(
-            self.model(**inputs, **{name: v.to(self.device) for name, v in self.inputs.items()}),
+            self.model(**{name: value.to(self.device) for name, value in inputs.items()}),
             threshold=settings.threshold,
             mask_threshold=settings.mask_threshold,
             overlap_mask_area_threshold=settings.overlap_mask_area_threshold,

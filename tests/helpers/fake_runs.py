@@ -217,8 +217,7 @@ def write_study(root, params, seeds=(0,), ablations=False):
                 write_run(RunKey(dataset, 1, method, 0), root=root)
             write_run(RunKey(dataset, 1, "cpi-u", 0, "felzenszwalb"), gain=5.5, root=root)
         for source, best in (("sam", 0.81), ("felzenszwalb", 0.79)):
-            values = {"val": {"mean_best_iou": best, "recall_50": 0.91},
-                      "proposals_per_image": 41.2}  # fmt: skip
+            values = {"val": {"best_iou": best, "over_half": 0.91, "proposals_per_image": 41.2}}
             files.write_json(root / f"proposals/{dataset}/{source}/quality.json", values)
 
 

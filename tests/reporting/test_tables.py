@@ -1,8 +1,11 @@
 """Cells against numbers computed apart from the code, footnotes, seeds, small objects."""
 
+import csv
+import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,12 +13,14 @@ import pytest
 import yaml
 from helpers import fake_runs
 
+from semires import files
 from semires.config.validate import validate
 from semires.errors import ConfigError, CorruptCacheError
+from semires.reporting import render
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
 from semires.reporting.report import build_tables
-from semires.reporting.tables import TableBuilder
+from semires.reporting.tables import PROPOSALS, TableBuilder
 from semires.runs.key import RunKey
 
 
@@ -86,7 +91,8 @@ def test_an_empty_row_names_the_command_that_fills_it(workspace, small_params):
     table, _ = build(small_params, "table7")
     assert any("seeds: [0, 1], model: rela}`" in note for note in table.footnotes)
     table, _ = build(small_params, "table8")
-    assert any("needs SEEM as a proposal source" in note for note in table.footnotes)
+    for source in ("felzenszwalb", "mask2former", "sam-prompts"):
+        assert any(f"sources: [{source}]" in note for note in table.footnotes)
 
 
 def test_runs_of_two_models_stay_apart(own_workspace, small_params):
@@ -158,6 +164,37 @@ def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params):
     assert rows["SemiRES, Felzenszwalb"].method == "cpi-u+felzenszwalb"
     assert rows["SemiRES, Felzenszwalb"].values["val"].seeds == 1
     assert rows["SemiRES, SAM"].values["val"].seeds == 2
+    assert rows["SemiRES, panoptic"].paper == {"val": 47.61, "testA": 56.28, "testB": 43.62}
+
+
+def test_proposals_have_columns_beside_the_scores(own_workspace, small_params):
+    asked = {"val": {"best_iou": 0.9, "over_half": 1.0, "proposals_per_label": 2.0}}
+    files.write_json(Path("proposals/refscenes/sam-prompts/quality.json"), asked)
+    fake_runs.write_run(RunKey("refscenes", 1, "cpi-u", 0, "sam-prompts"))
+    table, pairs = build(small_params, "table8")
+    rows = {row.label: row for row in table.sections[0].rows}
+    sam, about = (
+        rows["SemiRES, SAM"].proposals,
+        rows["SemiRES, SAM asked about the label"].proposals,
+    )
+    assert {name: sam[name] for name in ("proposals", "best_iou")} == {
+        "proposals": 41.2, "best_iou": pytest.approx(81),
+    }  # fmt: skip
+    assert (about["proposals"], about["best_iou"]) == (2.0, pytest.approx(90))
+    metrics = [files.read_json(run.folder / "metrics.json") for run in rows["SemiRES, SAM"].runs]
+    assert sam["labels"] == pytest.approx(np.mean([m["pseudo"]["refined_oIoU"] for m in metrics]))
+    assert rows["Supervised"].proposals == {}
+    titles = [*PROPOSALS.values(), *table.splits]
+    assert render.headers(table)[1 : len(titles) + 1] == titles
+    (line,) = (
+        li for li in render.to_markdown(table).splitlines() if li.startswith("| SemiRES, SAM |")
+    )
+    assert line.startswith("| SemiRES, SAM | 41.2 | 81.0 |")
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(table))))
+    assert {li["best_iou"] for li in lines if li["row"] == "SemiRES, SAM"} == {"81.00"}
+    assert not pairs.proposals
+    page = render.to_html(table)
+    assert page.count('<span class="m1">') == 3 * len(table.splits)  # three rows have runs
 
 
 def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):
