@@ -79,7 +79,8 @@ class PanopticMasks:
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
         """Return the segments in the order of the model's queries."""
         settings, size = self.settings, image.shape[:2]
-        inputs = {**self.processor(images=image, return_tensors="pt"), **self.inputs}
+        picture = Image.fromarray(image)
+        inputs = {**self.processor(images=picture, return_tensors="pt"), **self.inputs}
         found = self.processor.post_process_panoptic_segmentation(
             self.model(**{name: value.to(self.device) for name, value in inputs.items()}),
             threshold=settings.threshold,

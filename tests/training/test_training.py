@@ -18,11 +18,15 @@ from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.files import read_json, sha256_file
+from semires.proposals.checkpoint import prepare_checkpoint
+from semires.proposals.propose import propose
 from semires.runs.key import RunKey
 from semires.training.burn_in import burn_in
 from semires.training.context import RunContext
 from semires.training.loop import Loop, total_steps
 from semires.training.mutual import mutual
+from semires.tuning.counts import counts_of
+from semires.tuning.refined import make_table, summarise
 
 BURN_IN = RunKey("refscenes", 25, "supervised", 0)
 MODELS = [None, "rela"]  # None: the section `model`, LAVT
@@ -290,3 +294,30 @@ def test_sums_stay_on_the_device_and_are_numbers_in_the_state(
 def test_the_shorter_of_epochs_and_steps_counts(epochs: Any, steps: Any, wanted: int):
     schedule = small_params(burn_in={"epochs": epochs, "steps": steps}).burn_in
     assert total_steps(schedule, samples=33, batch=8) == wanted
+
+
+def test_sam_is_asked_about_the_labels_of_a_training(burned: Path):
+    """The source without masks of its own: propose, mutual learning, label quality."""
+    weights = str(ROOT / "semires/weights/tiny_sam.safetensors")
+    params = small_params(sam={"checkpoint": weights}, evaluation={"correction_refs": 12})
+    prepare_checkpoint(params)
+    propose(params, "refscenes", "sam-prompts")
+    quality = read_json(Path("proposals/refscenes/sam-prompts/quality.json"))["val"]
+    assert quality["best_iou"] > 0.8  # asked with the ground truth
+    assert 1 < quality["proposals_per_label"] <= 2
+    # A burn-in of six steps labels nothing well; CPI without thresholds takes any overlap.
+    tree = params.model_dump()
+    tree["refine"]["cpi-u"]["threshold_u"] = 0.0
+    params = validate(tree)
+    key = RunKey("refscenes", 25, "cpi-u", 0, source="sam-prompts")
+    mutual(params, key)
+    pseudo = read_json(key.folder / "metrics.json")["pseudo"]
+    assert pseudo["matched"] > 0
+    assert pseudo["raw_oIoU"] != pseudo["refined_oIoU"]
+    asked = counts_of(params, key, "unlabelled", 12)
+    assert asked.image_index.tolist() == list(range(len(asked)))
+    assert 100 * (asked.shapes[:, 0] > 0).mean() >= pseudo["matched"]
+    table = make_table(asked, "cpi-u")
+    found = summarise(table.outcome({"threshold_u": 0.0}), table.labels)
+    assert found["matched"] == pytest.approx(pseudo["matched"])
+    assert found["oIoU"] == pytest.approx(pseudo["refined_oIoU"])
