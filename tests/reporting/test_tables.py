@@ -186,9 +186,8 @@ def test_proposals_have_columns_beside_the_scores(own_workspace, small_params):
     assert rows["Supervised"].proposals == {}
     titles = [*PROPOSALS.values(), *table.splits]
     assert render.headers(table)[1 : len(titles) + 1] == titles
-    (line,) = (
-        li for li in render.to_markdown(table).splitlines() if li.startswith("| SemiRES, SAM |")
-    )
+    text = render.to_markdown(table)
+    line = next(line for line in text.splitlines() if line.startswith("| SemiRES, SAM |"))
     assert line.startswith("| SemiRES, SAM | 41.2 | 81.0 |")
     lines = list(csv.DictReader(io.StringIO(render.to_csv(table))))
     assert {li["best_iou"] for li in lines if li["row"] == "SemiRES, SAM"} == {"81.00"}
