@@ -169,10 +169,9 @@ class PanopticSource(Section):
 class SamPromptsSource(Section):
     """SAM, asked about each pseudo-label by prompts that are drawn from it.
 
-    The masks depend on the teacher's label, so training makes them, and stage `propose` makes none.
-    ``points``: foreground points in the label. ``box``: also the label's box, each side moved
-    outwards by ``box_margin`` of its length. ``masks``: how many of SAM's masks are kept, those
-    with the largest predicted IoU.
+    Training makes the masks, and stage `propose` none. ``points``: foreground points in the label.
+    ``box``: also its box, each side moved outwards by ``box_margin`` of its length. ``masks``: how
+    many of SAM's masks are kept, those with the largest predicted IoU.
     """
 
     kind: Literal["sam_prompts"]
@@ -197,14 +196,9 @@ class FelzenszwalbSource(Section):
     min_size_px: Positive
 
 
-ProposalSource = Annotated[
-    SegmentAnythingSource
-    | TransformersSource
-    | PanopticSource
-    | SamPromptsSource
-    | FelzenszwalbSource,
-    Field(discriminator="kind"),
-]
+_SamSource = SegmentAnythingSource | SamPromptsSource
+_OtherSource = TransformersSource | PanopticSource | FelzenszwalbSource
+ProposalSource = Annotated[_SamSource | _OtherSource, Field(discriminator="kind")]
 SAM_KINDS = ("segment_anything", "sam_prompts")  # sources that use the checkpoint of `sam`
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from semires.reporting import markup
 from semires.reporting.joined import Groups, groups_of, side_by_side
 from semires.reporting.records import METRICS
-from semires.reporting.selection import Value
-from semires.reporting.tables import PROPOSALS, FilledRow, FilledTable, TableSection
+from semires.reporting.selection import PROPOSALS, Value
+from semires.reporting.tables import FilledRow, FilledTable, TableSection
 from semires.runs.key import RunKey
 
 _OTHER_COLUMNS = [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semires.config.resolve import proposals_of
 from semires.config.schema import Params
 from semires.evaluation.bootstrap import (
     ImageSums,
@@ -22,6 +23,9 @@ from semires.reporting import study
 from semires.reporting.definitions import TableRow
 from semires.reporting.records import Records, Run
 from semires.runs.key import RunKey
+
+#: Columns of a table that shows the rows' proposals, and their titles.
+PROPOSALS = {"proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels' oIoU"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,22 @@ class Selection:
             return None
         each = [s.percent for s in sums]
         return _value(confidence_interval(sums, self.samples), each, sums[0])
+
+    def proposals(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float]:
+        """The keys of PROPOSALS that are known, on val; empty for a method without matching."""
+        key = self.key(row, dataset, fraction)
+        method = self.params.refine.get(key.method)
+        if method is None or method.strategy == "none":
+            return {}
+        place = proposals_of(self.params, key)
+        quality = self.records.quality.get((place.parent.name, place.name), {}).get("val", {})
+        count = quality.get("proposals_per_label", quality.get("proposals_per_image"))
+        found = {} if count is None else {"proposals": count, "best_iou": 100 * quality["best_iou"]}
+        runs = self.runs(row, dataset, fraction)
+        refined = [run.metrics.get("pseudo", {}).get("refined_oIoU") for run in runs]
+        if refined and None not in refined:
+            found["labels"] = sum(refined) / len(refined)
+        return found
 
     def difference(
         self,

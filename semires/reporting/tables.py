@@ -21,12 +21,9 @@ from semires.reporting.definitions import (
     fractions_of,
     paper_name,
 )
-from semires.reporting.records import METRICS, Records, Run
+from semires.reporting.records import METRICS, Records
 from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
-
-#: Columns of a table that shows the rows' proposals, and their titles.
-PROPOSALS = {"proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels' oIoU"}
 
 
 @dataclass(frozen=True)
@@ -252,7 +249,6 @@ class TableBuilder:
         values = self._values(
             dataset, lambda *at: self.selection.value(row, dataset, fraction, *at)
         )
-        runs = self.selection.runs(row, dataset, fraction)
         return FilledRow(
             label=row.label,
             method=key.label,
@@ -262,25 +258,9 @@ class TableBuilder:
             paper=self._paper(row, dataset, fraction),
             footnote=None if values[METRICS[0]] else missing.add(key, row.needs),
             others={metric: values[metric] for metric in METRICS[1:]},
-            proposals=self._proposals(key, runs),
-            runs=tuple(run.key for run in runs),
+            proposals=self.selection.proposals(row, dataset, fraction),
+            runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
         )
-
-    def _proposals(self, key: RunKey, runs: list[Run]) -> dict[str, float]:
-        """The quality of the proposals of a method that matches, on val, and of its labels."""
-        method = self.params.refine.get(key.method)
-        if method is None or method.strategy == "none":
-            return {}
-        source = key.source or self.params.proposals.source
-        quality = self.selection.records.quality.get((key.dataset, source), {}).get("val", {})
-        count = quality.get("proposals_per_label", quality.get("proposals_per_image"))
-        refined = [run.metrics.get("pseudo", {}).get("refined_oIoU") for run in runs]
-        found = {
-            "proposals": count,
-            "best_iou": 100 * quality["best_iou"] if "best_iou" in quality else None,
-            "labels": sum(refined) / len(refined) if refined and None not in refined else None,
-        }
-        return {name: value for name, value in found.items() if value is not None}
 
     def _difference(self, first: TableRow, second: TableRow, section: TableSection) -> FilledRow:
         """The later row minus the earlier one."""

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from semires.config.resolve import proposals_of
+from semires.config.resolve import proposals_of, source_of
 from semires.config.schema import Augment, Params
 from semires.data.tables import Tables
 from semires.dist import Group, join_group

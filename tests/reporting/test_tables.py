@@ -20,7 +20,8 @@ from semires.reporting import render
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
 from semires.reporting.report import build_tables
-from semires.reporting.tables import PROPOSALS, TableBuilder
+from semires.reporting.selection import PROPOSALS
+from semires.reporting.tables import TableBuilder
 from semires.runs.key import RunKey
 
 
