@@ -167,7 +167,7 @@ class PanopticSource(Section):
 
 
 class SamPromptsSource(Section):
-    """SAM, asked about each pseudo-label by prompts that are drawn from it.
+    """SAM with prompts that are drawn from each pseudo-label.
 
     Training makes the masks, and stage `propose` none. ``points``: foreground points in the label.
     ``box``: also its box, each side moved outwards by ``box_margin`` of its length. ``masks``: how
@@ -181,7 +181,7 @@ class SamPromptsSource(Section):
     masks: Annotated[int, Field(ge=1, le=3)]
 
     @model_validator(mode="after")
-    def _asks_something(self) -> SamPromptsSource:
+    def _has_a_prompt(self) -> SamPromptsSource:
         if not (self.points or self.box):
             raise ValueError("without points and box there is no prompt")
         return self

@@ -22,7 +22,7 @@ from semires.evaluation.evaluate import predict_masks
 from semires.files import npz_bytes, write_bytes, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.refine.asking import answered
+from semires.refine.prompting import resolve_partitions
 from semires.samples.batch import B, UnlabelledBatch
 from semires.samples.dataset import ExpressionDataset, UnlabelledDataset
 
@@ -150,7 +150,7 @@ def _correct(
     dataset: UnlabelledDataset,
 ) -> pd.DataFrame:
     """Pixel counts of the labels before and after refinement, one row per reference."""
-    targets = refiner(logits, answered(batch.partitions, logits))
+    targets = refiner(logits, resolve_partitions(batch.partitions, logits))
     truth = batch.hidden_truth.to(logits.device)
     refs = dataset.ref_of[batch.indices]
     columns: dict[str, Any] = {
@@ -193,7 +193,7 @@ def _panels(
     indices = [i for chosen in rules.values() for i in chosen]
     batch, logits = next(predict(teacher, indices, len(indices)))
     _, final_logits = next(predict(final, indices, len(indices)))
-    partitions = answered(batch.partitions, logits)
+    partitions = resolve_partitions(batch.partitions, logits)
     targets = refiner(logits, partitions)
     refs = dataset.ref_of[indices]
     return {

@@ -1,8 +1,8 @@
-"""SAM as a source that is asked about each pseudo-label, instead of once about each image.
+"""SAM as a source that is prompted with each pseudo-label, instead of once with a grid per image.
 
 Stage `propose` makes no masks for this source. Where other sources give the `Partition` of an
 image, it gives a `PromptedImage`, which becomes a partition when the teacher's label is known
-(:func:`semires.refine.asking.answered`). SAM embeds the image anew for each label.
+(:func:`semires.refine.prompting.resolve_partitions`). SAM embeds the image anew for each label.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class NoMasks:
 
 
 @dataclass(frozen=True)
-class Question:
-    """How SAM is asked: the settings, and the folder and SHA-256 of the checkpoint."""
+class PromptedSam:
+    """How SAM is prompted: the settings, and the folder and SHA-256 of the checkpoint."""
 
     settings: SamPromptsSource
     folder: Path
@@ -58,7 +58,7 @@ class PromptedImage:
     """
 
     pixels: NDArray[np.uint8]
-    question: Question
+    sam: PromptedSam
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,17 +75,17 @@ class PromptedImage:
             raise ValueError(f"a prompted image of {self.shape} for labels of {(height, width)}")
         return self
 
-    def ask(self, label: Bools, probability: Floats) -> Partition:
+    def prompt(self, label: Bools, probability: Floats) -> Partition:
         """SAM's masks for a label, bool (H,W), with the teacher's probability, float (H,W).
 
         They are the 1 to ``masks`` masks with the largest predicted IoU; none for an empty label.
         """
-        settings = self.question.settings
+        settings = self.sam.settings
         prompt = draw_prompt(label, probability, settings)
         if prompt is None:
             return Partition.from_masks(np.zeros((0, *self.shape), bool))
         some = len(prompt.points) > 0
-        predictor = _predictor(self.question)
+        predictor = _predictor(self.sam)
         predictor.set_image(self.pixels)
         masks, predicted_iou, _ = predictor.predict(
             point_coords=prompt.points.astype(np.float64) if some else None,
@@ -113,15 +113,15 @@ class PromptedImages:
         self, pictures: Pictures, settings: SamPromptsSource, sam_folder: Path = layout.SAM
     ) -> None:
         self.pictures = pictures
-        self.question = Question(settings, sam_folder.resolve(), checkpoint_sha256(sam_folder))
+        self.sam = PromptedSam(settings, sam_folder.resolve(), checkpoint_sha256(sam_folder))
 
     def __getitem__(self, image_id: int) -> PromptedImage:
-        return PromptedImage(self.pictures[image_id], self.question)
+        return PromptedImage(self.pictures[image_id], self.sam)
 
 
 @functools.lru_cache(1)
-def _predictor(question: Question) -> SamPredictor:
-    """The one SAM of this process, also where several datasets ask."""
+def _predictor(sam: PromptedSam) -> SamPredictor:
+    """The one SAM of this process; several datasets share it."""
     from segment_anything import SamPredictor
 
-    return SamPredictor(load_sam(question.folder).to(device()))
+    return SamPredictor(load_sam(sam.folder).to(device()))

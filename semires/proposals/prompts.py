@@ -2,7 +2,7 @@
 
 Input: a label, bool (H,W), and the teacher's foreground probability, float (H,W). Coordinates are
 pixels as x, y; x to the right, y down. The rules draw nothing at random. They follow the idea of
-S4M and SAMRefiner, which ask SAM about a label instead of matching the label with all masks.
+S4M and SAMRefiner, which prompt SAM with a label instead of matching the label with all masks.
 """
 
 from __future__ import annotations

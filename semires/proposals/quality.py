@@ -1,7 +1,7 @@
 """Measure the quality of proposals: the best IoU of any proposal with each object.
 
-Input: a `ProposalCache`, or the images of a source that is asked about labels, and references with
-their ground-truth masks (COCO compressed RLE, (H,W)).
+Input: a `ProposalCache`, or the images of a source that is prompted with labels, and references
+with their ground-truth masks (COCO compressed RLE, (H,W)).
 Output: means over references. This is a diagnostic; training does not use it.
 """
 
@@ -76,7 +76,7 @@ def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, fl
         image = images[int(image_id)]
         for counts_ in group["mask"]:
             truth = _decode(counts_, *image.shape, int(image_id))
-            partition = image.ask(truth, truth.astype(np.float32))
+            partition = image.prompt(truth, truth.astype(np.float32))
             counts.append(len(partition))
             best.append(float(best_ious(partition, truth[None])[0]))
     values = np.array(best)

@@ -366,10 +366,10 @@ def _standard_notes(table: FilledTable, samples: int) -> list[str]:
     ]
     if table.proposals:
         notes.append(
-            "Proposals: their mean number per image, or per pseudo-label where SAM is asked about "
-            "it. Best IoU: mean over the objects of val of the largest IoU of any proposal, in "
-            "percent; where SAM is asked, with prompts from the ground truth. Labels' oIoU: of the "
-            "burn-in teacher's labels after refinement, on unlabelled references."
+            "Proposals: their mean number per image, or per pseudo-label where SAM is prompted "
+            "with it. Best IoU: mean over the objects of val of the largest IoU of any proposal, "
+            "in percent; where SAM is prompted, with prompts from the ground truth. Labels' oIoU: "
+            "of the burn-in teacher's labels after refinement, on unlabelled references."
         )
     counts = sorted({v.seeds for v in values})
     if counts and counts[-1] > 1:

@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from semires.refine.asking import Askable
 from semires.refine.partition import Partition
+from semires.refine.prompting import Promptable
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -82,13 +82,13 @@ class UnlabelledBatch(Batch):
         strong: float32 (B,3,S,S), the student's strong view; equal to ``image`` where the samples
             are not augmented.
         partitions: B partitions of size (S,S), the proposals of the images; or images that are
-            asked about the label, see :func:`semires.refine.asking.answered`.
+            prompted with the label, see :func:`semires.refine.prompting.resolve_partitions`.
         hidden_truth: bool (B,S,S), for metrics only.
         second: float32 (B,3,S,S), another strong view, or None for one view.
     """
 
     strong: torch.Tensor
-    partitions: list[Partition | Askable]
+    partitions: list[Partition | Promptable]
     hidden_truth: torch.Tensor
     second: torch.Tensor | None = None
 

@@ -24,8 +24,8 @@ from semires.config.schema import Augment
 from semires.data.pictures import open_picture, to_rgb
 from semires.data.tables import Tables
 from semires.errors import DataError
-from semires.refine.asking import Askable
 from semires.refine.partition import Partition
+from semires.refine.prompting import Promptable
 from semires.samples.augment import normalise, renormalise, strong_view, weak_view
 from semires.samples.batch import B, Batch, LabelledBatch, UnlabelledBatch
 
@@ -182,14 +182,14 @@ class LabelledDataset(ExpressionDataset[LabelledBatch]):
 class PartitionSource(Protocol):
     """Gives the proposals of an image by its id: ``ProposalCache`` or ``PromptedImages``."""
 
-    def __getitem__(self, image_id: int, /) -> Partition | Askable: ...
+    def __getitem__(self, image_id: int, /) -> Partition | Promptable: ...
 
 
 class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
     """Samples with a weak and a strong view, the image's proposals and the hidden ground truth.
 
     Args:
-        partitions: the proposals of every image, at any size, or what is asked for them.
+        partitions: the proposals of every image, at any size, or images to be prompted.
         augment: settings of the views; None leaves both views as the image is.
         strong: False makes the strong view equal to the weak one.
         views: 1, or 2 for a second strong view of the same weak view.
@@ -244,5 +244,5 @@ class UnlabelledDataset(ExpressionDataset[UnlabelledBatch]):
             found.append(renormalise(strong) if self.augment.double_normalise else strong)
         return found
 
-    def _partition_of(self, image_id: int) -> Partition | Askable:
+    def _partition_of(self, image_id: int) -> Partition | Promptable:
         return self.partitions[image_id].resize(self.images.size, self.images.size)

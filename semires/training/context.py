@@ -200,7 +200,7 @@ class RunContext:
 
     @property
     def partitions(self) -> PartitionSource:
-        """The proposals by image id; for a source that is asked about labels, the images."""
+        """The proposals by image id; for a source that is prompted with labels, the images."""
         settings = self.params.proposals.sources[source_of(self.params, self.key)]
         if settings.kind != "sam_prompts":
             return self.proposals

@@ -28,8 +28,8 @@ from semires.evaluation.corrections import measure_corrections, overlap_sums
 from semires.models import Outputs, SegmentationModel
 from semires.models.weights import load_weights
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.refine.asking import answered
 from semires.refine.filtering import ConfidenceFilter
+from semires.refine.prompting import resolve_partitions
 from semires.refine.refiner import foreground
 from semires.refine.weighting import Concat, make_weighting
 from semires.runs.key import RunKey
@@ -104,7 +104,7 @@ class MutualStep:
         settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
         # 1. The teacher labels the weak view; proposals refine its labels.
         teacher_logits = self.teacher_forward(unlabelled)
-        partitions = answered(unlabelled.partitions, teacher_logits)
+        partitions = resolve_partitions(unlabelled.partitions, teacher_logits)
         targets = self.refiner(teacher_logits, partitions)
         quality = self._quality(teacher_logits, targets, unlabelled.hidden_truth)  # logged only
         # 2. The student predicts on labelled images and strong views, in one batch.

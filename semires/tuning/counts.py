@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from semires.config.schema import Params
     from semires.models import SegmentationModel
-    from semires.refine.asking import Askable
+    from semires.refine.prompting import Promptable
     from semires.training.context import RunContext
 
 Ints = NDArray[np.int64]
@@ -67,7 +67,7 @@ class Counts:
 
     Attributes:
         ref_ids: (R,) int64; ``image_ids`` and ``sentences`` (R,) likewise.
-        image_index: (R,) which of the I images. If SAM is asked, every reference has its own.
+        image_index: (R,) which of the I images. If SAM is prompted, every reference has its own.
         offsets: (R+1,) where each reference's atoms begin in the next five.
         area: pixels of every atom; ``label`` those of the pseudo-label in it, ``truth`` those of
             the ground truth, ``overlap`` those of both.
@@ -123,7 +123,7 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     Args:
         labels: pseudo-labels; each of an image's shape is that of its resized partition.
         partitions: image id to Partition (a dict or a ProposalCache), at any size, or to an image
-            that is asked about each label.
+            that is prompted with each label.
 
     Raises:
         DataError: there is no pseudo-label.
@@ -142,9 +142,9 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
         return len(shapes) - 1
 
     @functools.lru_cache(maxsize=64)  # an image's references follow each other
-    def shared(image_id: int, height: int, width: int) -> tuple[Partition, Ints, int] | Askable:
-        """The image's partition, its atoms' areas and its place; or the image, to be asked."""
-        found: Partition | Askable = partitions[image_id].resize(height, width)
+    def shared(image_id: int, height: int, width: int) -> tuple[Partition, Ints, int] | Promptable:
+        """The image's partition, its atoms' areas and its place; or the image, to be prompted."""
+        found: Partition | Promptable = partitions[image_id].resize(height, width)
         if not isinstance(found, Partition):
             return found
         if image_id not in places:
@@ -158,7 +158,7 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
         if isinstance(found, tuple):
             partition, area, place = found
         else:
-            partition = found.ask(item.label, probability)
+            partition = found.prompt(item.label, probability)
             area, place = partition.count().astype(np.int64), stored(partition)
         probability = rounded(probability)
         masks = (item.label, item.truth, item.label & item.truth)

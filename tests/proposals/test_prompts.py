@@ -1,4 +1,4 @@
-"""Prompts lie where the label is, and SAM's answers become the proposals of the label."""
+"""Prompts lie where the label is, and SAM's masks become the proposals of the label."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from semires.proposals.prompted import PromptedImages
 from semires.proposals.prompts import draw_prompt, inner_points, label_box
 from semires.proposals.quality import best_ious
 from semires.refine import PseudoLabelRefiner
-from semires.refine.asking import answered
 from semires.refine.partition import Partition
+from semires.refine.prompting import resolve_partitions
 
 LABELS = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -45,14 +45,14 @@ def test_points_are_distinct_pixels_of_the_label_and_the_box_encloses_it(
     label, count, margin, draw
 ):
     probability = np.array([draw.random() for _ in range(label.size)]).reshape(label.shape)
-    asked = draw_prompt(label, probability, settings(points=count, box=True, box_margin=margin))
+    prompted = draw_prompt(label, probability, settings(points=count, box=True, box_margin=margin))
     if not label.any():
-        assert asked is None
+        assert prompted is None
         return
-    assert len(asked.points) == min(count, label.sum())
-    assert len({tuple(point) for point in asked.points.tolist()}) == len(asked.points)
-    assert label[asked.points[:, 1], asked.points[:, 0]].all()
-    left, top, right, bottom = asked.box.tolist()
+    assert len(prompted.points) == min(count, label.sum())
+    assert len({tuple(point) for point in prompted.points.tolist()}) == len(prompted.points)
+    assert label[prompted.points[:, 1], prompted.points[:, 0]].all()
+    left, top, right, bottom = prompted.box.tolist()
     assert 0 <= left <= right < label.shape[1]
     assert 0 <= top <= bottom < label.shape[0]
     outside = label.copy()
@@ -67,7 +67,7 @@ def test_a_prompt_needs_points_or_a_box():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory):
-    """Scenes 0 to 3 of a seed as images that the tiny SAM is asked about, and their masks."""
+    """Scenes 0 to 3 of a seed as images that the tiny SAM is prompted with, and their masks."""
     from semires.config.load import load_params
     from semires.proposals.checkpoint import prepare_checkpoint
 
@@ -76,43 +76,43 @@ def images(tmp_path_factory: pytest.TempPathFactory):
     params = load_params(root / "params.yaml")
     weights = str(root / params.sam.checkpoint)
     sam = params.sam.model_copy(update={"checkpoint": weights})
-    folder = tmp_path_factory.mktemp("asked")
+    folder = tmp_path_factory.mktemp("prompted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prepare_checkpoint(params.model_copy(update={"sam": sam}))
     pictures = dict(enumerate(scene.image for scene in scenes))
-    asked = PromptedImages(pictures, settings(), folder / "sam")
-    return asked, [scene.masks for scene in scenes]
+    prompted = PromptedImages(pictures, settings(), folder / "sam")
+    return prompted, [scene.masks for scene in scenes]
 
 
-def test_sam_answers_for_the_object_that_the_label_covers_in_part(images):
-    asked, truths = images
+def test_sam_finds_the_object_that_the_label_covers_in_part(images):
+    prompted, truths = images
     found = []
     for index, masks in enumerate(truths):
         for truth in masks:
             label = truth & (np.arange(96) % 3 > 0)  # a third of the columns is missing
-            partition = asked[index].ask(label, label.astype(np.float32))
+            partition = prompted[index].prompt(label, label.astype(np.float32))
             assert 1 <= len(partition) <= 2  # the tiny SAM has two masks a prompt
             found.append(best_ious(partition, truth[None])[0])
     assert np.mean(found) > 0.8
 
 
-def test_masks_limits_the_answers_to_the_best_predicted(images):
-    asked, truths = images
+def test_masks_are_limited_to_the_best_predicted(images):
+    prompted, truths = images
     truth = truths[0][0]
-    both = asked[0].ask(truth, truth.astype(np.float32)).masks()
-    fewer = PromptedImages(asked.pictures, settings(masks=1), asked.question.folder)
-    one = fewer[0].ask(truth, truth.astype(np.float32)).masks()
+    both = prompted[0].prompt(truth, truth.astype(np.float32)).masks()
+    fewer = PromptedImages(prompted.pictures, settings(masks=1), prompted.sam.folder)
+    one = fewer[0].prompt(truth, truth.astype(np.float32)).masks()
     assert len(one) == 1
     np.testing.assert_array_equal(one[0], both[0])
 
 
-def test_a_batch_of_labels_is_refined_by_the_answers(images):
-    asked, truths = images
+def test_a_batch_of_labels_is_refined_by_sams_masks(images):
+    prompted, truths = images
     logits = torch.zeros(2, 2, 96, 96)
     logits[0, 1] = torch.from_numpy(truths[0][0] & (np.arange(96) % 3 > 0)).float() * 4 - 2
     logits[1, 1] = -1.0  # an empty label
-    partitions = answered([asked[0], asked[1]], logits)
+    partitions = resolve_partitions([prompted[0], prompted[1]], logits)
     assert [len(p) > 0 for p in partitions] == [True, False]
     refined = PseudoLabelRefiner("cpi-u")(logits, partitions)
     assert refined.matched.tolist() == [True, False]
@@ -121,6 +121,6 @@ def test_a_batch_of_labels_is_refined_by_the_answers(images):
     assert not refined.labels[1].any()
 
 
-def test_partitions_are_not_asked():
+def test_partitions_are_not_prompted():
     partition = Partition.from_masks(np.ones((1, 4, 4), bool))
-    assert answered([partition], torch.full((1, 2, 4, 4), float("nan")))[0] is partition
+    assert resolve_partitions([partition], torch.full((1, 2, 4, 4), float("nan")))[0] is partition

@@ -43,7 +43,7 @@ def test_rows_without_a_paper_value_are_those_the_paper_lacks(definitions):
         ("main", "Supervised, as long as mutual learning"),
         *(("main", f"SemiRES ({name}), tuned") for name in ("IOM", "CPI", "CPI-U")),
         ("table8", "SemiRES, Felzenszwalb"),
-        ("table8", "SemiRES, SAM asked about the label"),
+        ("table8", "SemiRES, SAM prompted with the label"),
     }
 
 

@@ -169,14 +169,14 @@ def test_other_proposals_have_a_row_of_their_own(own_workspace, small_params):
 
 
 def test_proposals_have_columns_beside_the_scores(own_workspace, small_params):
-    asked = {"val": {"best_iou": 0.9, "over_half": 1.0, "proposals_per_label": 2.0}}
-    files.write_json(Path("proposals/refscenes/sam-prompts/quality.json"), asked)
+    prompted = {"val": {"best_iou": 0.9, "over_half": 1.0, "proposals_per_label": 2.0}}
+    files.write_json(Path("proposals/refscenes/sam-prompts/quality.json"), prompted)
     fake_runs.write_run(RunKey("refscenes", 1, "cpi-u", 0, "sam-prompts"))
     table, pairs = build(small_params, "table8")
     rows = {row.label: row for row in table.sections[0].rows}
     sam, about = (
         rows["SemiRES, SAM"].proposals,
-        rows["SemiRES, SAM asked about the label"].proposals,
+        rows["SemiRES, SAM prompted with the label"].proposals,
     )
     assert {name: sam[name] for name in ("proposals", "best_iou")} == {
         "proposals": 41.2, "best_iou": pytest.approx(81),

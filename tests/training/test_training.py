@@ -296,14 +296,14 @@ def test_the_shorter_of_epochs_and_steps_counts(epochs: Any, steps: Any, wanted:
     assert total_steps(schedule, samples=33, batch=8) == wanted
 
 
-def test_sam_is_asked_about_the_labels_of_a_training(burned: Path):
+def test_sam_is_prompted_about_the_labels_of_a_training(burned: Path):
     """The source without masks of its own: propose, mutual learning, label quality."""
     weights = str(ROOT / "semires/weights/tiny_sam.safetensors")
     params = small_params(sam={"checkpoint": weights}, evaluation={"correction_refs": 12})
     prepare_checkpoint(params)
     propose(params, "refscenes", "sam-prompts")
     quality = read_json(Path("proposals/refscenes/sam-prompts/quality.json"))["val"]
-    assert quality["best_iou"] > 0.8  # asked with the ground truth
+    assert quality["best_iou"] > 0.8  # prompted with the ground truth
     assert 1 < quality["proposals_per_label"] <= 2
     # A burn-in of six steps labels nothing well; CPI without thresholds takes any overlap.
     tree = params.model_dump()
@@ -314,10 +314,10 @@ def test_sam_is_asked_about_the_labels_of_a_training(burned: Path):
     pseudo = read_json(key.folder / "metrics.json")["pseudo"]
     assert pseudo["matched"] > 0
     assert pseudo["raw_oIoU"] != pseudo["refined_oIoU"]
-    asked = counts_of(params, key, "unlabelled", 12)
-    assert asked.image_index.tolist() == list(range(len(asked)))
-    assert 100 * (asked.shapes[:, 0] > 0).mean() >= pseudo["matched"]
-    table = make_table(asked, "cpi-u")
+    prompted = counts_of(params, key, "unlabelled", 12)
+    assert prompted.image_index.tolist() == list(range(len(prompted)))
+    assert 100 * (prompted.shapes[:, 0] > 0).mean() >= pseudo["matched"]
+    table = make_table(prompted, "cpi-u")
     found = summarise(table.outcome({"threshold_u": 0.0}), table.labels)
     assert found["matched"] == pytest.approx(pseudo["matched"])
     assert found["oIoU"] == pytest.approx(pseudo["refined_oIoU"])
