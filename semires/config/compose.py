@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from semires.config.grid import files_of, sources_of, write_grid
-from semires.config.load import validate_file
+from semires.config.load import EXTENDS, validate_file
 from semires.config.schema import SAM_KINDS, Params
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text
 from semires.runs import layout
-
-EXTENDS = "extends"
 
 
 def use(source: str | Path, target: str | Path = "params.yaml") -> str:

@@ -262,6 +262,12 @@ def test_use_keeps_comments_and_the_former_file(tmp_path: Path):
     assert (tmp_path / "experiments/grid.yaml").read_text() == grid_text(load_params(target))
 
 
+def test_a_file_with_differences_names_the_command_that_merges_it():
+    path = ROOT / "experiments/study.yaml"
+    with pytest.raises(ConfigError, match=f"extends demo.yaml; run `semires use {path}`"):
+        load_params(path)
+
+
 def test_use_of_a_wrong_file_changes_nothing(tmp_path: Path):
     target = tmp_path / "params.yaml"
     use(ROOT / "experiments/demo.yaml", target)
