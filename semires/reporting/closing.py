@@ -86,13 +86,17 @@ def _stages_of_study(locked: Iterable[str]) -> list[str]:
 
 def _is_equal(name: str, committed: Stages, here: Stages) -> bool:
     """Whether the outputs of a stage exist here and have the committed digests."""
-    outs = _outs(here, name)
-    return bool(outs) and outs == _outs(committed, name) and not _missing(outs)
+    outs = _digests(here, name)
+    return bool(outs) and outs == _digests(committed, name) and not _missing(outs)
 
 
-def _outs(stages: Stages, name: str) -> dict[str, str]:
-    """Digests of a stage's outputs by path; empty without the stage."""
-    return {out["path"]: out.get("md5", "") for out in stages.get(name, {}).get("outs", ())}
+def _digests(stages: Stages, name: str, kind: str = "outs") -> dict[str, str]:
+    """Digests of a stage's outputs or inputs ("deps") by path; empty without the stage."""
+    return {file["path"]: file.get("md5", "") for file in stages.get(name, {}).get(kind, ())}
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [key for key in {**before, **now} if before.get(key) != now.get(key)]
 
 
 def _missing(outs: Iterable[str]) -> list[str]:
@@ -104,23 +108,17 @@ def _changed_inputs(name: str, committed: Stages, here: Stages) -> Iterator[str]
     if name not in committed or name not in here:
         yield f"{name} {'is not committed' if name in here else 'did not run here'}"
         return
-    old, new = committed[name], here[name]
-    if missing := _missing(_outs(here, name)):
+    if missing := _missing(_digests(here, name)):
         yield f"{missing[0]} is not here"
     before, now = (
         {key: value for values in stage.get("params", {}).values() for key, value in values.items()}
-        for stage in (old, new)
+        for stage in (committed[name], here[name])
     )
-    parameters = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    made = {out["path"] for stage in here.values() for out in stage.get("outs", ())}
-    old_md5, new_md5 = (
-        {dep["path"]: dep.get("md5", "") for dep in stage.get("deps", ())} for stage in (old, new)
-    )
-    files = [path for path in {**old_md5, **new_md5} if old_md5.get(path) != new_md5.get(path)]
-    files = [path for path in files if path not in made]
-    if parameters:
+    if parameters := _different(before, now):
         yield f"other parameters ({', '.join(parameters)})"
-    if files:
+    made = {path for stage in here for path in _digests(here, stage)}
+    files = _different(_digests(committed, name, "deps"), _digests(here, name, "deps"))
+    if files := [path for path in files if path not in made]:
         yield f"other inputs ({', '.join(files)})"
 
 
