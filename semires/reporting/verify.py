@@ -135,28 +135,33 @@ def read_lines(
         raise CorruptCacheError(f"{name}: no CSV ({error}); use git checkout") from error
 
 
+def _pairs(
+    committed: str, ours: str, name: str, key: Iterable[str], needed: Iterable[str]
+) -> list[tuple[tuple[str, ...], Line, Line]]:
+    """The lines of both files by key, in our order; a line that a side lacks is empty."""
+    before, now = (read_lines(text, name, key, needed) for text in (committed, ours))
+    return [(k, before.get(k, {}), now.get(k, {})) for k in dict.fromkeys([*now, *before])]
+
+
 def compare_runs(committed: str, ours: str, name: str) -> list[Compared]:
     """Compare two files as `runs_csv` writes them, in the order of the pipeline.
 
     Raises:
         CorruptCacheError: the committed text is no such file.
     """
-    before, now = (read_lines(t, name, KEY_COLUMNS, DIGEST_COLUMNS) for t in (committed, ours))
-    seeds: dict[tuple[str, ...], list[Line]] = {}
-    for key, line in before.items():
-        seeds.setdefault(key[:3], []).append(line)
+    pairs = _pairs(committed, ours, name, KEY_COLUMNS, DIGEST_COLUMNS)
     result = []
-    for key in dict.fromkeys([*now, *before]):
-        if key not in now or key not in before:
-            result.append(Compared(key, "not run here" if key in before else "not committed"))
+    for key, old, new in pairs:
+        if not old or not new:
+            result.append(Compared(key, "not run here" if old else "not committed"))
             continue
+        seeds = [line for other, line, _ in pairs if line and other[:3] == key[:3]]
         try:
-            verdict, detail = _run_verdict(before[key], now[key], seeds[key[:3]])
+            verdict, detail = _run_verdict(old, new, seeds)
         except ValueError as error:
             raise CorruptCacheError(f"{name}: a metric is not a number ({error})") from error
-        classes = tuple(side[key].get(_CLASS) or "unknown" for side in (now, before))
-        other = (classes[0], classes[1]) if classes[0] != classes[1] else None
-        result.append(Compared(key, verdict, detail, other))
+        here, there = (line.get(_CLASS) or "unknown" for line in (new, old))
+        result.append(Compared(key, verdict, detail, (here, there) if here != there else None))
     return result
 
 
@@ -190,13 +195,11 @@ def compare(committed: str, ours: str, name: str) -> list[Compared]:
         CorruptCacheError: the committed text is no such table.
     """
     needed = ("value", "ci_low", "ci_high", "sd", "seeds")
-    before, now = (read_lines(text, name, _TABLE_KEY, needed) for text in (committed, ours))
-    result = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key, {}), now.get(key, {})
-        if old.get("value") or new.get("value"):
-            result.append(Compared(key, *_verdict(old, new, name)))
-    return result
+    return [
+        Compared(key, *_verdict(old, new, name))
+        for key, old, new in _pairs(committed, ours, name, _TABLE_KEY, needed)
+        if old.get("value") or new.get("value")
+    ]
 
 
 def _verdict(old: Line, new: Line, name: str) -> tuple[str, str]:
@@ -239,26 +242,23 @@ def compare_claims(committed: str, ours: str, name: str) -> list[Compared]:
     Raises:
         CorruptCacheError: the committed text is no such file.
     """
-    before, now = (read_lines(t, name, _CLAIM_KEY, CLAIM_COLUMNS) for t in (committed, ours))
-    result = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)
-        if new is None or new["verdict"] == NOT_RUN:
-            if old is not None and old["verdict"] != NOT_RUN:
-                result.append(Compared(key, "not run here"))
-        elif old is None or old["verdict"] == NOT_RUN:
-            result.append(Compared(key, "not committed"))
-        elif old["seeds"] != new["seeds"]:
-            result.append(Compared(key, "other seeds"))
-        elif old["verdict"] == new["verdict"]:
-            result.append(Compared(key, "unchanged"))
-        else:
-            sides = (
-                f"{line['verdict']} ({line['ours']} [{line['low']}, {line['high']}])"
-                for line in (new, old)
-            )
-            result.append(Compared(key, "changed", ", committed ".join(sides)))
-    return result
+    return [
+        Compared(key, *_claim_verdict(old, new))
+        for key, old, new in _pairs(committed, ours, name, _CLAIM_KEY, CLAIM_COLUMNS)
+        if {NOT_RUN} != {line.get("verdict", NOT_RUN) for line in (old, new)}
+    ]
+
+
+def _claim_verdict(old: Line, new: Line) -> tuple[str, str]:
+    for line, verdict in ((new, "not run here"), (old, "not committed")):
+        if line.get("verdict", NOT_RUN) == NOT_RUN:
+            return verdict, ""
+    if old["seeds"] != new["seeds"]:
+        return "other seeds", ""
+    if old["verdict"] == new["verdict"]:
+        return "unchanged", ""
+    sides = (f"{s['verdict']} ({s['ours']} [{s['low']}, {s['high']}])" for s in (new, old))
+    return "changed", ", committed ".join(sides)
 
 
 def _print(kind: str, compared: list[Compared]) -> None:
