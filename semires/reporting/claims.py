@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from semires.config.schema import Params
 from semires.config.types import Name, Percent, Section
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError
-from semires.evaluation.bootstrap import image_sums, percentiles, seed_deviations, seed_mean
+from semires.evaluation.bootstrap import (
+    Interval,
+    image_sums,
+    percentiles,
+    seed_deviations,
+    seed_mean,
+)
 from semires.reporting import study
 from semires.reporting.definitions import (
     FigureDefinition,
@@ -86,8 +93,10 @@ class CurvesClaim(_Claim):
     paper: Pair | None = None
 
 
-Claim = Annotated[RowsClaim | CorrectionsClaim | CurvesClaim, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[list[RowsClaim | CorrectionsClaim | CurvesClaim]] = TypeAdapter(list[Claim])
+Claim = RowsClaim | CorrectionsClaim | CurvesClaim
+_ADAPTER: TypeAdapter[list[Claim]] = TypeAdapter(
+    list[Annotated[Claim, Field(discriminator="kind")]]
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Judgement:
     metric: str
     left: str
     right: str
-    claim: RowsClaim | CorrectionsClaim | CurvesClaim
+    claim: Claim
     link: str
     paper: float | None = None
     ours: float | None = None
@@ -118,12 +127,11 @@ class Judgement:
     reason: str = ""
     planned: bool = True
 
-    def judged(self, ours: float, low: float | None, high: float | None, seeds: int) -> Judgement:
+    def judged(self, ours: Interval, seeds: int) -> Judgement:
         """With our difference and its interval, from which the verdict follows."""
-        verdict = verdict_of(low, high, self.claim.margin)
-        reason = "one seed gives no interval here" if low is None else ""
+        verdict = verdict_of(ours.low, ours.high, self.claim.margin)
         return replace(
-            self, ours=ours, low=low, high=high, seeds=seeds, verdict=verdict, reason=reason
+            self, ours=ours.value, low=ours.low, high=ours.high, seeds=seeds, verdict=verdict
         )
 
 
@@ -140,7 +148,7 @@ def load_claims(
     tables: dict[str, TableDefinition],
     figures: dict[str, FigureDefinition],
     path: Path = CLAIMS,
-) -> list[RowsClaim | CorrectionsClaim | CurvesClaim]:
+) -> list[Claim]:
     """Read the claims; none if there is no such file.
 
     Raises:
@@ -162,7 +170,7 @@ def load_claims(
 
 
 def _unknown(
-    claim: RowsClaim | CorrectionsClaim | CurvesClaim,
+    claim: Claim,
     tables: dict[str, TableDefinition],
     figures: dict[str, FigureDefinition],
 ) -> str:
@@ -207,13 +215,13 @@ class Judge:
         self.tables, self.figures = tables, figures
         self.selection = Selection(params, records)
 
-    def judge(self, claims: list[RowsClaim | CorrectionsClaim | CurvesClaim]) -> list[Judgement]:
+    def judge(self, claims: list[Claim]) -> list[Judgement]:
         """One judgement for each claim, data set, fraction, split and right-hand side.
 
         Of the data sets after the study's first one, only those for which the paper has numbers or
         the study has the runs.
         """
-        datasets = study.datasets(self.params)
+        datasets = self.params.study.datasets
         return [
             judgement
             for claim in claims
@@ -222,9 +230,7 @@ class Judge:
             if dataset == datasets[0] or judgement.planned or judgement.paper is not None
         ]
 
-    def _on(
-        self, claim: RowsClaim | CorrectionsClaim | CurvesClaim, dataset: str
-    ) -> Iterator[Judgement]:
+    def _on(self, claim: Claim, dataset: str) -> Iterator[Judgement]:
         if isinstance(claim, RowsClaim):
             return self._rows(claim, dataset)
         if isinstance(claim, CorrectionsClaim):
@@ -257,7 +263,7 @@ class Judge:
         )  # fmt: skip
         value = self.selection.difference(rows, dataset, fraction, split, claim.metric)
         if value is not None:
-            return start.judged(value.value, value.low, value.high, value.seeds)
+            return start.judged(value, value.seeds)
         empty = [row for row in rows if not self.selection.runs(row, dataset, fraction)]
         needs = next((row.needs for row in empty if row.needs is not None), None)
         if needs is not None:
@@ -298,26 +304,21 @@ class Judge:
         for fraction in claim.fractions or fractions_of(self.params, definition):
             for method in definition.methods:
                 paper, name = None, style_of(method)[3]
-                if method in theirs:
-                    change = theirs[method]["positive"] - theirs[method]["negative"]
-                    paper = 100 * change / sum(theirs[method].values())
+                if (stated := theirs.get(method)) is not None:
+                    paper = 100 * (stated["positive"] - stated["negative"]) / sum(stated.values())
                 start = Judgement(
                     claim.id, dataset, fraction_name(fraction), "unlabelled", "pseudo-labels",
                     f"{name}: better", f"{name}: worse", claim, claim.figure, paper=paper,
                 )  # fmt: skip
-                runs = self.records.find(dataset, fraction, method)
-                yield self._judged_corrections(start, runs, RunKey(dataset, fraction, method, 0))
-
-    def _judged_corrections(self, start: Judgement, runs: list[Run], key: RunKey) -> Judgement:
-        sums = [
-            image_sums(table["image_id"], gains(table), np.ones(len(table)))
-            for run in runs
-            if (table := run.corrections) is not None and len(table)
-        ]
-        if not sums:
-            return self._to_run(start, [key])
-        interval = seed_mean(sums, self.selection.samples)
-        return start.judged(interval.value, interval.low, interval.high, len(sums))
+                sums = [
+                    image_sums(table["image_id"], gains(table), np.ones(len(table)))
+                    for run in self.records.find(dataset, fraction, method)
+                    if (table := run.corrections) is not None and len(table)
+                ]
+                if sums:
+                    yield start.judged(seed_mean(sums, self.selection.samples), len(sums))
+                else:
+                    yield self._to_run(start, [RunKey(dataset, fraction, method, 0)])
 
     def _curves(self, claim: CurvesClaim, dataset: str) -> Iterator[Judgement]:
         definition = self.figures[claim.figure]
@@ -328,24 +329,22 @@ class Judge:
                 left, right, claim, claim.figure,
                 paper=self._paper_curves(claim, definition, dataset),
             )  # fmt: skip
-            runs = [self.records.find(dataset, fraction, m) for m in (claim.left, claim.right)]
-            if not all(runs):
-                keys = [RunKey(dataset, fraction, m, 0) for m in (claim.left, claim.right)]
-                yield self._to_run(
-                    start, [k for k, found in zip(keys, runs, strict=True) if not found]
-                )
+            runs = {m: self.records.find(dataset, fraction, m) for m in (claim.left, claim.right)}
+            missing = [RunKey(dataset, fraction, m, 0) for m, found in runs.items() if not found]
+            if missing:
+                yield self._to_run(start, missing)
                 continue
-            by_seed = _curve_differences(*runs)
+            by_seed = _curve_differences(runs[claim.left], runs[claim.right])
             if not by_seed.size:
                 yield replace(start, reason="no seed or evaluation in common")
                 continue
             ours, seeds = float(by_seed.mean(axis=0).min()), len(by_seed)
             if seeds < 2:  # evaluations during training are recorded by their mean, not by image
-                yield start.judged(ours, None, None, seeds)
+                reason = "one seed gives no interval here"
+                yield replace(start, ours=ours, seeds=seeds, verdict=UNDECIDED, reason=reason)
                 continue
             moved = by_seed.mean(axis=0) + seed_deviations(by_seed, self.selection.samples)
-            interval = percentiles(ours, moved.min(axis=1))
-            yield start.judged(ours, interval.low, interval.high, seeds)
+            yield start.judged(percentiles(ours, moved.min(axis=1)), seeds)
 
     def _paper_curves(
         self, claim: CurvesClaim, definition: FigureDefinition, dataset: str
@@ -364,11 +363,8 @@ def _curve_differences(
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """(S, K): val oIoU of left minus right, by seed and evaluation that all runs have."""
     first, second = (
-        {run.key.seed: run.history.set_index("step")["val/oIoU"].dropna() for run in runs}
+        pd.DataFrame({run.key.seed: run.history.set_index("step")["val/oIoU"] for run in runs})
         for runs in (left, right)
     )
-    seeds = sorted(first.keys() & second.keys())
-    pairs = [first[seed] - second[seed] for seed in seeds]
-    steps = set.intersection(*(set(pair.dropna().index) for pair in pairs)) if pairs else set()
-    values = [pair.loc[sorted(steps)].to_numpy(np.float64) for pair in pairs]
-    return np.array(values).reshape(len(seeds), len(steps))
+    seeds = sorted(first.columns.intersection(second.columns))
+    return (first[seeds] - second[seeds]).dropna().to_numpy(np.float64).T

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
@@ -13,7 +11,7 @@ from semires.config.schema import Params
 from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN, VERDICTS, Judgement
 from semires.reporting.definitions import display_name
-from semires.reporting.render import csv_text, md, md_note, plain, signed
+from semires.reporting.render import csv_of, csv_text, md, md_note, plain, signed
 
 CLAIM_COLUMNS = [
     *("id", "dataset", "fraction", "split", "metric", "left", "right", "paper", "ours", "low"),
@@ -24,14 +22,14 @@ _TITLES = ["Higher", "Lower", "%", "Paper", "Ours [95 % interval]", "Seeds", "Ve
 
 def claims_csv(judgements: Iterable[Judgement]) -> str:
     """One line per judged inequality; differences in percentage points, two decimals."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CLAIM_COLUMNS)
-    for j in judgements:
-        texts = (j.id, j.dataset, j.fraction, j.split, j.metric, j.left, j.right)
-        numbers = ("" if n is None else plain(n) for n in (j.paper, j.ours, j.low, j.high))
-        writer.writerow([*map(csv_text, texts), *numbers, j.seeds or "", j.verdict])
-    return out.getvalue()
+    return csv_of(CLAIM_COLUMNS, map(_csv_line, judgements))
+
+
+def _csv_line(j: Judgement) -> dict[str, str]:
+    line = {name: csv_text(getattr(j, name)) for name in CLAIM_COLUMNS[:7]}
+    numbers = {name: getattr(j, name) for name in ("paper", "ours", "low", "high")}
+    line |= {name: plain(number) for name, number in numbers.items() if number is not None}
+    return {**line, "seeds": str(j.seeds or ""), "verdict": j.verdict}
 
 
 def count_line(verdicts: Iterable[str]) -> str:
@@ -48,13 +46,11 @@ def claims_markdown(params: Params, judgements: list[Judgement]) -> str:
     lines = ["# The paper's claims, judged", ""]
     for dataset, group in _by_dataset(judgements):
         lines += [f"## {md(display_name(params, dataset))}", "", f"{_counts(group)}.", ""]
-        lines += [_row(_TITLES), _row(["---", "---", "---:", "---:", "---:", "---:", "---"])]
-        for claim, rows in groupby(group, key=lambda j: j.claim):
-            lines.append(
-                _row([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * (len(_TITLES) - 1)])
-            )
-            lines += [_row([md(cell) for cell in _cells(j)[:-1]] + [_verdict(j)]) for j in rows]
-        lines.append("")
+        rows = []
+        for claim, judged in groupby(group, key=lambda j: j.claim):
+            rows.append([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * (len(_TITLES) - 1)])
+            rows += [[*map(md, _cells(j)[:-1]), _verdict(j)] for j in judged]
+        lines += [*markup.pipe_table(_TITLES, rows, left=(0, 1, 6)), ""]
     return "\n".join([*lines, *(f"- {md_note(note)}" for note in notes(judgements))]) + "\n"
 
 
@@ -126,10 +122,6 @@ def _cells(j: Judgement) -> list[str]:
         ours += f" [{signed(j.low)}, {signed(j.high)}]"
     paper = "–" if j.paper is None else signed(j.paper)
     return [j.left, right, j.fraction, paper, ours, str(j.seeds or "–"), j.verdict]
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _verdict(j: Judgement) -> str:

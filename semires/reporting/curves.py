@@ -6,34 +6,26 @@ one for mutual learning, whose steps are not the same; one line per method, dash
 
 from __future__ import annotations
 
-import csv
-import io
+import pandas as pd
 
 from semires.reporting.records import Records, Run
-from semires.runs.key import fraction_name
+from semires.reporting.render import csv_of
+from semires.runs.key import SUPERVISED, fraction_name
 
 COLUMNS = ("panel", "method", "step", "val/oIoU")
 
 
 def curves_csv(records: Records) -> str:
     """Long table of COLUMNS; several seeds of a method are averaged by step."""
-    points: dict[tuple[str, str, int], list[float]] = {}
-    for run in sorted(records.all, key=_place):
-        part = "burn-in" if run.key.method == "supervised" else "mutual learning"
-        panel = f"{run.key.dataset} {fraction_name(run.key.fraction)} %, {part}"
-        history = run.history
-        if "val/oIoU" not in history:
-            continue
-        for step, value in zip(history["step"], history["val/oIoU"], strict=True):
-            if value == value:  # not empty
-                points.setdefault((panel, run.key.label, int(step)), []).append(float(value))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for (panel, method, step), values in points.items():
-        writer.writerow([panel, method, step, f"{sum(values) / len(values):.4f}"])
-    return buffer.getvalue()
+    points = [_points(run) for run in records.by_stage if "val/oIoU" in run.history]
+    if not points:
+        return csv_of(COLUMNS, [])
+    table = pd.concat(points).groupby(list(COLUMNS[:3]), sort=False, as_index=False).mean()
+    return str(table.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
 
 
-def _place(run: Run) -> tuple[str, float, bool]:
-    return run.key.dataset, run.key.fraction, run.key.method != "supervised"
+def _points(run: Run) -> pd.DataFrame:
+    part = "burn-in" if run.key.method == SUPERVISED else "mutual learning"
+    panel = f"{run.key.dataset} {fraction_name(run.key.fraction)} %, {part}"
+    points = run.history[["step", "val/oIoU"]].dropna()
+    return points.assign(panel=panel, method=run.key.label)[list(COLUMNS)]

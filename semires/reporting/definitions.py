@@ -17,8 +17,8 @@ from semires.config.types import Name, Percent, Section
 from semires.config.validate import read_yaml
 from semires.errors import ConfigError, CorruptCacheError
 from semires.files import read_json
-from semires.reporting import study
 from semires.runs import layout
+from semires.runs.key import fraction_name
 
 Fractions = list[Percent] | Literal["study"]
 
@@ -212,13 +212,11 @@ class PaperValues:
 def _descend(node: Any, path: str) -> Any:
     if not path:
         return node
-    if isinstance(node, dict):
-        for key in node:
-            if path == key or path.startswith(f"{key}/"):
-                found = _descend(node[key], path[len(key) + 1 :])
-                if found is not None:
-                    return found
-    return None
+    if not isinstance(node, dict):
+        return None
+    keys = (key for key in node if f"{path}/".startswith(f"{key}/"))
+    found = (_descend(node[key], path[len(key) + 1 :]) for key in keys)
+    return next((value for value in found if value is not None), None)
 
 
 def paper_name(params: Params, dataset: str) -> str | None:
@@ -240,11 +238,16 @@ def counterpart(params: Params, dataset: str) -> str | None:
 
 def display_name(params: Params, dataset: str) -> str:
     """The display name of a data set."""
-    name = params.datasets[dataset].dataset
-    return DISPLAY_NAMES.get(name, dataset)
+    return DISPLAY_NAMES.get(params.datasets[dataset].dataset, dataset)
+
+
+def section_title(params: Params, dataset: str, fraction: float | str) -> str:
+    """The title of results on a data set at a labelled fraction (percent)."""
+    name = fraction if isinstance(fraction, str) else fraction_name(fraction)
+    return f"{display_name(params, dataset)}, {name} % labelled"
 
 
 def fractions_of(params: Params, definition: TableDefinition | FigureDefinition) -> list[float]:
     """The labelled fractions (percent) that a definition spans."""
     chosen = definition.fractions
-    return study.fractions(params) if chosen == "study" else list(chosen)
+    return params.study.fractions if chosen == "study" else chosen

@@ -5,20 +5,22 @@ The same records give the same bytes (`semires.reporting.style`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semires.config.schema import Params
 from semires.files import read_json
-from semires.reporting import quality, study
+from semires.reporting import quality
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
     counterpart,
     display_name,
     fractions_of,
+    section_title,
 )
 from semires.reporting.panels import panel_figure
 from semires.reporting.records import Records, Run, gains
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECONDS_PER_MASK = 79.1  # paper, appendix A: one mask drawn by hand
-_BETTER, _WORSE, _SAME, _NONE = "#0072B2", "#D55E00", "#999999", "#E5E5E5"
+Point = tuple[float, float, str]  # hours of labelling, val oIoU, labelled fraction
 
 
 class FigureMaker:
@@ -43,27 +45,18 @@ class FigureMaker:
 
     def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:
         """The figures of one definition, one or more per data set; empty without runs."""
-        kinds: dict[str, Callable[[FigureDefinition, str], dict[str, Figure]]] = {
-            "curves": self.curves,
-            "corrections": self.corrections,
-            "panels": self.panels,
-            "cost": self.cost,
-            "quality": self.quality,
-        }
+        draw_kind: Callable[..., dict[str, Figure]] = getattr(self, definition.kind)
         drawn: dict[str, Figure] = {}
-        for position, dataset in enumerate(study.datasets(self.params)):
+        for position, dataset in enumerate(self.params.study.datasets):
             stem = name if position == 0 else f"{name}-{dataset}"
-            for suffix, figure in kinds[definition.kind](definition, dataset).items():
+            for suffix, figure in draw_kind(definition, dataset).items():
                 drawn[stem + suffix] = figure
         return drawn
 
     def curves(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
         """Val oIoU by step of mutual learning; one panel per fraction, and the paper's curves."""
-        fractions = [
-            fraction
-            for fraction in fractions_of(self.params, definition)
-            if any(self.records.find(dataset, fraction, m) for m in definition.methods)
-        ]
+        wanted = fractions_of(self.params, definition)
+        fractions = [f for f in wanted if self._has_run(definition, dataset, f)]
         if not fractions:
             return {}
         paper = self.paper.at(definition.paper) if definition.paper else None
@@ -80,9 +73,7 @@ class FigureMaker:
                 start = float(np.mean(list(starts.values())))
                 line = axis.axhline(start, color="black", ls=":", lw=1)
                 handles.setdefault("after burn-in", line)
-            axis.set_title(
-                f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
-            )
+            axis.set_title(section_title(self.params, dataset, fraction))
             axis.set_xlabel("step of mutual learning")
         if paper:
             _paper_curves(axes[len(fractions)], paper)
@@ -109,8 +100,7 @@ class FigureMaker:
             for method, v in self.paper.corrections(counterpart(self.params, dataset)).items()
         }
         figure, axes = new_axes(2 if theirs else 1, height=2.5, width=3.6)
-        title = f"{display_name(self.params, dataset)}, {fraction_name(fraction)} % labelled"
-        handles = _stacked(axes[0], found, title)
+        handles = _stacked(axes[0], found, section_title(self.params, dataset, fraction))
         if theirs:
             name = counterpart(self.params, dataset) or "RefCOCO"
             _stacked(axes[1], theirs, f"Paper: {name}, 1 %")
@@ -120,18 +110,14 @@ class FigureMaker:
 
     def cost(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
         """Val oIoU against hours of labelling, at the paper's 79.1 s per mask."""
-        fractions = fractions_of(self.params, definition)
-        ours: dict[str, list[tuple[float, float, str]]] = {}
-        for method in definition.methods:
-            for fraction in fractions:
-                values = list(self._oious(dataset, fraction, method).values())
-                refs = labelled_refs(
-                    self.records.find(dataset, fraction, method), dataset, fraction
-                )
-                if values and refs:
-                    hours = refs * SECONDS_PER_MASK / 3600
-                    point = (hours, float(np.mean(values)), f"{fraction_name(fraction)} %")
-                    ours.setdefault(method, []).append(point)
+        ours: dict[str, list[Point]] = {}
+        for method, fraction in product(definition.methods, fractions_of(self.params, definition)):
+            values = list(self._oious(dataset, fraction, method).values())
+            refs = labelled_refs(self.records.find(dataset, fraction, method), dataset, fraction)
+            if values and refs:
+                hours = refs * SECONDS_PER_MASK / 3600
+                point = (hours, float(np.mean(values)), f"{fraction_name(fraction)} %")
+                ours.setdefault(method, []).append(point)
         if not ours:
             return {}
         name = counterpart(self.params, dataset) or "RefCOCO"
@@ -159,7 +145,7 @@ class FigureMaker:
             return {}
         figure, axes = new_axes(len(found), height=3.4, width=3.6)
         for axis, (fraction, points) in zip(axes, found.items(), strict=True):
-            quality.draw(axis, points, display_name(self.params, dataset), fraction)
+            quality.draw(axis, points, section_title(self.params, dataset, fraction))
         axes[0].set_ylabel(f"{split} oIoU of the student (%)")
         return {"": figure}
 
@@ -169,9 +155,7 @@ class FigureMaker:
         runs = self.records.find(dataset, fraction, method)
         return {run.key.seed: s.percent for run in runs if (s := run.sums(split)) is not None}
 
-    def _paper_cost(
-        self, definition: FigureDefinition, name: str
-    ) -> dict[str, list[tuple[float, float, str]]]:
+    def _paper_cost(self, definition: FigureDefinition, name: str) -> dict[str, list[Point]]:
         days = self.paper.at(definition.paper or "") or {}
         rows = {"supervised": "Supervised", "baseline": "Baseline", "cpi-u": "SemiRES"}
         lines = {}
@@ -188,56 +172,55 @@ class FigureMaker:
 
     def panels(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
         """Qualitative figures, one per method that has panels."""
-        fractions = self._filled(definition, dataset)
+        several = len(self._filled(definition, dataset)) > 1
         drawn: dict[str, Figure] = {}
-        for fraction in fractions:
-            for method in definition.methods:
-                runs = self.records.find(dataset, fraction, method)
-                if runs and runs[0].panels:
-                    more = f"-{fraction_name(fraction)}" if len(fractions) > 1 else ""
-                    drawn[f"-{method}{more}"] = panel_figure(runs[0].panels, self._title(runs[0]))
+        for run, panels in self._panels(definition, dataset):
+            more = f"-{fraction_name(run.key.fraction)}" if several else ""
+            drawn[f"-{run.key.method}{more}"] = panel_figure(panels, self._title(run))
         return drawn
 
     def overview(self, definition: FigureDefinition) -> Figure | None:
         """A short qualitative figure: one best, one worst and two random samples."""
-        dataset = study.datasets(self.params)[0]
-        for fraction in self._filled(definition, dataset):
-            for method in definition.methods:
-                runs = self.records.find(dataset, fraction, method)
-                if runs and (panels := runs[0].panels):
-                    rules = [str(rule) for rule in panels["rule"]]
-                    first = [rules.index(rule) for rule in dict.fromkeys(rules)]
-                    rest = [i for i in range(len(rules)) if i not in first]
-                    rows = first + [i for i in rest if rules[i] == rules[first[-1]]][:1]
-                    chosen = {name: array[rows] for name, array in panels.items()}
-                    return panel_figure(chosen, self._title(runs[0]))
+        for run, panels in self._panels(definition, self.params.study.datasets[0]):
+            rules = [str(rule) for rule in panels["rule"]]
+            first = [rules.index(rule) for rule in dict.fromkeys(rules)]
+            rest = [i for i in range(len(rules)) if i not in first]
+            rows = first + [i for i in rest if rules[i] == rules[first[-1]]][:1]
+            chosen = {name: array[rows] for name, array in panels.items()}
+            return panel_figure(chosen, self._title(run))
         return None
+
+    def _panels(
+        self, definition: FigureDefinition, dataset: str
+    ) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """The first seed's run of each fraction and method, with its panels, if it has any."""
+        for at in product(self._filled(definition, dataset), definition.methods):
+            runs = self.records.find(dataset, *at)
+            if runs and (panels := runs[0].panels):
+                yield runs[0], panels
 
     def _title(self, run: Run) -> str:
         """The title of a figure that shows one run."""
-        dataset, fraction = run.key.dataset, fraction_name(run.key.fraction)
-        return (
-            f"{style_of(run.key.method)[3]} on {display_name(self.params, dataset)}, "
-            f"{fraction} % labelled, seed {run.key.seed}"
-        )
+        shown = section_title(self.params, run.key.dataset, run.key.fraction)
+        return f"{style_of(run.key.method)[3]} on {shown}, seed {run.key.seed}"
 
     def _filled(self, definition: FigureDefinition, dataset: str) -> list[float]:
         """The definition's fractions; where none has a run, the study's largest that has one."""
         wanted = fractions_of(self.params, definition)
+        if any(self._has_run(definition, dataset, f) for f in wanted):
+            return wanted
+        others = reversed(self.params.study.fractions)
+        return [f for f in others if self._has_run(definition, dataset, f)][:1] or wanted
 
-        def has_run(fraction: float) -> bool:
-            return any(self.records.find(dataset, fraction, m) for m in definition.methods)
-
-        others = [f for f in reversed(study.fractions(self.params)) if has_run(f)]
-        return wanted if any(map(has_run, wanted)) or not others else others[:1]
+    def _has_run(self, definition: FigureDefinition, dataset: str, fraction: float) -> bool:
+        return any(self.records.find(dataset, fraction, m) for m in definition.methods)
 
 
 def labelled_refs(runs: list[Run], dataset: str, fraction: float) -> int | None:
     """Number of labelled references: from the run record, else from the versioned split."""
-    for run in runs:
-        stated = run.record.n_refs_labelled
-        if stated:
-            return int(stated)
+    stated = [run.record.n_refs_labelled for run in runs if run.record.n_refs_labelled]
+    if stated:
+        return int(stated[0])
     path = split_file(dataset, fraction)
     return int(read_json(path)["n_refs_labelled"]) if path.is_file() else None
 
@@ -268,9 +251,7 @@ def _curve(axis: Axes, method: str, runs: list[Run], starts: dict[int, float]) -
     return line
 
 
-def _cost_lines(
-    axis: Axes, lines: dict[str, list[tuple[float, float, str]]], title: str
-) -> dict[str, Any]:
+def _cost_lines(axis: Axes, lines: dict[str, list[Point]], title: str) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     for method, points in lines.items():
         colour, marker, dash, label = style_of(method)
@@ -305,21 +286,19 @@ def _paper_curves(axis: Axes, values: dict[str, list[float]]) -> None:
 def _change_counts(runs: list[Run]) -> list[int]:
     """[better, worse, same, not matched] over all seeds, by IoU with the hidden ground truth."""
     counts = np.zeros(4, np.int64)
-    for run in runs:
-        table = run.corrections
-        if table is None:
-            continue
+    for table in (run.corrections for run in runs if run.corrections is not None):
         gain, matched = gains(table), table["matched"].to_numpy(bool)
-        counts += [int((matched & (gain == s)).sum()) for s in (1, -1, 0)] + [int((~matched).sum())]
-    return [int(c) for c in counts]
+        kinds = (*(matched & (gain == sign) for sign in (1, -1, 0)), ~matched)
+        counts += [np.count_nonzero(kind) for kind in kinds]
+    return [int(count) for count in counts]
 
 
 def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, Any]:
     kinds = [
-        ("better", _BETTER, "white"),
-        ("worse", _WORSE, "black"),
-        ("same", _SAME, "black"),
-        ("not matched (PWA)", _NONE, "black"),
+        ("better", "#0072B2", "white"),
+        ("worse", "#D55E00", "black"),
+        ("same", "#999999", "black"),
+        ("not matched (PWA)", "#E5E5E5", "black"),
     ]
     handles: dict[str, Any] = {}
     names = [style_of(method)[3] for method in counts]
@@ -335,8 +314,7 @@ def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, 
         bottom = bottom + shares[:, i]
         handles[label] = bars
     totals = {sum(c) for c in counts.values()}
-    count = f" (n = {totals.pop():,})" if len(totals) == 1 else ""
-    axis.set_title(title + count)
+    axis.set_title(title + (f" (n = {totals.pop():,})" if len(totals) == 1 else ""))
     axis.set_ylim(0, 100)
     axis.grid(visible=False)
     return handles

@@ -6,6 +6,7 @@ have one section for each fraction, and a column for each split of each data set
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,14 +14,14 @@ from semires.reporting.records import METRICS
 from semires.reporting.tables import FilledRow, FilledTable, TableSection
 
 T = TypeVar("T")
-Groups = list[tuple[str, list[str]]]  # name of a data set, names of its splits
+Groups = Sequence[tuple[str, list[str]]]  # name of a data set, names of its splits
 
 
 def groups_of(table: FilledTable) -> Groups:
     """The data sets of a joined table with their splits as the paper names them; else none."""
     if not table.joined:
-        return []
-    return [(s.name, list(s.splits.values())) for s in _by_dataset(table.sections)]
+        return ()
+    return list({s.dataset: (s.name, list(s.splits.values())) for s in table.sections}.values())
 
 
 def side_by_side(table: FilledTable) -> FilledTable:
@@ -43,11 +44,6 @@ def side_by_side(table: FilledTable) -> FilledTable:
             )
         )  # fmt: skip
     return replace(table, splits=columns, sections=sections)
-
-
-def _by_dataset(sections: list[TableSection]) -> list[TableSection]:
-    """The first section of each data set."""
-    return list({s.dataset: s for s in reversed(sections)}.values())[::-1]
 
 
 def _row(parts: list[TableSection], index: int) -> FilledRow:

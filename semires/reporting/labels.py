@@ -13,7 +13,8 @@ import pandas as pd
 
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
-from semires.reporting.definitions import display_name
+from semires.reporting.definitions import section_title
+from semires.reporting.markup import pipe_table
 from semires.runs import layout
 from semires.tuning.labels import BEST, COLUMNS, MEASURES, TEACHER
 
@@ -80,7 +81,7 @@ def markdown(params: Params, table: pd.DataFrame) -> str:
     for (dataset, fraction), rows in _sections(table):
         seeds = sorted(set(rows["seed"]))
         of = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-        out.write(f"\n## {display_name(params, dataset)}, {fraction} % labelled, {of}\n\n")
+        out.write(f"\n## {section_title(params, dataset, fraction)}, {of}\n\n")
         parts = list(dict.fromkeys(rows["part"]))
         whole = {part: _means(rows, part, "all") for part in parts}
         measures = ("oIoU", "mIoU", *_SHARES)
@@ -109,7 +110,7 @@ def figure(params: Params, table: pd.DataFrame) -> Figure:
         names = [_name(rule) for rule in mean.index]
         for metric, colour, marker in (("oIoU", "#0072B2", "s"), ("mIoU", "#D55E00", "o")):
             axis.plot(mean[metric], names, marker, color=colour, label=metric, ls="none", ms=5)
-        axis.set_title(f"{display_name(params, dataset)}, {fraction} % labelled")
+        axis.set_title(section_title(params, dataset, fraction))
         axis.set_xlabel("IoU of the labels (%)")
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
@@ -133,8 +134,7 @@ def _means(rows: pd.DataFrame, part: str, group: str) -> pd.DataFrame:
 
 def _table(titles: list[str], columns: list[pd.Series[float]]) -> str:
     """A Markdown table with one row per rule, the index of every column."""
-    lines = ["| Rule | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
-    for rule in columns[0].index:
-        cells = (f"{column[rule]:.1f}" for column in columns)
-        lines.append(f"| {_name(rule)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = (
+        [_name(rule), *(f"{column[rule]:.1f}" for column in columns)] for rule in columns[0].index
+    )
+    return "\n".join(pipe_table(["Rule", *titles], rows)) + "\n"

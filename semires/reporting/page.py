@@ -14,25 +14,24 @@ from typing import Any
 from urllib.parse import quote
 
 from semires.config.schema import Params
-from semires.reporting import markup, study
+from semires.reporting import markup
 from semires.reporting.claims import Judgement
 from semires.reporting.claims_render import claims_html
 from semires.reporting.definitions import FigureDefinition, display_name
 from semires.reporting.page_template import TEMPLATE
 from semires.reporting.records import METRICS, Records
-from semires.reporting.render import claimed, place, to_html
+from semires.reporting.render import Grid, claimed, place, to_html
 from semires.reporting.runs_table import log_path
 from semires.reporting.style import style_of
 from semires.reporting.tables import FilledTable
-from semires.reporting.thresholds_render import PURPOSE, TITLE, Grid, thresholds_html
+from semires.reporting.thresholds_render import PURPOSE, TITLE, thresholds_html
 from semires.runs.key import RunKey
 from semires.runs.record import flatten
 from semires.tracking import run_links
 
+Picture = tuple[str, bytes]  # stem of its file, PNG
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}
-
-
 #: Titles of the measures in quality.json.
 _QUALITY = {
     "best_iou": "mean IoU of the best proposal (%)",
@@ -44,19 +43,11 @@ _QUALITY = {
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A figure as the page shows it: its definition and its pictures, (stem, PNG bytes)."""
+    """A figure as the page shows it: its definition and its pictures."""
 
     name: str
     definition: FigureDefinition
-    pictures: list[tuple[str, bytes]]
-
-
-@dataclass(frozen=True)
-class ThresholdSection:
-    """The tables and the pictures, (stem, PNG bytes), of the searches."""
-
-    grids: list[Grid]
-    pictures: list[tuple[str, bytes]]
+    pictures: list[Picture]
 
 
 def render_page(
@@ -65,7 +56,7 @@ def render_page(
     tables: list[tuple[FilledTable, FilledTable | None]],
     figures: list[DrawnFigure],
     judgements: list[Judgement],
-    thresholds: ThresholdSection,
+    thresholds: tuple[list[Grid], list[Picture]],
     rules: bytes | None = None,
 ) -> str:
     """The page's HTML.
@@ -76,7 +67,7 @@ def render_page(
         tables: each table with its paired differences, if any.
         figures: drawn figures, in order.
         judgements: the judged claims, in order.
-        thresholds: the searches.
+        thresholds: the tables and the pictures of the searches.
         rules: the figure of the label quality of every rule, PNG, if it was measured.
     """
     from jinja2 import Environment, StrictUndefined
@@ -90,10 +81,9 @@ def render_page(
     for table in shown:
         contents.append((f"s-{table['name']}", table["heading"]))
         contents += [(f"s-{f['name']}", f["heading"]) for f in drawn if f["after"] == table["name"]]
-    contents += [("s-thresholds", TITLE)] if thresholds.grids else []
-    names = ("labels", "runs", "environment", "parameters")
-    titles = ("Pseudo-labels and proposals", "Runs", "Environment", "Parameters")
-    contents += [(f"s-{n}", title) for n, title in zip(names, titles, strict=True)]
+    contents += [("s-thresholds", TITLE)] if thresholds[0] else []
+    contents.append(("s-labels", "Pseudo-labels and proposals"))
+    contents += [(f"s-{name.lower()}", name) for name in ("Runs", "Environment", "Parameters")]
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
     text: str = template.render(
         claims=claims_html(params, judgements) if judgements else "",
@@ -101,9 +91,9 @@ def render_page(
         tables=shown,
         figures=drawn,
         contents=contents,
-        thresholds=_thresholds_entry(thresholds),
+        thresholds=_thresholds_entry(*thresholds),
         n_runs=len(records.all),
-        datasets=", ".join(display_name(params, d) for d in study.datasets(params)),
+        datasets=", ".join(display_name(params, d) for d in params.study.datasets),
         labels=_labels(records),
         rules=_data_uri(rules) if rules else "",
         proposals=_proposals(records),
@@ -140,33 +130,29 @@ def _table_entry(
 def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
     after = _AFTER.get(figure.name, tables[-1])
     definition = figure.definition
-    images = [
-        (
-            style_of(stem.removeprefix(f"{figure.name}-"))[3],
-            f"{definition.title} ({stem})",
-            _data_uri(png),
-        )
-        for stem, png in figure.pictures
-    ]
+    names = {stem: style_of(stem.removeprefix(f"{figure.name}-"))[3] for stem, _ in figure.pictures}
     return {
         "name": figure.name,
         "heading": heading(figure.name, definition.title),
-        "where": f"{'In' if definition.in_paper else 'Not in'} the paper: {definition.where}",
-        "claimed": "The paper's claim." if definition.in_paper else "Expected.",
+        "where": place(definition),
+        "claimed": claimed(definition),
         "claim": definition.claim,
         "notes": definition.notes,
-        "images": images,
+        "images": [
+            (names[stem], f"{definition.title} ({stem})", _data_uri(png))
+            for stem, png in figure.pictures
+        ],
         "after": after if after in tables else tables[-1],
     }
 
 
-def _thresholds_entry(section: ThresholdSection) -> dict[str, Any]:
+def _thresholds_entry(grids: list[Grid], pictures: list[Picture]) -> dict[str, Any]:
     return {
         "heading": TITLE,
         "where": PURPOSE,
-        "html": thresholds_html(section.grids) if section.grids else "",
-        "files": [f"{grid.name}.tex" for grid in section.grids],
-        "images": [(stem, _data_uri(png)) for stem, png in section.pictures],
+        "html": thresholds_html(grids) if grids else "",
+        "files": [f"{grid.name}.tex" for grid in grids],
+        "images": [(stem, _data_uri(png)) for stem, png in pictures],
     }
 
 
@@ -192,16 +178,14 @@ def _html_cells(head: list[str], rows: list[list[str]], kind: str = "") -> str:
 
 def _labels(records: Records) -> str:
     keys = ["raw_oIoU", "refined_oIoU", "matched", "better", "worse", "unmatched"]
-    rows = []
-    for run in records.all:
-        pseudo = run.metrics.get("pseudo")
-        if pseudo:
-            rows.append(
-                [
-                    f"{run.key.dataset}: {run.key.name}",
-                    *(f"{pseudo[k]:.2f}" if k in pseudo else "–" for k in keys),
-                ]
-            )
+    rows = [
+        [
+            f"{run.key.dataset}: {run.key.name}",
+            *(f"{pseudo[k]:.2f}" if k in pseudo else "–" for k in keys),
+        ]
+        for run in records.all
+        if (pseudo := run.metrics.get("pseudo"))
+    ]
     head = ["Run", "before", "after", "matched", "better", "worse", "not matched"]
     return _html_table(head, rows)
 
@@ -236,14 +220,9 @@ def _runs(records: Records, logs: dict[RunKey, str]) -> str:
             for split, values in run.metrics.items()
             if "oIoU" in values
         ]
-        rows.append(
-            [
-                html.escape(run.folder.as_posix()),
-                html.escape("; ".join(scores)),
-                f'<a href="{html.escape(logs[run.key])}">log</a>',
-                _link("MLflow", links.get(run.key)),
-            ]
-        )
+        names = (run.folder.as_posix(), "; ".join(scores))
+        addresses = {"log": logs[run.key], "MLflow": links.get(run.key)}
+        rows.append([*map(html.escape, names), *(_link(*item) for item in addresses.items())])
     return _html_cells(["Folder", "oIoU (%)", "Evaluations", "MLflow"], rows)
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from semires.reporting.render import one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -63,9 +65,7 @@ def panel_figure(panels: dict[str, Any], title: str, max_rows: int = 12) -> Figu
 def _head(panels: dict[str, Any], row: int) -> str:
     matched = "matched" if panels["matched"][row] else "not matched"
     text = f"{panels['rule'][row]} ({matched}): “{panels['expression'][row]}”"
-    # expressions are data: no line breaks, no control characters
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return textwrap.shorten(text, 110, placeholder=" …")
+    return textwrap.shorten(one_line(text), 110, placeholder=" …")
 
 
 def _draw_panel(axis: Axes, panels: dict[str, Any], row: int, key: str, colour: str) -> None:

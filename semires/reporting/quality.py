@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semires.reporting.records import Records, Run
-from semires.runs.key import fraction_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,7 @@ def _pair(run: Run, split: str) -> tuple[float, float] | None:
     return None if label is None or sums is None else (float(label), sums.percent)
 
 
-def draw(axis: Axes, found: dict[str, tuple[float, float]], title: str, fraction: float) -> None:
+def draw(axis: Axes, found: dict[str, tuple[float, float]], title: str) -> None:
     """Draw the points of one fraction, each with the name of its method."""
     from semires.reporting.style import style_of
 
@@ -45,5 +44,5 @@ def draw(axis: Axes, found: dict[str, tuple[float, float]], title: str, fraction
         axis.plot(label, student, marker, color=colour, ms=6)
         axis.annotate(name, (label, student), (4, 3), textcoords="offset points", fontsize=6)
     axis.margins(x=0.2, y=0.1)
-    axis.set_title(f"{title}, {fraction_name(fraction)} % labelled")
+    axis.set_title(title)
     axis.set_xlabel("oIoU of the labels (%)")

@@ -24,6 +24,7 @@ from semires.process import STAGE_TIMES
 from semires.reporting.claims import VERDICTS, load_claims
 from semires.reporting.claims_render import count_line
 from semires.reporting.definitions import DISPLAY_NAMES, load_definitions
+from semires.reporting.markup import pipe_table
 from semires.reporting.render import md
 from semires.runs import layout
 from semires.runs.record import Provenance, RunRecord, run_folders
@@ -83,22 +84,20 @@ def _results() -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _compact(dataset: str, lines: list[Line]) -> str:
-    fractions = list(dict.fromkeys(line["fraction"] for line in lines))
-    values = {(line["method"], line["fraction"]): line for line in lines}
+def _compact(dataset: str, found: list[Line]) -> str:
+    fractions = list(dict.fromkeys(line["fraction"] for line in found))
+    values = {(line["method"], line["fraction"]): line for line in found}
     name = DISPLAY_NAMES.get(dataset, dataset)
-    rows = [f"| {name}, {SPLIT} | {' | '.join(f'{f} %' for f in fractions)} |"]
-    rows.append(f"| --- |{' ---: |' * len(fractions)}")
-    for method, title in ROWS.items():
-        cells = (_number(values.get((method, fraction))) for fraction in fractions)
-        rows.append(f"| {title} | {' | '.join(cells)} |")
-    seeds = sorted({line["seeds"] for line in lines if line["seeds"]})
+    rows = [
+        [title, *(_number(values.get((method, fraction))) for fraction in fractions)]
+        for method, title in ROWS.items()
+    ]
+    lines = pipe_table([f"{name}, {SPLIT}", *(f"{f} %" for f in fractions)], rows)
+    seeds = sorted({line["seeds"] for line in found if line["seeds"]})
     over = f"{' or '.join(seeds)} seed{'s' * (seeds != ['1'])}"
     deviation = "" if seeds == ["1"] else " ± standard deviation"
-    return (
-        "\n".join(rows)
-        + f"\n\nOverall IoU in percent by labelled fraction, mean{deviation} over {over}."
-    )
+    note = f"Overall IoU in percent by labelled fraction, mean{deviation} over {over}."
+    return "\n".join([*lines, "", note])
 
 
 def _number(line: Line | None) -> str:
@@ -125,8 +124,7 @@ def _claims() -> str:
     found: dict[str, list[Line]] = {}
     for line in _lines(path):
         found.setdefault(line["id"], []).append(line)
-    rows = ["| claim | where | left - right, points | verdict |", "| --- | --- | --- | --- |"]
-    not_run = 0
+    rows, not_run = [], 0
     for claim in load_claims(*load_definitions()):
         lines = found.get(claim.id, [])
         counts = Counter(line["verdict"] for line in lines)
@@ -136,20 +134,22 @@ def _claims() -> str:
         ours = ", ".join(f"{float(line['ours']):+.1f}" for line in lines if line["ours"])
         verdict = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
         where = claim.where.partition(" (")[0]
-        rows.append(f"| {md(claim.claim)} | {md(where)} | {ours} | {verdict} |")
-    table = "\n".join(rows)
+        rows.append([md(claim.claim), md(where), ours, verdict])
+    titles = ["claim", "where", "left - right, points", "verdict"]
+    table = "\n".join(pipe_table(titles, rows, left=range(4)))
     return f"{table}\n\nNot run here: {not_run} claims." if not_run else table
 
 
 def _digests() -> str:
     """Digests of the probe by CPU and profile, and the time of a step."""
-    rows = [f"| {' | '.join(DIGEST_COLUMNS.values())} |", f"|{' --- |' * len(DIGEST_COLUMNS)}"]
     lines = _lines(DIGESTS)
     busy = [line for line in lines if line["machine"] == "busy"]
     for line in busy:
         line["ms_per_step"] += "*"
-    rows += [f"| {' | '.join(md(line[column]) for column in DIGEST_COLUMNS)} |" for line in lines]
-    return "\n".join([*rows, *(["", "\\* measured beside other work"] if busy else [])])
+    rows = [[md(line[column]) for column in DIGEST_COLUMNS] for line in lines]
+    titles = list(DIGEST_COLUMNS.values())
+    table = pipe_table(titles, rows, left=range(len(titles)))
+    return "\n".join([*table, *(["", "\\* measured beside other work"] if busy else [])])
 
 
 def _pipeline() -> str:
@@ -203,19 +203,15 @@ def _times() -> str:
     kinds: dict[str, list[float]] = {}
     for stage, row in latest.items():
         kinds.setdefault(stage.partition("@")[0], []).append(float(row["seconds"]))
-    columns = [("all", len(latest), "", sum(sum(s) for s in kinds.values()))]
-    columns += [(kind, len(s), f"{sum(s) / len(s):.1f}", sum(s)) for kind, s in kinds.items()]
-    return "\n".join(
-        (
-            f"| stage | {' | '.join(name for name, *_ in columns)} |",
-            f"| --- |{' ---: |' * len(columns)}",
-            f"| runs | {' | '.join(str(runs) for _, runs, *_ in columns)} |",
-            f"| seconds a run | {' | '.join(mean for *_, mean, _ in columns)} |",
-            f"| seconds | {' | '.join(f'{total:.0f}' for *_, total in columns)} |",
-            "",
-            f"Each stage as `dvc repro` last ran it, {_made_with()}.",
-        )
-    )
+    means = [f"{sum(s) / len(s):.1f}" for s in kinds.values()]
+    totals = [sum(s) for s in kinds.values()]
+    rows = [
+        ["runs", *map(str, (len(latest), *map(len, kinds.values())))],
+        ["seconds a run", "", *means],
+        ["seconds", *(f"{total:.0f}" for total in (sum(totals), *totals))],
+    ]
+    note = f"Each stage as `dvc repro` last ran it, {_made_with()}."
+    return "\n".join([*pipe_table(["stage", "all", *kinds], rows), "", note])
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

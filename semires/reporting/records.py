@@ -26,7 +26,7 @@ from semires.runs.record import RunRecord, run_folders
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 _PREDICTION_COLUMNS = [
     *("split", "ref_id", "image_id", "sentence", "intersection", "union", "object_area")
@@ -133,7 +133,7 @@ class Run:
             return None
         if smallest is not None:
             rows = smallest_objects(rows, smallest)
-        sums = image_sums(rows["image_id"], *_ratio(rows, metric))
+        sums = image_sums(rows["image_id"], *ratio(rows["intersection"], rows["union"], metric))
         stated = self.metrics.get(split, {}).get(metric)
         if smallest is None and stated is not None and abs(stated - sums.percent) > _TOLERANCE:
             raise CorruptCacheError(
@@ -142,15 +142,12 @@ class Run:
             )
         return sums
 
-    @property
-    def splits(self) -> list[str]:
-        """The evaluated splits, in the order of metrics.json."""
-        return [name for name in self.metrics if name != "pseudo"]
 
+def ratio(inter: ArrayLike, union: ArrayLike, metric: str) -> tuple[ArrayLike, ArrayLike]:
+    """Numerator and denominator (E,) of one of METRICS, whose sums' ratio is its value.
 
-def _ratio(rows: pd.DataFrame, metric: str) -> tuple[Any, Any]:
-    """Numerator and denominator (E,) of a metric, whose sums' ratio is its value."""
-    inter, union = rows["intersection"], rows["union"]
+    ``inter``, ``union``: pixels (E,) of each expression.
+    """
     if metric == "oIoU":
         return inter, union
     iou = iou_per_expression(inter, union)
@@ -194,13 +191,20 @@ class Records:
         quality: dict[tuple[str, str], dict[str, Any]],
         seeds: Sequence[int] = (),
     ) -> None:
-        runs = sorted(runs, key=_order)
+        runs = sorted(runs, key=lambda r: (r.key.dataset, r.key.fraction, r.key.label, r.key.seed))
         self.left_out = _other_trainings(runs, seeds)
         self.all = [run for run in runs if run not in self.left_out]
         self.quality = quality
         self._by_group: dict[tuple[str, str, str], list[Run]] = {}
         for run in self.all:
             self._by_group.setdefault(_group(run), []).append(run)
+
+    @property
+    def by_stage(self) -> list[Run]:
+        """All runs in the order of the pipeline: at each fraction, burn-in first."""
+        return sorted(
+            self.all, key=lambda r: (r.key.dataset, r.key.fraction, r.key.method != SUPERVISED)
+        )
 
     def find(self, dataset: str, fraction: float, label: str) -> list[Run]:
         """The runs of one method by seed; empty if there are none."""
@@ -212,20 +216,12 @@ def _other_trainings(runs: list[Run], seeds: Sequence[int]) -> list[Run]:
     for run in sorted(runs, key=lambda run: run.key.seed not in seeds):
         first.setdefault(_group(run), run)
     other = [run for run in runs if run.made_with != first[_group(run)].made_with]
-    burn_ins = {_burn_in(run) for run in other if run.key.method == SUPERVISED}
-    return [run for run in runs if run in other or _burn_in(run) in burn_ins]
+    burn_ins = {run.key.burn_in for run in other if run.key.method == SUPERVISED}
+    return [run for run in runs if run in other or run.key.burn_in in burn_ins]
 
 
 def _group(run: Run) -> tuple[str, str, str]:
     return (run.key.dataset, fraction_name(run.key.fraction), run.key.label)
-
-
-def _burn_in(run: Run) -> RunKey:
-    return run.key.burn_in
-
-
-def _order(run: Run) -> tuple[str, float, str, int]:
-    return (run.key.dataset, run.key.fraction, run.key.label, run.key.seed)
 
 
 def load_records(

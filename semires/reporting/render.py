@@ -10,13 +10,15 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from semires.evaluation.bootstrap import Interval
 from semires.reporting import markup
+from semires.reporting.definitions import FigureDefinition
 from semires.reporting.joined import Groups, groups_of, side_by_side
 from semires.reporting.records import METRICS
-from semires.reporting.selection import PROPOSALS, Value
+from semires.reporting.selection import PROPOSALS
 from semires.reporting.tables import FilledRow, FilledTable, TableSection
 from semires.runs.key import RunKey
 
@@ -43,6 +45,22 @@ class Text:
 Body = list[tuple[str, list[list[Text]]]]  # sections: title and rows of cells
 
 
+@dataclass(frozen=True)
+class Grid:
+    """One readable table: column titles, sections of rows, notes, footnotes.
+
+    ``groups``: names above the columns after the first one.
+    """
+
+    name: str
+    title: str
+    titles: list[str]
+    sections: Body
+    notes: Sequence[str]
+    footnotes: Sequence[str] = ()
+    groups: Groups = ()
+
+
 def signed(value: float) -> str:
     """Two decimals with a sign (a Unicode minus); no sign at zero."""
     text = f"{value:+.2f}"
@@ -54,14 +72,14 @@ def letter(index: int) -> str:
     return letter(index // 26 - 1) + chr(97 + index % 26) if index > 25 else chr(97 + index)
 
 
-def claimed(table: FilledTable) -> str:
-    """The introduction of a table's claim."""
-    return "The paper's claim." if table.in_paper else "Expected."
+def claimed(shown: FilledTable | FigureDefinition) -> str:
+    """The introduction of a table's or figure's claim."""
+    return "The paper's claim." if shown.in_paper else "Expected."
 
 
-def place(table: FilledTable) -> str:
-    """A table's place in the paper, or the purpose of a table that the paper lacks."""
-    return f"In the paper: {table.where}" if table.in_paper else f"Not in the paper: {table.where}"
+def place(shown: FilledTable | FigureDefinition) -> str:
+    """A table's or figure's place in the paper, or its purpose if the paper lacks it."""
+    return f"{'In' if shown.in_paper else 'Not in'} the paper: {shown.where}"
 
 
 def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
@@ -149,14 +167,24 @@ def _paper_below(
 
 def to_csv(table: FilledTable) -> str:
     """One line per row and split: the machine-readable form, which `semires verify` compares."""
+    return csv_of(
+        [*CSV_COLUMNS, *(PROPOSALS if table.proposals else ())],
+        (
+            _csv_line(table, section, row, split)
+            for section in table.sections
+            for row in section.rows
+            for split in table.splits
+            if split in section.splits
+        ),
+    )
+
+
+def csv_of(columns: Iterable[str], lines: Iterable[Mapping[str, object]]) -> str:
+    """A CSV file; columns that a line lacks are empty."""
     out = io.StringIO()
-    columns = [*CSV_COLUMNS, *(PROPOSALS if table.proposals else ())]
-    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n", restval="")
     writer.writeheader()
-    for section in table.sections:
-        for row in section.rows:
-            for split in (s for s in table.splits if s in section.splits):
-                writer.writerow(_csv_line(table, section, row, split))
+    writer.writerows(lines)
     return out.getvalue()
 
 
@@ -175,14 +203,13 @@ def _csv_line(
     line = {name: csv_text(text) for name, text in line.items()}
     value = row.values.get(split)
     if value is not None:
-        line |= {"value": plain(value.value), "ci_low": plain(value.low)}
-        line |= {"ci_high": plain(value.high), "seeds": str(value.seeds)}
-        line |= {"images": str(value.images), "expressions": str(value.expressions)}
-        if value.sd is not None:
-            line["sd"] = plain(value.sd)
-        for metric in OTHERS:
-            if (other := row.of(metric).get(split)) is not None:
-                line |= _csv_other(metric, other)
+        line |= {"seeds": str(value.seeds), "images": str(value.images)}
+        line["expressions"] = str(value.expressions)
+        for metric in METRICS:
+            if (number := row.of(metric).get(split)) is not None:
+                line |= csv_number(metric, number)
+                if number.sd is not None:
+                    line["sd" if metric in MAIN else f"{metric}_sd"] = plain(number.sd)
     elif row.footnote is not None:
         line["missing"] = csv_text(table.footnotes[row.footnote].replace("`", ""))
     if row.paper and split in row.paper:
@@ -193,10 +220,14 @@ def _csv_line(
     return line
 
 
-def _csv_other(metric: str, value: Value) -> dict[str, str]:
-    line = {metric: plain(value.value), f"{metric}_low": plain(value.low)}
-    line |= {f"{metric}_high": plain(value.high)}
-    return line if value.sd is None else {**line, f"{metric}_sd": plain(value.sd)}
+def csv_number(metric: str, number: Interval) -> dict[str, str]:
+    """A number and its interval, in the columns of its metric."""
+    if metric in MAIN:
+        names = ("value", "ci_low", "ci_high")
+    else:
+        names = (metric, f"{metric}_low", f"{metric}_high")
+    values = map(plain, (number.value, number.low, number.high))
+    return dict(zip(names, values, strict=True))
 
 
 def plain(value: float) -> str:
@@ -234,16 +265,11 @@ def to_markdown(table: FilledTable) -> str:
 
 def md_table(titles: list[str], sections: Body) -> list[str]:
     """The lines of a pipe table."""
-    lines = [_md_row([md(title) for title in titles])]
-    lines.append(_md_row(["---", *("---:" for _ in titles[1:])]))
+    lines = []
     for title, rows in sections:
-        lines.append(_md_row([f"**{md(title)}**", *("" for _ in titles[1:])]))
-        lines += [_md_row([_md_cell(cell) for cell in row]) for row in rows]
-    return lines
-
-
-def _md_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        lines.append([f"**{md(title)}**", *[""] * (len(titles) - 1)])
+        lines += [[_md_cell(cell) for cell in row] for row in rows]
+    return markup.pipe_table([md(title) for title in titles], lines)
 
 
 def _md_cell(cell: Text) -> str:
@@ -261,8 +287,7 @@ def md(text: str) -> str:
 
 def md_note(text: str) -> str:
     """Markdown text whose backticked parts are code."""
-    parts = text.split("`")
-    return "".join(f"`{p}`" if i % 2 else md(p) for i, p in enumerate(parts))
+    return markup.with_code(text, md, lambda part: f"`{part}`")
 
 
 def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
@@ -275,7 +300,7 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
     groups, table = groups_of(table), side_by_side(table)
     titles = headers(table)
     lines = [f'<div class="scroll"><table id="{html.escape(table.name)}">']
-    lines.append(f"<thead>{_html_head(titles, groups)}</thead>")
+    lines.append(_html_head(titles, groups))
     for section in table.sections:
         lines += ["<tbody>", markup.section(html.escape(section.title), len(titles))]
         lines += [_html_row(table, section, row, logs or {}) for row in section.rows]
@@ -288,14 +313,14 @@ def to_html(table: FilledTable, logs: dict[RunKey, str] | None = None) -> str:
 
 
 def _html_head(titles: list[str], groups: Groups) -> str:
+    if not groups:
+        return markup.head(titles)
     above = "".join(
         f'<th scope="colgroup" colspan="{len(splits)}">{html.escape(name)}</th>'
         for name, splits in groups
     )
-    if groups:
-        titles = [titles[0], *(split for _, splits in groups for split in splits)]
-    cells = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
-    return f"{f'<tr><th></th>{above}</tr>' if groups else ''}<tr>{cells}</tr>"
+    below = (split for _, splits in groups for split in splits)
+    return markup.head([titles[0], *below], f"<tr><th></th>{above}</tr>")
 
 
 def _html_row(

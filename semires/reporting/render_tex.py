@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from semires.reporting.joined import Groups, groups_of, side_by_side
-from semires.reporting.render import MAIN, Body, Text, body, headers, letter, one_line
+from semires.reporting.markup import with_code
+from semires.reporting.render import MAIN, Grid, Text, body, headers, letter, one_line
 from semires.reporting.tables import FilledTable
 
 _TEX = {
@@ -34,53 +35,44 @@ def to_tex(table: FilledTable, metrics: Sequence[str] = MAIN) -> str:
 
     It has the paper's values but no column of differences from them, because a page is too narrow.
     """
-    groups = groups_of(table) if metrics == MAIN else []
+    groups = groups_of(table) if metrics == MAIN else ()
     if groups:
         table = side_by_side(table)
         titles = ["Method", *(split for _, splits in groups for split in splits)]
     else:
         titles = [title for title in headers(table, metrics) if title != "Ours − paper's"]
-    label = table.name.replace("_", "-") + ("" if metrics == MAIN else "-miou")
-    names = "" if metrics == MAIN else f" ({' and '.join(metrics)})"
-    caption = f"{table.title}{names}. {table.claim}"
+    name, title = table.name, table.title
+    if metrics != MAIN:
+        name, title = f"{name}_miou", f"{title} ({' and '.join(metrics)})"
     shown = body(table, metrics)
-    return tex_table(label, caption, titles, shown, table.notes, table.footnotes, groups)
+    grid = Grid(name, title, titles, shown, table.notes, table.footnotes, groups)
+    return tex_table(grid, table.claim)
 
 
-def tex_table(
-    label: str,
-    caption: str,
-    titles: list[str],
-    sections: Body,
-    notes: Sequence[str],
-    footnotes: Sequence[str] = (),
-    groups: Groups | None = None,
-) -> str:
-    r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it.
-
-    ``groups``: names above the columns after the first one.
-    """
-    head = [r"\toprule", *_groups(groups or [])]
+def tex_table(grid: Grid, claim: str = "") -> str:
+    r"""A `longtable` with booktabs' lines, which breaks across pages; `\input` it."""
+    titles = grid.titles
+    head = [r"\toprule", *_groups(grid.groups)]
     head.append(" & ".join(tex_escape(title) for title in titles) + r" \\")
-    width = 0.15 if groups else 0.27
+    width = 0.15 if grid.groups else 0.27
     lines = [
         r"% Made by `semires report` from run records. Needs \usepackage{booktabs,longtable}.",
         r"{\scriptsize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{longtable}}{{@{{}}p{{{width}\linewidth}}{'c' * (len(titles) - 1)}@{{}}}}",
-        rf"\caption{{{tex_escape(caption)}}}",
-        rf"\label{{tab:{label}}} \\",
+        rf"\caption{{{tex_escape(f'{grid.title}. {claim}')}}}",
+        rf"\label{{tab:{grid.name.replace('_', '-')}}} \\",
         *head, r"\midrule", r"\endfirsthead",
         *head, r"\midrule", r"\endhead",
         r"\bottomrule", r"\endfoot",
     ]  # fmt: skip
-    for number, (title, rows) in enumerate(sections):
+    for number, (title, rows) in enumerate(grid.sections):
         lines += [r"\midrule"] if number else []
         lines.append(rf"\multicolumn{{{len(titles)}}}{{@{{}}l}}{{\emph{{{tex_escape(title)}}}}} \\")
         for row in rows:
             lines += _lines(row[: len(titles)])
     lines += [r"\end{longtable}", r"\noindent\begin{minipage}{\linewidth}\raggedright"]
-    lines += [rf"{_note(note)}\par" for note in notes]
-    lines += [rf"$^{{{letter(i)}}}$~{_note(note)}\par" for i, note in enumerate(footnotes)]
+    lines += [rf"{_note(note)}\par" for note in grid.notes]
+    lines += [rf"$^{{{letter(i)}}}$~{_note(note)}\par" for i, note in enumerate(grid.footnotes)]
     return "\n".join([*lines, r"\end{minipage}}"]) + "\n"
 
 
@@ -90,7 +82,7 @@ def _groups(groups: Groups) -> list[str]:
     names = [
         rf"\multicolumn{{{len(splits)}}}{{c}}{{{tex_escape(name)}}}" for name, splits in groups
     ]
-    ends = list(itertools.accumulate((len(splits) for _, splits in groups), initial=1))
+    ends = itertools.accumulate((len(splits) for _, splits in groups), initial=1)
     rules = "".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in itertools.pairwise(ends))
     return [rf" & {' & '.join(names)} \\", rules]
 
@@ -108,10 +100,7 @@ def _lines(row: list[Text]) -> list[str]:
 
 
 def _note(text: str) -> str:
-    parts = text.split("`")
-    return "".join(
-        rf"\texttt{{{tex_escape(p)}}}" if i % 2 else _spaced(p) for i, p in enumerate(parts)
-    )
+    return with_code(text, _spaced, lambda part: rf"\texttt{{{tex_escape(part)}}}")
 
 
 def _spaced(text: str) -> str:

@@ -17,23 +17,18 @@ from semires.config.messages import require
 from semires.config.schema import Params
 from semires.errors import ConfigError
 from semires.files import atomic_folder, write_bytes, write_json, write_text
-from semires.reporting import labels, study
+from semires.reporting import labels
 from semires.reporting.claims import Judge, Judgement, load_claims
 from semires.reporting.claims_render import claims_csv, claims_markdown
 from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
 from semires.reporting.records import Records, load_records
 from semires.reporting.render import OTHERS, body, to_csv, to_markdown
-from semires.reporting.render_tex import to_tex
+from semires.reporting.render_tex import tex_table, to_tex
 from semires.reporting.runs_table import log_path, logs, runs_csv
 from semires.reporting.tables import FilledTable, TableBuilder
 from semires.reporting.thresholds import Thresholds, compare_thresholds
-from semires.reporting.thresholds_render import (
-    grids,
-    thresholds_csv,
-    thresholds_markdown,
-    thresholds_tex,
-)
+from semires.reporting.thresholds_render import grids, thresholds_csv, thresholds_markdown
 from semires.runs import layout
 from semires.runs.key import RUNS, SUPERVISED, fraction_name
 
@@ -78,8 +73,7 @@ def report(params: Params, output: Path = layout.REPORTS) -> None:
 
 def read_runs(params: Params) -> Records:
     """All runs, named as the study names them."""
-    source, seeds = params.proposals.source, study.seeds(params)
-    return load_records(default_source=source, seeds=seeds)
+    return load_records(default_source=params.proposals.source, seeds=params.study.seeds)
 
 
 def build(params: Params) -> Results:
@@ -100,7 +94,7 @@ def build_tables(params: Params, records: Records) -> Tables:
     tables: Tables = []
     for name, definition in definitions.items():
         check_methods(params, name, definition)
-        if definition.joined and len(study.datasets(params)) < 2:
+        if definition.joined and len(params.study.datasets) < 2:
             continue  # the main table shows the same
         table = builder.build(name, definition)
         tables.append((table, builder.differences(table, definition)))
@@ -138,7 +132,7 @@ def write_data(params: Params, results: Results, folder: Path) -> None:
         write_text(folder / "thresholds.md", thresholds_markdown(made))
         write_text(folder / "thresholds.csv", thresholds_csv(results.thresholds))
         for grid in made:
-            write_text(folder / f"{grid.name}.tex", thresholds_tex(grid))
+            write_text(folder / f"{grid.name}.tex", tex_table(grid))
     samples = params.evaluation.bootstrap_samples
     write_text(folder / "runs.csv", runs_csv(results.records, samples))
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -148,29 +142,22 @@ def write_data(params: Params, results: Results, folder: Path) -> None:
 
 def _write_figures_and_page(params: Params, results: Results, folder: Path) -> None:
     from semires.reporting.figures import FigureMaker
-    from semires.reporting.page import DrawnFigure, ThresholdSection, render_page
+    from semires.reporting.page import DrawnFigure, render_page
     from semires.reporting.threshold_figures import threshold_figures
 
     _, definitions = load_definitions()
     maker = FigureMaker(params, results.records, PaperValues())
     drawn = []
     for name, definition in definitions.items():
-        pictures = []
-        figures = maker.draw(name, definition)
         if definition.kind == "panels" and (overview := maker.overview(definition)) is not None:
-            figures = {"qualitative": overview, **figures}
-        for stem, figure in figures.items():
-            png = _write_figure(folder / stem, figure)
-            if stem != "qualitative":
-                pictures.append((stem, png))
+            _write_figures(folder, {"qualitative": overview})
+        pictures = _write_figures(folder, maker.draw(name, definition))
         drawn.append(DrawnFigure(name, definition, pictures))
-    searched = []
-    for stem, figure in threshold_figures(results.thresholds).items():
-        searched.append((stem, _write_figure(folder / stem, figure)))
-    section = ThresholdSection(grids(params, results.thresholds), searched)
+    searched = _write_figures(folder, threshold_figures(results.thresholds))
+    thresholds = (grids(params, results.thresholds), searched)
     rules = _write_labels(params, folder)
     page = render_page(
-        params, results.records, results.tables, drawn, results.judgements, section, rules
+        params, results.records, results.tables, drawn, results.judgements, thresholds, rules
     )
     write_text(folder / "index.html", page)
 
@@ -182,30 +169,30 @@ def _write_labels(params: Params, folder: Path) -> bytes | None:
         return None
     write_text(folder / "labels.csv", labels.to_csv(table))
     write_text(folder / "labels.md", labels.markdown(params, table))
-    return _write_figure(folder / "labels", labels.figure(params, table))
+    ((_, png),) = _write_figures(folder, {"labels": labels.figure(params, table)})
+    return png
 
 
-def _write_figure(stem: Path, figure: Figure) -> bytes:
-    """Write ``stem``.png and .svg; return the PNG's bytes."""
+def _write_figures(folder: Path, figures: dict[str, Figure]) -> list[tuple[str, bytes]]:
+    """Write each figure as STEM.png and STEM.svg; return the stems with the PNG's bytes."""
     from semires.reporting.style import save
 
-    png, svg = save(figure)
-    write_bytes(stem.with_name(f"{stem.name}.png"), png)
-    write_bytes(stem.with_name(f"{stem.name}.svg"), svg)
-    return png
+    pictures = []
+    for stem, figure in figures.items():
+        png, svg = save(figure)
+        write_bytes(folder / f"{stem}.png", png)
+        write_bytes(folder / f"{stem}.svg", svg)
+        pictures.append((stem, png))
+    return pictures
 
 
 def metrics_of(tables: Tables) -> dict[str, Any]:
     """The main table's oIoU as nested numbers, two decimals, for `dvc metrics`."""
     nested: dict[str, Any] = {}
-    for section in tables[0][0].sections:
-        rows = {
-            row.method: {split: round(v.value, 2) for split, v in row.values.items()}
-            for row in section.rows
-            if row.values
-        }
-        if rows:
-            nested.setdefault(section.dataset, {})[section.fraction] = rows
+    for section, row in ((s, row) for s in tables[0][0].sections for row in s.rows if row.values):
+        values = {split: round(v.value, 2) for split, v in row.values.items()}
+        by_fraction = nested.setdefault(section.dataset, {})
+        by_fraction.setdefault(section.fraction, {})[row.method] = values
     return nested
 
 
@@ -218,7 +205,7 @@ def _summary(params: Params, results: Results) -> dict[str, Any]:
         "rows": len(rows),
         "rows_without_run": sum(not row.values for row in rows),
         "bootstrap_samples": params.evaluation.bootstrap_samples,
-        "fractions": [fraction_name(fraction) for fraction in study.fractions(params)],
+        "fractions": [fraction_name(fraction) for fraction in params.study.fractions],
     }
 
 
@@ -228,7 +215,9 @@ def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    table = build_main(params, read_runs(params))
+    definitions, _ = load_definitions()
+    builder = TableBuilder(params, read_runs(params), PaperValues())
+    table = builder.build("main", definitions["main"])
     titles = ["oIoU (%)", *table.splits]
     shown = RichTable(title=escape(table.title), title_justify="left")
     for position, title in enumerate(titles):
@@ -246,9 +235,3 @@ def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
     console.print(f"{output}/index.html, {output}/claims.md")
     console.print(f"Runs with their checkpoints: {RUNS}/D/F/M/seedS/")
     console.print(escape(f"MLflow store: {tracking.store_name()} (`make ui` shows mlflow.db)"))
-
-
-def build_main(params: Params, records: Records) -> FilledTable:
-    """Only the main table."""
-    definitions, _ = load_definitions()
-    return TableBuilder(params, records, PaperValues()).build("main", definitions["main"])

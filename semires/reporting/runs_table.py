@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping
 
 from semires.evaluation.bootstrap import confidence_interval
 from semires.reporting.records import METRICS, Records, Run
-from semires.reporting.render import csv_text
-from semires.runs.key import SUPERVISED, RunKey, fraction_name
+from semires.reporting.render import csv_of, csv_text
+from semires.runs.key import RunKey, fraction_name
 from semires.runs.record import flatten
 
 KEY_COLUMNS = ("dataset", "fraction", "method", "seed")
@@ -24,17 +22,12 @@ def runs_csv(records: Records, samples: int = 1000) -> str:
     A metric's column is ``SPLIT/METRIC``. ``SPLIT/oIoU_low`` and ``_high`` are its 95 % interval
     over images (``samples`` resamples). A digest is empty if run.json does not state it.
     """
-    lines = [_line(run, samples) for run in sorted(records.all, key=_pipeline_order)]
+    lines = [_line(run, samples) for run in records.by_stage]
     first = [*KEY_COLUMNS, "best_step"]
     seen = dict.fromkeys(name for line in lines for name in line if "/" in name)
     metrics = sorted(seen, key=lambda name: name.startswith("pseudo/"))  # those of splits first
     rest = sorted({name for line in lines for name in line if name.startswith(NUMERICS)})
-    out = io.StringIO()
-    columns = [*first, *metrics, *DIGEST_COLUMNS, *rest]
-    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_of([*first, *metrics, *DIGEST_COLUMNS, *rest], lines)
 
 
 def _line(run: Run, samples: int) -> dict[str, str]:
@@ -58,11 +51,6 @@ def _line(run: Run, samples: int) -> dict[str, str]:
             line[f"{split}/{METRICS[0]}_high"] = f"{interval.high:.4f}"
     flat = flatten(record.numerics)
     return line | {f"{NUMERICS}{name}": csv_text(str(value)) for name, value in flat.items()}
-
-
-def _pipeline_order(run: Run) -> tuple[str, float, bool, str, int]:
-    key = run.key
-    return (key.dataset, key.fraction, key.method != SUPERVISED, key.label, key.seed)
 
 
 def numerics_differences(

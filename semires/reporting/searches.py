@@ -18,8 +18,8 @@ from semires.config.grid import searches
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
-from semires.evaluation.metrics import iou_per_expression
 from semires.files import read_json
+from semires.reporting.records import ratio
 from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.tuning.counts import load
@@ -110,25 +110,16 @@ def _read(params: Params, key: RunKey) -> Search | None:
     if not all((folder / name).is_file() for name in _FILES):
         return None
     summary = read_json(folder / "summary.json")
-    if not isinstance(summary, dict) or not {"thresholds", "paper_thresholds", "on"} <= set(
-        summary
-    ):
+    needed = {"thresholds", "paper_thresholds", "on"}
+    if not isinstance(summary, dict) or not needed <= summary.keys():
         raise CorruptCacheError(f"{folder}/summary.json: no summary; run `semires tune` again")
     return Search(key, params.refine[key.method].strategy, summary, folder)
 
 
 def label_sums(tables: Sequence[Table], thresholds: Mapping[str, float], metric: str) -> ImageSums:
     """Sums by image of a metric (oIoU or mIoU) of the labels, refined with these thresholds."""
-    images: list[Any] = []
-    over: list[Any] = []
-    under: list[Any] = []
-    for table in tables:
-        outcome = table.outcome(thresholds)
-        images.append(table.labels.image_ids)
-        if metric == "oIoU":
-            over.append(outcome.intersection)
-            under.append(outcome.union)
-        else:
-            over.append(iou_per_expression(outcome.intersection, outcome.union))
-            under.append(np.ones(len(table.labels)))
-    return image_sums(*(np.concatenate(part) for part in (images, over, under)))
+    outcomes = [table.outcome(thresholds) for table in tables]
+    inter = np.concatenate([outcome.intersection for outcome in outcomes])
+    union = np.concatenate([outcome.union for outcome in outcomes])
+    images = np.concatenate([table.labels.image_ids for table in tables])
+    return image_sums(images, *ratio(inter, union, metric))

@@ -19,7 +19,6 @@ from semires.evaluation.bootstrap import (
     confidence_interval,
     paired_difference,
 )
-from semires.reporting import study
 from semires.reporting.definitions import TableRow
 from semires.reporting.records import Records, Run
 from semires.runs.key import RunKey
@@ -29,15 +28,12 @@ PROPOSALS = {"proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(Interval):
     """A number (percent or percentage points), its 95 % interval and its sources.
 
     ``sd`` is the standard deviation over seeds, None for one seed.
     """
 
-    value: float
-    low: float
-    high: float
     sd: float | None
     seeds: int
     images: int
@@ -58,14 +54,8 @@ class Selection:
 
     def key(self, row: TableRow, dataset: str, fraction: float) -> RunKey:
         """The row's run of the study's first seed; a row's fixed fraction replaces ``fraction``."""
-        key = RunKey(
-            dataset,
-            row.fraction or fraction,
-            row.method,
-            study.seeds(self.params)[0],
-            row.source,
-            row.model,
-        )
+        seed = self.params.study.seeds[0]
+        key = RunKey(dataset, row.fraction or fraction, row.method, seed, row.source, row.model)
         return key.relative_to(self.params.proposals.source)
 
     def runs(self, row: TableRow, dataset: str, fraction: float) -> list[Run]:

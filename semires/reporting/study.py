@@ -1,4 +1,4 @@
-"""Queries on `study` in params.yaml; no other module of the report reads it."""
+"""Which methods and runs the study has, and the commands that make missing ones."""
 
 from __future__ import annotations
 
@@ -9,36 +9,18 @@ from semires.config.schema import Params
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
 
 
-def datasets(params: Params) -> list[str]:
-    """The study's data sets, keys of `datasets`."""
-    return params.study.datasets
-
-
-def fractions(params: Params) -> list[float]:
-    """The labelled fractions (percent) of the main table."""
-    return params.study.fractions
-
-
 def methods(params: Params, dataset: str, fraction: float) -> list[str]:
     """The methods of the main table that the study has for a data set and a fraction.
 
     Burn-in (`supervised`) is first. Methods with tuned thresholds have a row wherever the study
     trains them.
     """
-    keys = [
-        key
-        for key in expand(params)
-        if (key.dataset, key.fraction, key.model) == (dataset, fraction, None)
-    ]
+    at = (dataset, fraction, None)
+    keys = [key for key in expand(params) if (key.dataset, key.fraction, key.model) == at]
     there = {key.method for key in keys}
     tuned = [key.method for key in keys if search_of(params, key) is not None]
     wanted = dict.fromkeys([SUPERVISED, *params.study.methods, *tuned])
     return [method for method in wanted if method in there]
-
-
-def seeds(params: Params) -> list[int]:
-    """The study's seeds."""
-    return params.study.seeds
 
 
 def is_planned(key: RunKey, params: Params) -> bool:

@@ -20,6 +20,7 @@ from semires.reporting.definitions import (
     display_name,
     fractions_of,
     paper_name,
+    section_title,
 )
 from semires.reporting.records import METRICS, Records
 from semires.reporting.selection import Selection, Value
@@ -96,7 +97,7 @@ class FilledTable:
     @property
     def has_paper(self) -> bool:
         """Whether any row has a value of the paper."""
-        return any(row.paper for section in self.sections for row in section.rows)
+        return bool(self.paper_names)
 
     @property
     def paper_names(self) -> list[str]:
@@ -126,30 +127,25 @@ class TableBuilder:
     def build(self, name: str, definition: TableDefinition) -> FilledTable:
         """Fill one table."""
         missing = _Missing(self.params)
-        sections, notes, left_out = [], dict[str, None](), dict[str, None]()
-        for dataset in study.datasets(self.params):
+        sections, notes = [], dict[str, None]()
+        for dataset in self.params.study.datasets:
             for fraction in self._fractions(definition):
                 rows = self._rows(definition, dataset, fraction)
-                if not self._is_shown(definition, rows, dataset, fraction):
-                    left_out[dataset] = None
-                    continue
-                notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
-                sections.append(self._section(definition, rows, dataset, fraction, missing))
-        splits = dict.fromkeys(
-            split
-            for dataset in study.datasets(self.params)
-            for split in self._splits(dataset)
-            if split in (definition.splits or [split])
-            and any(section.dataset == dataset for section in sections)
-        )
+                if self._is_shown(definition, rows, dataset, fraction):
+                    notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
+                    sections.append(self._section(definition, rows, dataset, fraction, missing))
+        splits = dict.fromkeys(split for section in sections for split in section.splits)
+        if definition.splits is not None:
+            splits = {split: None for split in splits if split in definition.splits}
         table = FilledTable(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=list(splits), marks=definition.marks, sections=sections, notes=[],
             footnotes=missing.footnotes(), in_paper=definition.in_paper, joined=definition.joined,
             proposals=definition.proposals,
         )  # fmt: skip
-        absent = left_out.keys() - {section.dataset for section in sections}
-        names = ", ".join(display_name(self.params, d) for d in left_out if d in absent)
+        shown = {section.dataset for section in sections}
+        left_out = (d for d in self.params.study.datasets if d not in shown)
+        names = ", ".join(display_name(self.params, dataset) for dataset in left_out)
         more = [f"Left out: {names}, where the study does not make all rows."] if names else []
         standard = _standard_notes(table, self.selection.samples)
         table.notes.extend([*definition.notes, *notes, *more, *standard])
@@ -169,12 +165,14 @@ class TableBuilder:
         numbers of its counterpart, or the study all runs. A joined table has a section for each
         fraction at which the study has all runs on some data set.
         """
-        datasets = study.datasets(self.params)
+        datasets = self.params.study.datasets
         if definition.joined:
             return any(self._all_planned(rows, name, fraction) for name in datasets)
-        if not rows or dataset == datasets[0] or self._all_planned(rows, dataset, fraction):
-            return bool(rows)
-        return any(self._paper(row, dataset, fraction) for row in rows)
+        return bool(rows) and (
+            dataset == datasets[0]
+            or self._all_planned(rows, dataset, fraction)
+            or any(self._paper(row, dataset, fraction) for row in rows)
+        )
 
     def _all_planned(self, rows: list[TableRow], dataset: str, fraction: float) -> bool:
         keys = [self.selection.key(row, dataset, fraction) for row in rows if row.needs is None]
@@ -196,7 +194,7 @@ class TableBuilder:
         spans = _spans_rows(definition)
         mark = "(U)" if self.params.datasets[dataset].split_by == "umd" else ""
         return TableSection(
-            title=name if spans else f"{name}, {fraction_name(fraction)} % labelled",
+            title=name if spans else section_title(self.params, dataset, fraction),
             dataset=dataset,
             fraction=fraction_name(fraction),
             comparable=paper_name(self.params, dataset) is not None,
@@ -281,13 +279,10 @@ class TableBuilder:
         self, dataset: str, compute: Callable[[str, str], Value | None]
     ) -> dict[str, dict[str, Value]]:
         """The values that exist, by metric and split."""
-        found = {
-            metric: {split: compute(split, metric) for split in self._splits(dataset)}
-            for metric in METRICS
-        }
+        splits = self._splits(dataset)
         return {
-            metric: {split: value for split, value in by_split.items() if value is not None}
-            for metric, by_split in found.items()
+            metric: {s: value for s in splits if (value := compute(s, metric)) is not None}
+            for metric in METRICS
         }
 
 
@@ -296,27 +291,22 @@ class _Missing:
 
     def __init__(self, params: Params) -> None:
         self._params = params
-        self._keys: dict[str, list[RunKey]] = {}
+        self._keys: dict[str, list[RunKey]] = {}  # by reason; empty: the study has no such run
 
     def add(self, key: RunKey, needs: str | None) -> int:
         """Note an empty row; returns the position of its footnote."""
-        if needs is not None:
-            reason = f"no run: needs {needs}."
-        else:
-            reason = "planned" if study.is_planned(key, self._params) else "unplanned"
+        reason = "" if needs is None else f"no run: needs {needs}."
+        if needs is None and study.is_planned(key, self._params):
+            reason = "no run yet: `dvc repro` fills it."
         self._keys.setdefault(reason, []).append(key)
         return list(self._keys).index(reason)
 
     def footnotes(self) -> list[str]:
         """The text of each footnote, commands in backticks."""
-        return [self._text(reason, keys) for reason, keys in self._keys.items()]
-
-    def _text(self, reason: str, keys: list[RunKey]) -> str:
-        if reason == "planned":
-            return "no run yet: `dvc repro` fills it."
-        if reason == "unplanned":
-            return f"no run: {study.fill_command(keys, self._params)}."
-        return reason
+        return [
+            reason or f"no run: {study.fill_command(keys, self._params)}."
+            for reason, keys in self._keys.items()
+        ]
 
 
 def _spans_rows(definition: TableDefinition) -> bool:

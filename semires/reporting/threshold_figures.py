@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from semires.evaluation.bootstrap import Interval
 from semires.reporting.searches import Search
 from semires.reporting.style import fix_style
-from semires.reporting.thresholds import Number, Thresholds
+from semires.reporting.thresholds import Thresholds
 from semires.tuning.curves import ALL_EQUAL
 from semires.tuning.plots import curves_figure, plane_figure
 
@@ -52,7 +53,7 @@ def threshold_figures(results: Thresholds) -> dict[str, Figure]:
 def _students(results: Thresholds, search: Search) -> pd.DataFrame | None:
     """Val oIoU of the trainings whose thresholds lie on a curve of the search."""
     name = ALL_EQUAL if len(search.best) > 1 else next(iter(search.best))
-    points: list[tuple[float, Number]] = [
+    points: list[tuple[float, Interval]] = [
         (t.value, t.students["oIoU"]) for t in results.trained if t.search is search and t.students
     ]
     tuned = next(c.students["val", "oIoU"].best for c in results.comparisons if c.search is search)

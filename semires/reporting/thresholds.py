@@ -16,7 +16,7 @@ from itertools import product
 from semires.config.grid import search_of
 from semires.config.method import Method
 from semires.config.schema import Params
-from semires.evaluation.bootstrap import ImageSums, Interval, confidence_interval, paired_difference
+from semires.evaluation.bootstrap import Interval, confidence_interval, paired_difference
 from semires.reporting.claims import NOT_RUN, verdict_of
 from semires.reporting.definitions import TableRow
 from semires.reporting.records import Records
@@ -25,7 +25,6 @@ from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
 
 METRICS = ("oIoU", "mIoU")
-Number = Interval | Value
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Change:
     None where a run is missing.
     """
 
-    paper: Number | None = None
-    best: Number | None = None
-    difference: Number | None = None
+    paper: Interval | None = None
+    best: Interval | None = None
+    difference: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,7 @@ def compare_thresholds(params: Params, records: Records) -> Thresholds:
     return Thresholds(
         [_comparison(params, selection, key, search) for key, search in found.items()],
         list(_transfers(selection, done)),
-        [
-            trained
-            for search in done
-            if search.on_val and search.of_labels
-            for trained in _trained(params, selection, search)
-        ],
+        [trained for search in done for trained in _trained(params, selection, search)],
     )
 
 
@@ -117,8 +111,12 @@ def _comparison(
     labels = {}
     if search is not None:
         for (part, table), metric in product(search.tables.items(), METRICS):
-            sums = [label_sums([table], at, metric) for at in (search.given, search.best)]
-            labels[part, metric] = _change(sums, selection.samples)
+            paper, best = (label_sums([table], at, metric) for at in (search.given, search.best))
+            labels[part, metric] = Change(
+                confidence_interval([paper], selection.samples),
+                confidence_interval([best], selection.samples),
+                paired_difference([best], [paper], selection.samples),
+            )
     tuned = next(iter(_tuned_methods(params, key)), None)
     names = (_paper_method(params, key.method), tuned)
     splits = [s for s in params.datasets[key.dataset].splits if s != "train"]
@@ -141,15 +139,6 @@ def _students(
         selection.value(paper, *at) if paper else None,
         selection.value(best, *at) if best else None,
         selection.difference((best, paper), *at) if paper and best else None,
-    )
-
-
-def _change(sums: list[ImageSums], samples: int) -> Change:
-    paper, best = sums
-    return Change(
-        confidence_interval([paper], samples),
-        confidence_interval([best], samples),
-        paired_difference([best], [paper], samples),
     )
 
 
@@ -191,14 +180,18 @@ def _transfers(selection: Selection, done: list[Search]) -> Iterator[Transfer]:
         same = [s for s in origins if (s.strategy, s.key.source) == rule]
         for origin in (None, *same):
             sums = label_sums([table], origin.best if origin else target.given, "oIoU")
-            change = _change([paper, sums], selection.samples)
-            assert isinstance(change.best, Interval)
-            assert isinstance(change.difference, Interval)
-            yield Transfer(origin, target, change.best, change.difference)
+            value = confidence_interval([sums], selection.samples)
+            difference = paired_difference([sums], [paper], selection.samples)
+            yield Transfer(origin, target, value, difference)
 
 
 def _trained(params: Params, selection: Selection, search: Search) -> Iterator[Trained]:
-    """The methods that differ from the searched one in their thresholds alone, all equal."""
+    """The methods that differ from the searched one in their thresholds alone, all equal.
+
+    None for a search that is not one of the labels of val.
+    """
+    if not (search.on_val and search.of_labels):
+        return
     key, wanted = search.key, _settings(params.refine[search.key.method], thresholds=False)
     tables = list(search.tables.values())
     found = []
@@ -211,19 +204,17 @@ def _trained(params: Params, selection: Selection, search: Search) -> Iterator[T
     for value, name in sorted(found):
         at = dict.fromkeys(search.given, value)
         row = TableRow(label=name, method=name, source=key.source)
-        numbers = {
-            metric: selection.value(row, key.dataset, key.fraction, "val", metric)
-            for metric in METRICS
-        }
-        labels = {
-            metric: confidence_interval([label_sums(tables, at, metric)], selection.samples)
-            for metric in METRICS
-        }
-        students = {metric: number for metric, number in numbers.items() if number is not None}
+        labels, students = {}, {}
+        for metric in METRICS:
+            sums = label_sums(tables, at, metric)
+            labels[metric] = confidence_interval([sums], selection.samples)
+            number = selection.value(row, key.dataset, key.fraction, "val", metric)
+            if number is not None:
+                students[metric] = number
         yield Trained(search, name, value, labels, students)
 
 
 def where(search: Search) -> str:
     """A search's fraction and, if it did not use val, its images."""
-    text = f"{fraction_name(search.key.fraction)} %"
-    return text if search.on_val else f"{text}, {search.parts['seen']}"
+    images = "" if search.on_val else f", {search.parts['seen']}"
+    return f"{fraction_name(search.key.fraction)} %{images}"

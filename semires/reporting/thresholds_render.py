@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 
 from semires.config.schema import Params
+from semires.evaluation.bootstrap import Interval
 from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN
-from semires.reporting.definitions import display_name
+from semires.reporting.definitions import display_name, section_title
 from semires.reporting.render import (
     CSV_COLUMNS,
     Body,
+    Grid,
     Text,
+    csv_number,
+    csv_of,
     csv_text,
     html_cell,
     md,
     md_note,
     md_table,
-    plain,
     signed,
 )
-from semires.reporting.render_tex import tex_table
 from semires.reporting.searches import Search
 from semires.reporting.selection import Value
 from semires.reporting.style import style_of
@@ -33,27 +32,16 @@ from semires.reporting.thresholds import (
     METRICS,
     Change,
     Comparison,
-    Number,
     Thresholds,
+    Trained,
     Transfer,
     where,
 )
-from semires.runs.key import fraction_name
+from semires.runs.key import RunKey, fraction_name
 
 TITLE = "Tuned thresholds"
 PURPOSE = "whether a search of the thresholds helps, on the labels and on the students"
 _DASH = Text("–")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One readable table: column titles, sections of rows, notes."""
-
-    name: str
-    title: str
-    titles: list[str]
-    sections: Body
-    notes: list[str]
 
 
 def grids(params: Params, results: Thresholds) -> list[Grid]:
@@ -70,13 +58,6 @@ def thresholds_markdown(made: list[Grid]) -> str:
         lines += [*md_table(grid.titles, grid.sections), ""]
         lines += [*(f"- {md_note(note)}" for note in grid.notes), ""]
     return "\n".join(lines)
-
-
-def thresholds_tex(grid: Grid) -> str:
-    """One table for LaTeX."""
-    return tex_table(
-        grid.name.replace("_", "-"), f"{grid.title}.", grid.titles, grid.sections, grid.notes
-    )
 
 
 def thresholds_html(made: list[Grid]) -> str:
@@ -103,14 +84,10 @@ def _comparisons(params: Params, results: Thresholds) -> Grid:
     titles = ["Method", "Metric", "Values", "Labels, seen", "Labels, unseen"]
     titles += [*(f"Student, {split}" for split in splits), "Tuning helps"]
     sections: Body = []
-    for dataset, fraction in dict.fromkeys(
-        (c.key.dataset, c.key.fraction) for c in results.comparisons
-    ):
-        at = (dataset, fraction)
-        here = [c for c in results.comparisons if (c.key.dataset, c.key.fraction) == at]
+    for at in dict.fromkeys(_cell(c.key) for c in results.comparisons):
+        here = (c for c in results.comparisons if _cell(c.key) == at)
         rows = [_row(c, metric, splits) for c in here for metric in METRICS]
-        title = f"{display_name(params, dataset)}, {fraction_name(fraction)} % labelled"
-        sections.append((title, rows))
+        sections.append((section_title(params, *at), rows))
     return Grid("thresholds", TITLE, titles, sections, list(_notes(params, results)))
 
 
@@ -139,7 +116,7 @@ def _change(change: Change | None) -> Text:
     return Text(" → ".join(shown), _difference(change.difference) if change.difference else "")
 
 
-def _difference(number: Number) -> str:
+def _difference(number: Interval) -> str:
     star = " *" if number.low > 0 or number.high < 0 else ""
     return f"{signed(number.value)} [{signed(number.low)}, {signed(number.high)}]{star}"
 
@@ -180,7 +157,7 @@ def _student_values(c: Comparison) -> Iterator[Value]:
 def _gains(results: Thresholds) -> Iterator[str]:
     """How much of the gain of a search on val remains for a search on the labelled images."""
     for t in results.transfers:
-        if t.origin is None or t.origin.on_val or not _same_cell(t.origin, t.target):
+        if t.origin is None or t.origin.on_val or _cell(t.origin.key) != _cell(t.target.key):
             continue
         own = next(o for o in results.transfers if o.target is t.target and o.origin is t.target)
         yield (
@@ -190,8 +167,8 @@ def _gains(results: Thresholds) -> Iterator[str]:
         )
 
 
-def _same_cell(a: Search, b: Search) -> bool:
-    return (a.key.dataset, a.key.fraction) == (b.key.dataset, b.key.fraction)
+def _cell(key: RunKey) -> tuple[str, float]:
+    return key.dataset, key.fraction
 
 
 def _transfers(params: Params, results: Thresholds) -> Grid:
@@ -255,7 +232,7 @@ def _trained(params: Params, results: Thresholds) -> Grid:
     return Grid("thresholds_trained", "Labels and trained students", titles, sections, notes)
 
 
-def _number(number: Number | None) -> Text:
+def _number(number: Interval | None) -> Text:
     if number is None:
         return _DASH
     return Text(f"{number.value:.2f}", f"[{number.low:.2f}, {number.high:.2f}]")
@@ -263,26 +240,23 @@ def _number(number: Number | None) -> Text:
 
 def thresholds_csv(results: Thresholds) -> str:
     """All numbers, one line each, with the columns of the other tables and two more."""
-    out = io.StringIO()
-    columns = [*CSV_COLUMNS, "thresholds", "verdict"]
-    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    for c in results.comparisons:
-        writer.writerows(_comparison_lines(c))
-    for t in results.transfers:
-        writer.writerow(_transfer_line(t))
-    for trained in results.trained:
-        line = {"table": "thresholds_trained", "dataset": trained.search.key.dataset}
-        line |= {"fraction": fraction_name(trained.search.key.fraction), "method": trained.method}
-        line |= {"row": trained.method, "thresholds": f"{trained.value:g}"}
-        for kind, numbers in (("labels", trained.labels), ("students", trained.students)):
-            writer.writerow({**line, "split": f"{kind} val", **_csv_numbers(dict(numbers))})
-    return out.getvalue()
+    lines = [line for c in results.comparisons for line in _comparison_lines(c)]
+    lines += map(_transfer_line, results.transfers)
+    lines += (line for t in results.trained for line in _trained_lines(t))
+    return csv_of([*CSV_COLUMNS, "thresholds", "verdict"], lines)
+
+
+def _csv_start(table: str, key: RunKey, method: str) -> dict[str, str]:
+    return {
+        "table": table,
+        "dataset": key.dataset,
+        "fraction": fraction_name(key.fraction),
+        "method": csv_text(method),
+    }
 
 
 def _comparison_lines(c: Comparison) -> Iterator[dict[str, str]]:
-    start = {"table": "thresholds", "dataset": c.key.dataset, "method": csv_text(c.key.label)}
-    start["fraction"] = fraction_name(c.key.fraction)
+    start = _csv_start("thresholds", c.key, c.key.label)
     best, given = (c.search.best, c.search.given) if c.search else ({}, {})
     places = [("labels", c.labels, part) for part in ("seen", "held_out")]
     places += [("students", c.students, split) for split, metric in c.students if metric == "oIoU"]
@@ -303,29 +277,28 @@ def _comparison_lines(c: Comparison) -> Iterator[dict[str, str]]:
 def _transfer_line(t: Transfer) -> dict[str, str]:
     used = t.origin.best if t.origin else t.target.given
     origin = f"{t.origin.key.dataset}, {where(t.origin)}" if t.origin else "paper"
-    return {
-        "table": "thresholds_transfer", "dataset": t.target.key.dataset,
-        "fraction": fraction_name(t.target.key.fraction), "method": csv_text(t.target.key.label),
-        "row": f"{t.target.key.label}, from {origin}", "split": "labels held_out",
-        "thresholds": _csv_thresholds(used), **_csv_numbers({"oIoU": t.value}),
-    }  # fmt: skip
+    line = _csv_start("thresholds_transfer", t.target.key, t.target.key.label)
+    line |= {"row": f"{t.target.key.label}, from {origin}", "split": "labels held_out"}
+    return line | {"thresholds": _csv_thresholds(used)} | _csv_numbers({"oIoU": t.value})
+
+
+def _trained_lines(t: Trained) -> Iterator[dict[str, str]]:
+    line = _csv_start("thresholds_trained", t.search.key, t.method)
+    line |= {"row": t.method, "thresholds": f"{t.value:g}"}
+    yield line | {"split": "labels val"} | _csv_numbers(t.labels)
+    yield line | {"split": "students val"} | _csv_numbers(t.students)
 
 
 def _csv_thresholds(values: Mapping[str, float]) -> str:
     return " ".join(f"{name}={value:.4f}" for name, value in values.items())
 
 
-def _csv_numbers(numbers: Mapping[str, Number | None]) -> dict[str, str]:
+def _csv_numbers(numbers: Mapping[str, Interval | None]) -> dict[str, str]:
     line = {"metric": "oIoU"}
     for metric, number in numbers.items():
-        if number is None:
-            continue
-        names = ("value", "ci_low", "ci_high") if metric == "oIoU" else (
-            metric, f"{metric}_low", f"{metric}_high"
-        )  # fmt: skip
-        values = (number.value, number.low, number.high)
-        line |= {name: plain(value) for name, value in zip(names, values, strict=True)}
-        line["seeds"] = str(number.seeds if isinstance(number, Value) else 1)
+        if number is not None:
+            line |= csv_number(metric, number)
+            line["seeds"] = str(number.seeds if isinstance(number, Value) else 1)
     if numbers.get("oIoU") is None:
         line["missing"] = NOT_RUN
     return line
