@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from semires.config.schema import Params
@@ -358,13 +359,11 @@ class Judge:
         return float(min(a - b for a, b in zip(left, right, strict=False)))
 
 
-def _curve_differences(
-    left: list[Run], right: list[Run]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _curve_differences(left: list[Run], right: list[Run]) -> NDArray[np.float64]:
     """(S, K): val oIoU of left minus right, by seed and evaluation that all runs have."""
     first, second = (
         pd.DataFrame({run.key.seed: run.history.set_index("step")["val/oIoU"] for run in runs})
         for runs in (left, right)
     )
     seeds = sorted(first.columns.intersection(second.columns))
-    return (first[seeds] - second[seeds]).dropna().to_numpy(np.float64).T
+    return np.asarray((first[seeds] - second[seeds]).dropna(), dtype=np.float64).T
