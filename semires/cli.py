@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semires.errors import SemiresError
-from semires.options import OPTIONS, check_names, check_percent, run_key
-from semires.runs.key import SUPERVISED
+from semires.options import OPTIONS, check_arguments
+from semires.runs.key import SUPERVISED, RunKey
 
 if TYPE_CHECKING:
     from semires.config.schema import Params
-    from semires.runs.key import RunKey
 
 Arguments = argparse.Namespace
 Command = Callable[[Arguments], int | None]
@@ -65,6 +64,7 @@ def _say(line: str, exit_code: int) -> int:
 
 
 def _params(arguments: Arguments) -> Params:
+    """Read the parameters and check the command's arguments against them."""
     from semires import numerics
     from semires.config.load import load_params
 
@@ -76,7 +76,17 @@ def _params(arguments: Arguments) -> Params:
 
         check_grid(params)
         link_raw_data(params)
+    check_arguments(arguments, params)
     return params
+
+
+def _run(arguments: Arguments, params: Params) -> RunKey:
+    """Return the run that the arguments name; without a method it is a burn-in."""
+    method = getattr(arguments, "method", SUPERVISED)
+    source, model = (getattr(arguments, name, None) for name in ("source", "model"))
+    if source == params.proposals.source:
+        source = None
+    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source, model)
 
 
 def enter_project(arguments: Arguments) -> None:
@@ -97,7 +107,6 @@ def enter_project(arguments: Arguments) -> None:
 
 def _generate(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset)
     from semires.data.refscenes import generate
 
     generate(params, arguments.dataset)
@@ -105,7 +114,6 @@ def _generate(arguments: Arguments) -> None:
 
 def _prepare(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset)
     from semires.data.prepare import prepare
 
     prepare(params, arguments.dataset)
@@ -113,8 +121,6 @@ def _prepare(arguments: Arguments) -> None:
 
 def _split(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset)
-    check_percent(arguments.fraction)
     from semires.data.splits import make_split
 
     make_split(params, arguments.dataset, arguments.fraction)
@@ -130,7 +136,6 @@ def _sam(arguments: Arguments) -> None:
 def _propose(arguments: Arguments) -> None:
     params = _params(arguments)
     source = arguments.source or params.proposals.source
-    check_names(params, dataset=arguments.dataset, source=source)
     from semires.errors import ConfigError
     from semires.proposals import propose
 
@@ -149,17 +154,16 @@ def _propose(arguments: Arguments) -> None:
 
 def _burn_in(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset, model=arguments.model)
     from semires.training.burn_in import burn_in
 
-    burn_in(params, run_key(arguments, SUPERVISED), profile=arguments.profile)
+    burn_in(params, _run(arguments, params), profile=arguments.profile)
 
 
 def _mutual(arguments: Arguments) -> None:
-    params, key = _method_key(arguments)
+    params = _params(arguments)
     from semires.training.mutual import mutual
 
-    mutual(params, key)
+    mutual(params, _run(arguments, params))
 
 
 def _tune(arguments: Arguments) -> None:
@@ -170,7 +174,7 @@ def _tune(arguments: Arguments) -> None:
         if given == arguments.all:
             reason = "not with --all" if given else "missing (or give --all)"
             raise ConfigError(f"--{option}: {reason}")
-    params, key = (_params(arguments), None) if arguments.all else _method_key(arguments)
+    params = _params(arguments)
     if arguments.on is not None:
         from semires.config.validate import validate
 
@@ -180,40 +184,19 @@ def _tune(arguments: Arguments) -> None:
     from semires.config.grid import searches
     from semires.tuning.study import tune, tune_all
 
-    if key is None:
+    if arguments.all:
         tune_all(params, searches(params))
     else:
-        tune(params, key)
+        tune(params, _run(arguments, params))
 
 
 def _labels(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset, source=arguments.source)
     from semires.reporting.labels import markdown
     from semires.tuning.labels import write_labels
 
     refs = arguments.refs or params.evaluation.correction_refs
-    key = run_key(arguments, SUPERVISED, _other_source(params, arguments))
-    print(markdown(params, write_labels(params, key, refs)))
-
-
-def _method_key(arguments: Arguments) -> tuple[Params, RunKey]:
-    """Return all parameters, and the run that the arguments name."""
-    params = _params(arguments)
-    check_names(
-        params,
-        dataset=arguments.dataset,
-        method=arguments.method,
-        source=arguments.source,
-        model=arguments.model,
-    )
-    return params, run_key(arguments, arguments.method, _other_source(params, arguments))
-
-
-def _other_source(params: Params, arguments: Arguments) -> str | None:
-    """Return the source that the arguments name, or None for ``proposals.source``."""
-    source: str | None = arguments.source
-    return None if source == params.proposals.source else source
+    print(markdown(params, write_labels(params, _run(arguments, params), refs)))
 
 
 def _report(arguments: Arguments) -> None:
@@ -269,7 +252,6 @@ def _track_sync(arguments: Arguments) -> None:
 
 def _evaluate(arguments: Arguments) -> None:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset)
     from semires.evaluation.checkpoint import evaluate_checkpoint
 
     checkpoint, dataset, split = arguments.checkpoint, arguments.dataset, arguments.split
@@ -297,7 +279,6 @@ def _predict(arguments: Arguments) -> None:
 
 def _rehearse(arguments: Arguments) -> int:
     params = _params(arguments)
-    check_names(params, dataset=arguments.dataset)
     from semires.rehearsal.rehearse import Options, rehearse
 
     names = ("dataset", "stages", "steps", "pictures", "random_weights", "synthetic_data")

@@ -6,15 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from semires.errors import ConfigError
-from semires.runs.key import RunKey
 
 if TYPE_CHECKING:
     from semires.config.schema import Params
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """``A,B`` as a tuple."""
-    return tuple(text.split(","))
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -38,7 +32,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--refs": {"type": int, "metavar": "N", "help": "unlabelled references at most"},
     "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
     "--stages": {
-        "type": _names,
+        "type": lambda text: tuple(text.split(",")),
         "metavar": "A,B",
         "help": "only these stages and those that they need; default: all",
     },
@@ -80,52 +74,28 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-def run_key(arguments: argparse.Namespace, method: str, source: str | None = None) -> RunKey:
-    """Return the run that the arguments and the given names describe.
+def check_arguments(arguments: argparse.Namespace, params: Params) -> None:
+    """Check the names and numbers that a command was given, before any heavy import.
 
     Raises:
-        ConfigError: the seed or the fraction is outside its range.
-    """
-    if not 0 <= arguments.seed < 2**32:
-        raise ConfigError(f"--seed: {arguments.seed} is not between 0 and 2**32")
-    check_percent(arguments.fraction)
-    model = getattr(arguments, "model", None)
-    return RunKey(arguments.dataset, arguments.fraction, method, arguments.seed, source, model)
-
-
-def check_percent(fraction: float) -> None:
-    """Check that a labelled fraction is a percentage.
-
-    Raises:
-        ConfigError: it is not above 0 and up to 100.
-    """
-    if not 0 < fraction <= 100:
-        raise ConfigError(f"--fraction: {fraction:g} is not a percentage above 0 and up to 100")
-
-
-def check_names(
-    params: Params,
-    dataset: str | None = None,
-    method: str | None = None,
-    source: str | None = None,
-    model: str | None = None,
-) -> None:
-    """Check that params.yaml contains the given names, before any heavy import.
-
-    Raises:
-        ConfigError: it does not; the text offers the nearest name.
+        ConfigError: params.yaml lacks a name (the text offers the nearest one), or a number is
+            outside its range.
     """
     from semires.config.messages import require
 
-    given = (
-        (dataset, params.datasets, "--dataset", "datasets"),
-        (method, params.refine, "--method", "refine"),
-        (source, params.proposals.sources, "--source", "proposals.sources"),
-        (model, params.models, "--model", "models"),
-    )
-    for name, known, option, where in given:
-        if name is not None:
+    for option, known, where in (
+        ("dataset", params.datasets, "datasets"),
+        ("method", params.refine, "refine"),
+        ("source", params.proposals.sources, "proposals.sources"),
+        ("model", params.models, "models"),
+    ):
+        if (name := getattr(arguments, option, None)) is not None:
             try:
-                require([name], known, option, where)
+                require([name], known, f"--{option}", where)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+    seed, fraction = getattr(arguments, "seed", None), getattr(arguments, "fraction", None)
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed: {seed} is not between 0 and 2**32")
+    if fraction is not None and not 0 < fraction <= 100:
+        raise ConfigError(f"--fraction: {fraction:g} is not a percentage above 0 and up to 100")
