@@ -81,12 +81,10 @@ def _axes(params: Params, key: RunKey) -> dict[str, Axis]:
         )
     axes["lambda_unsup"] = Axis(0.1, 10.0, params.mutual.lambda_unsup, log=True)
     axes["ema"] = Axis(0.9, 0.9999, params.mutual.ema)
-    return {name: _containing_given(axis) for name, axis in axes.items()}
-
-
-def _containing_given(axis: Axis) -> Axis:
-    """Widen a range so that it contains the given value."""
-    return replace(axis, low=min(axis.low, axis.given), high=max(axis.high, axis.given))
+    return {  # each range contains the given value
+        name: replace(axis, low=min(axis.low, axis.given), high=max(axis.high, axis.given))
+        for name, axis in axes.items()
+    }
 
 
 def suggest(trial: optuna.Trial, axes: Mapping[str, Axis]) -> Point:
@@ -120,33 +118,26 @@ def first_points(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Ta
 
 
 def labels_objective(
-    axes: Mapping[str, Axis], seen: Table, fixed: Mapping[str, float] = MappingProxyType({})
+    axes: Mapping[str, Axis],
+    seen: Table,
+    fixed: Mapping[str, float] = MappingProxyType({}),
+    share: bool = False,
 ) -> Objective:
     """A trial's value is the oIoU (percent) of the refined pseudo-labels.
 
-    ``fixed`` holds the thresholds that are not searched.
+    Args:
+        axes: the thresholds that are searched.
+        seen: the labels.
+        fixed: the thresholds that are not searched.
+        share: the values are the oIoU of the labels that the rule replaces, and their share, both
+            in percent.
     """
 
-    def value(trial: optuna.Trial) -> float:
-        metrics = summarise(seen.outcome({**fixed, **suggest(trial, axes)}), seen.labels)
-        trial.set_user_attr("metrics", metrics)
-        return metrics["oIoU"]
-
-    return value
-
-
-def share_objective(
-    axes: Mapping[str, Axis], seen: Table, fixed: Mapping[str, float] = MappingProxyType({})
-) -> Objective:
-    """A trial's values are the oIoU of the labels that the rule replaces, and their share, percent.
-
-    ``fixed`` holds the thresholds that are not searched.
-    """
-
-    def value(trial: optuna.Trial) -> tuple[float, float]:
+    def value(trial: optuna.Trial) -> float | tuple[float, float]:
         outcome = seen.outcome({**fixed, **suggest(trial, axes)})
-        trial.set_user_attr("metrics", summarise(outcome, seen.labels))
-        return replaced_quality(outcome)
+        metrics = summarise(outcome, seen.labels)
+        trial.set_user_attr("metrics", metrics)
+        return replaced_quality(outcome) if share else metrics["oIoU"]
 
     return value
 

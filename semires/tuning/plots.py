@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +33,24 @@ def draw(result: Result, folder: Path) -> None:
 
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
-        _history(result, folder / "history.png")
-        names = PARTS[result.params.tune.on]
-        given, best = result.at(result.given), result.at(result.best)
-        _save(curves_figure(result.curves, names, given, best), folder / "curves.png")
-        _importances(result, folder / "importances.png")
-        if result.plane is not None:
-            trials = [result.at(trial.params) for trial in result.trials]
-            figure = plane_figure(result.plane, _unit(result), given, best, trials)
-            _save(figure, folder / "plane.png")
-        if result.front is not None:
-            _front(result, result.front, folder / "front.png")
-        if result.params.tune.objective == "training":
-            _slices(result, folder / "slices.png")
+        for name, figure in _plots(result):
+            # Without the metadata, equal content has equal bytes.
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+
+
+def _plots(result: Result) -> Iterator[tuple[str, Figure]]:
+    yield "history", _history(result)
+    names = PARTS[result.params.tune.on]
+    given, best = result.at(result.given), result.at(result.best)
+    yield "curves", curves_figure(result.curves, names, given, best)
+    yield "importances", _importances(result)
+    if result.plane is not None:
+        trials = [result.at(trial.params) for trial in result.trials]
+        yield "plane", plane_figure(result.plane, _unit(result), given, best, trials)
+    if result.front is not None:
+        yield "front", _front(result, result.front)
+    if result.params.tune.objective == "training":
+        yield "slices", _slices(result)
 
 
 def _unit(result: Result) -> str:
@@ -63,11 +68,7 @@ def _figure(columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None})  # the same bytes for the same content
-
-
-def _history(result: Result, path: Path) -> None:
+def _history(result: Result) -> Figure:
     """The value of every trial, and the best one so far."""
     figure, (axes,) = _figure()
     table = result.trial_table.dropna(subset=["value"])
@@ -78,7 +79,7 @@ def _history(result: Result, path: Path) -> None:
         axes.axhline(result.summary["seen"]["paper"]["oIoU"], **PAPER)
     axes.set(xlabel="trial", ylabel=_unit(result))
     axes.legend(frameon=False)
-    _save(figure, path)
+    return figure
 
 
 def curves_figure(
@@ -153,7 +154,7 @@ def plane_figure(
     return figure
 
 
-def _front(result: Result, front: pd.DataFrame, path: Path) -> None:
+def _front(result: Result, front: pd.DataFrame) -> Figure:
     """Quality and share of the replaced labels: every trial, and the front on both parts."""
     figure, (axes,) = _figure()
     table = result.trial_table
@@ -167,10 +168,10 @@ def _front(result: Result, front: pd.DataFrame, path: Path) -> None:
         axes.plot(share, quality, style, ms=8, label=label)
     axes.set(xlabel="labels that are replaced (%)", ylabel="oIoU of replaced labels (%)")
     axes.legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    return figure
 
 
-def _slices(result: Result, path: Path) -> None:
+def _slices(result: Result) -> Figure:
     """The trials' values over each parameter."""
     columns = min(len(result.axes), 3)
     figure, panels = _figure(columns, math.ceil(len(result.axes) / columns))
@@ -185,7 +186,7 @@ def _slices(result: Result, path: Path) -> None:
     panels[0].legend(frameon=False, fontsize=7)
     for panel in panels[len(result.axes) :]:
         panel.set_visible(False)
-    _save(figure, path)
+    return figure
 
 
 def importances(result: Result) -> dict[str, float]:
@@ -200,14 +201,9 @@ def importances(result: Result) -> dict[str, float]:
     if len(result.axes) < 2 or len(completed) < 10:
         return unknown
     study = optuna.create_study(direction="maximize")
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params=t.params, distributions=t.distributions, value=value_of(t)
-            )
-            for t in completed
-        ]
-    )
+    for t in completed:
+        given = {"params": t.params, "distributions": t.distributions, "value": value_of(t)}
+        study.add_trial(optuna.trial.create_trial(**given))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -216,7 +212,7 @@ def importances(result: Result) -> dict[str, float]:
             return unknown
 
 
-def _importances(result: Result, path: Path) -> None:
+def _importances(result: Result) -> Figure:
     figure, (axes,) = _figure()
     shares = importances(result)
     names = sorted(shares, key=lambda name: shares[name])
@@ -226,4 +222,4 @@ def _importances(result: Result, path: Path) -> None:
         axes.text(
             0.5, 0.5, "one parameter, or too few trials", ha="center", transform=axes.transAxes
         )
-    _save(figure, path)
+    return figure

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,23 +80,6 @@ class Outcome:
     matched: Bools
 
 
-class Table(Protocol):
-    """Pseudo-labels and the data to refine them with any thresholds."""
-
-    @property
-    def labels(self) -> Labels:
-        """The pseudo-labels."""
-        ...
-
-    def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
-        """Refine all labels.
-
-        Raises:
-            ConfigError: a threshold is outside [0, 1].
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class ScoreTable:
     """Table for a strategy that is defined by scores.
@@ -121,7 +104,11 @@ class ScoreTable:
     truth: Ints
 
     def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
-        """See :class:`Table`."""
+        """Refine all labels.
+
+        Raises:
+            ConfigError: a threshold is outside [0, 1].
+        """
         taken = np.zeros(len(self.area), dtype=bool)
         for name, score in self.scores.items():
             taken |= score > checked(thresholds[name], name)
@@ -190,7 +177,7 @@ class ChoiceTable:
         return Overlaps(intersections, areas, label_area, probability, total)
 
     def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
-        """See :class:`Table`."""
+        """As :meth:`ScoreTable.outcome`."""
         values = {name: checked(value, name) for name, value in thresholds.items()}
         covered = self._covered_atoms if self.strategy.cover else self._atoms_of_chosen
         pixels = np.zeros((2, len(self.labels)), dtype=np.int64)
@@ -209,6 +196,9 @@ class ChoiceTable:
     def _covered_atoms(self, thresholds: Mapping[str, float]) -> Iterator[tuple[int, Bools]]:
         for r, reference in enumerate(self.references):
             yield r, self.strategy.covered(reference.atoms, thresholds)
+
+
+Table = ScoreTable | ChoiceTable  # pseudo-labels and the data to refine them with any thresholds
 
 
 def checked(value: float, name: str) -> float:

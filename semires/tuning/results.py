@@ -7,7 +7,7 @@ with confidence intervals over images. Differences are paired.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,6 @@ from semires.config.grid import searches
 from semires.config.schema import Params
 from semires.errors import SemiresError
 from semires.evaluation.bootstrap import (
-    ImageSums,
     Interval,
     confidence_interval,
     image_sums,
@@ -150,7 +149,8 @@ class Result:
         summary |= self.params.tune.model_dump(include={"objective", "on"})
         for half, table in self.tables.items():
             outcomes = self.outcomes(half)
-            sums = {name: _sums(table, outcome) for name, outcome in outcomes.items()}
+            images = table.labels.image_ids
+            sums = {n: image_sums(images, o.intersection, o.union) for n, o in outcomes.items()}
             n = self.params.evaluation.bootstrap_samples
             summary[half] = {
                 "refs": len(table.labels),
@@ -162,26 +162,16 @@ class Result:
                     }
                     for name, outcome in outcomes.items()
                 },
-                "best_minus_paper": _difference(
-                    paired_difference([sums["best"]], [sums["paper"]], n)
-                ),
-                "best_minus_untouched": _difference(
-                    paired_difference([sums["best"]], [sums["untouched"]], n)
-                ),
+                **{
+                    f"best_minus_{name}": asdict(paired_difference([sums["best"]], [sums[name]], n))
+                    for name in ("paper", "untouched")
+                },
             }
         return summary
 
 
-def _sums(table: Table, outcome: Outcome) -> ImageSums:
-    return image_sums(table.labels.image_ids, outcome.intersection, outcome.union)
-
-
 def _bounds(interval: Interval) -> dict[str, float]:
     return {"low": interval.low, "high": interval.high}
-
-
-def _difference(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, **_bounds(interval)}
 
 
 def publish(result: Result, report: bool = True) -> None:

@@ -16,6 +16,7 @@ import optuna
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
+from semires import process
 from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.errors import Interrupted, SemiresError
@@ -31,7 +32,6 @@ from semires.tuning.objective import (
     first_points,
     labels_objective,
     paper_grid,
-    share_objective,
     space,
     training_objective,
 )
@@ -39,8 +39,6 @@ from semires.tuning.refined import Table, make_table
 from semires.tuning.results import Result, comparison, publish, value_of
 from semires.tuning.samplers import SeededSampler
 from semires.tuning.storage import default_url, explained, locked, open_storage, sqlite_path
-
-Stop = Callable[[], int | None]  # the exit code of a signal that arrived, if any
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 MADE_FROM = "made_from"  # the study's attribute with the digests of its teacher and data
@@ -124,8 +122,6 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
         SemiresError: burn-in or proposals are missing, or the storage cannot be used.
         Interrupted: a signal arrived between two trials; the next call continues.
     """
-    from semires import process
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     params = resolve(params, key, tuned=False)
     axes = space(params, key)
@@ -137,10 +133,10 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
     if params.tune.objective == "training":
         objective = training_objective(params, key, tables["seen"])
     else:
-        make = share_objective if search.values == 2 else labels_objective
-        objective = make(axes, tables["seen"], params.refine[key.method].threshold_values)
+        fixed = params.refine[key.method].threshold_values
+        objective = labels_objective(axes, tables["seen"], fixed, share=search.values == 2)
     run = run_in_memory if fits_memory(params, search, study) else run_in_storage
-    run(study, search, objective, process.stop_requested)
+    run(study, search, objective)
     with explained(search.url, Exception):
         trials = finished(study)[: search.total]
     result = Result(params, key, axes, parts, tables, trials, search.name, search.url)
@@ -240,9 +236,7 @@ def fits_memory(params: Params, search: Search, study: optuna.Study) -> bool:
         return all(t.state.is_finished() for t in study.get_trials(deepcopy=False))
 
 
-def run_in_memory(
-    study: optuna.Study, search: Search, objective: Objective, stop: Stop = lambda: None
-) -> None:
+def run_in_memory(study: optuna.Study, search: Search, objective: Objective) -> None:
     """Run trials that take less time than a storage needs to record them.
 
     They run in memory and are recorded together. Other processes of the same search wait. A killed
@@ -257,16 +251,14 @@ def run_in_memory(
         memory = optuna.create_study(directions=search.directions, sampler=study.sampler)
         memory.add_trials(known)
         try:
-            optimize(memory, search, objective, stop)
+            optimize(memory, search, objective)
         finally:
             new = memory.get_trials(deepcopy=False, states=DONE)[len(known) :]
             with explained(search.url, Exception):
                 study.add_trials(new)
 
 
-def run_in_storage(
-    study: optuna.Study, search: Search, objective: Objective, stop: Stop = lambda: None
-) -> None:
+def run_in_storage(study: optuna.Study, search: Search, objective: Objective) -> None:
     """Run trials together with any other process of this search.
 
     Raises:
@@ -281,10 +273,10 @@ def run_in_storage(
             raise
 
     with explained(search.url):
-        optimize(study, search, requeued, stop)
+        optimize(study, search, requeued)
 
 
-def optimize(study: optuna.Study, search: Search, objective: Objective, stop: Stop) -> None:
+def optimize(study: optuna.Study, search: Search, objective: Objective) -> None:
     """Run trials until ``search.total`` are done.
 
     Raises:
@@ -301,7 +293,7 @@ def optimize(study: optuna.Study, search: Search, objective: Objective, stop: St
         def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             trials = finished(study)
             show(bar, trials)
-            if len(trials) < search.total and (code := stop()) is not None:
+            if len(trials) < search.total and (code := process.stop_requested()) is not None:
                 raise Interrupted(
                     f"{search.name}: stopped after {len(trials)} of {search.total} trials; "
                     "run the same command to continue",

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import HELPERS
 from helpers.study_worker import AXES, make_search, make_table
 
+from semires import process
 from semires.errors import ConfigError, Interrupted, SemiresError
 from semires.runs.layout import sqlite_url
 from semires.tuning import storage
@@ -185,14 +186,12 @@ def test_interrupt_in_a_trial_queues_it_again(tmp_path):
     assert trials[2].params == calls[2] == calls[3], "the interrupted trial was not run again"
 
 
-def test_a_signal_between_two_trials_keeps_those_that_ended(tmp_path):
+def test_a_signal_between_two_trials_keeps_those_that_ended(tmp_path, monkeypatch):
     search = make_search(sqlite(tmp_path), 9)
     study, looks = studies.open_study(search), iter(range(100))
+    monkeypatch.setattr(process, "stop_requested", lambda: 143 if next(looks) == 3 else None)
     with pytest.raises(Interrupted, match="stopped after 4 of 9 trials; run the same command"):
-        studies.run_in_memory(
-            study, search, lambda trial: suggest(trial, AXES)["threshold_u"],
-            lambda: 143 if next(looks) == 3 else None,
-        )  # fmt: skip
+        studies.run_in_memory(study, search, lambda t: suggest(t, AXES)["threshold_u"])
     assert len(studies.finished(study)) == 4
 
 
