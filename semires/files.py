@@ -244,14 +244,14 @@ def fingerprint(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: str | Path, what: str) -> Iterator[None]:
-    """Hold the lock file ``path``; raise BusyError if another process holds it."""
+def lock(path: str | Path, what: str, timeout: float = 0) -> Iterator[None]:
+    """Hold a lock file; raise BusyError if another process has held it for ``timeout`` seconds."""
     from filelock import FileLock, Timeout
 
     path = Path(path)
     with explain_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file_lock = FileLock(path, timeout=0)
+        file_lock = FileLock(path, timeout=timeout)
         try:
             file_lock.acquire()
         except Timeout:

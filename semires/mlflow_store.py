@@ -25,7 +25,7 @@ from urllib.parse import unquote
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.evaluation.panels import panel_pictures
-from semires.files import atomic_path, read_json, write_bytes
+from semires.files import atomic_path, lock, read_json, write_bytes
 from semires.runs import layout
 from semires.runs.record import RECORD, Provenance, RunRecord, flatten
 
@@ -58,11 +58,8 @@ class Record(NamedTuple):
 @contextlib.contextmanager
 def open_store() -> Iterator[Store]:
     """Lock the store for one process of this project: two would damage a new database."""
-    from filelock import FileLock
-
     path = layout.root() / ".work" / "tracking" / "store.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, timeout=LOCK_S), quiet():
+    with lock(path, "changes to the MLflow store", LOCK_S), quiet():
         yield Store()
 
 

@@ -69,13 +69,10 @@ class TrackedRun:
     def _write(self, status: str) -> None:
         if not self._enabled:
             return
-        from filelock import FileLock
-
         live = {"start": self._start._asdict(), "rows": self._rows, "status": status}
         try:
             if self._sender is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(self._path.with_suffix(".lock"), timeout=WAIT_S)
+                lock = files.lock(self._path.with_suffix(".lock"), "this log", WAIT_S)
                 self._running.enter_context(lock)
             files.write_json(self._path, live, seal=True)
             self._sender = self._sender or _start_sender(self._path)
@@ -141,10 +138,8 @@ def sync() -> str:
     A second call adds nothing. Runs of killed processes are closed as KILLED.
 
     Raises:
-        SemiresError: the current folder is no project, the store cannot be used, or a record is
-            damaged.
+        SemiresError: the store cannot be used, or a record is damaged.
     """
-    layout.require_project()
     try:
         return _sync()
     except SemiresError:

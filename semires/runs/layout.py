@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from semires.errors import ConfigError
 from semires.runs.key import RUNS, RunKey, fraction_name
 
 REPORTS = Path("reports")
@@ -72,21 +71,6 @@ def project_above(files: tuple[str, ...]) -> Path | None:
     if any((here / name).is_file() for name in files):
         return None
     return next((p for p in here.parents if all((p / name).is_file() for name in files)), None)
-
-
-def require_project() -> None:
-    """Refuse a folder that is not the root of a project.
-
-    Raises:
-        ConfigError: it has no ``params.yaml``; the text names the project above it, if any.
-    """
-    here = Path.cwd()
-    if not (here / "params.yaml").is_file():
-        above = next((p for p in here.parents if (p / "params.yaml").is_file()), None)
-        where = f" ({above})" if above else ""
-        raise ConfigError(
-            f"{here}: no params.yaml, so not the root of a project; run it from the root{where}"
-        )
 
 
 def sqlite_url(path: str | Path) -> str:

@@ -16,10 +16,10 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 import sqlalchemy.exc
-from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-from semires.errors import BusyError, ConfigError, SemiresError
+from semires.errors import ConfigError, SemiresError
+from semires.files import lock
 from semires.runs import layout
 
 HEARTBEAT_S = 10
@@ -92,27 +92,15 @@ def _another_version(url: str, text: str) -> str:
     )
 
 
-@contextlib.contextmanager
-def locked(url: str, name: str) -> Iterator[None]:
+def locked(url: str, name: str) -> contextlib.AbstractContextManager[None]:
     """Exclude the other processes of this machine that work on the same search.
 
     Raises:
         BusyError: another process has had the lock for a minute.
-        SemiresError: the lock's folder cannot be made.
+        SemiresError: the lock's file cannot be made.
     """
-    path = sqlite_path(url)
-    folder = path.parent if path is not None else layout.root() / ".work" / "optuna"
-    place = folder / f"{path.name if path else 'study'}-{name}.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(place, timeout=LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        raise BusyError(f"{place}: another process uses it; try again later") from error
-    except OSError as error:
-        if error.filename not in (str(folder), str(place)):
-            raise
-        raise SemiresError(f"{place}: cannot be created: {error.strerror}") from error
+    path = sqlite_path(url) or layout.root() / ".work" / "optuna" / "study"
+    return lock(path.with_name(f"{path.name}-{name}.lock"), "trials", LOCK_TIMEOUT_S)
 
 
 def open_storage(url: str) -> RDBStorage:
