@@ -9,6 +9,7 @@ convolutions over tokens are linear layers here.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from semires.models.weights import State
 
@@ -131,18 +132,22 @@ def split_qkv(state: State) -> State:
     return out
 
 
-def to_ours(published: State) -> State:
+def to_ours(published: State, parts: Mapping[str, Rules] = PARTS) -> State:
     """The published ``model`` entry, without a text encoder, under this project's names and shapes.
 
+    Args:
+        published: the weights.
+        parts: the rules that apply, by prefix.
+
     Raises:
-        ValueError: a name is of none of the published models.
+        ValueError: no rule applies to a name.
     """
     state = {}
     for name, value in split_qkv(published).items():
         if is_derived(name):
             continue
-        part = next((prefix for prefix in PARTS if name.startswith(prefix)), "")
-        ours = rename(name.removeprefix(part), PARTS.get(part, ()))
+        part = next((prefix for prefix in parts if name.startswith(prefix)), "")
+        ours = rename(name.removeprefix(part), parts.get(part, ()))
         if ours is None:
             raise ValueError(f"unknown name {name}")
         state[ours] = value.squeeze(-1) if ours.startswith("fusions.") else value

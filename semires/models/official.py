@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from semires.config.messages import explain
 from semires.config.model import FusedSection, Lavt, Rela
@@ -62,15 +61,9 @@ class Published:
     text: State | None
     args: Any
 
-    @property
-    def is_rela(self) -> bool:
-        """Whether the names are those of GRES's ReLA."""
-        return any(name.startswith(RELA_PART) for name in self.model)
-
-    @property
-    def is_lavt(self) -> bool:
-        """Whether the names are those of LAVT."""
-        return any(name.startswith(LAVT_PART) for name in self.model)
+    def has(self, part: str) -> bool:
+        """Whether a name begins with ``part``."""
+        return any(name.startswith(part) for name in self.model)
 
 
 def load_official(path: str | Path) -> LAVT | ReLA:
@@ -80,38 +73,50 @@ def load_official(path: str | Path) -> LAVT | ReLA:
         WeightsError: the file is missing, damaged, unsafe or of neither model.
     """
     published = read_published(path)
-    if published.is_rela:
-        return rela_of(published)
-    if not published.is_lavt:
+    if published.has(RELA_PART):
+        return load_official_rela(published)
+    if not published.has(LAVT_PART):
         shown = one_line(", ".join([*published.model][:3]), 120) or "nothing"
         raise WeightsError(
             f"{path}: neither a LAVT (`{LAVT_PART}...`) nor a GRES checkpoint (`{RELA_PART}...`): "
             f"its `model` holds {shown}"
         )
-    return lavt_of(published)
+    return load_official_lavt(published)
 
 
-def load_official_lavt(
-    path: str | Path, bert: nn.Module | None = None, fusion_heads: list[int] | None = None
-) -> LAVT:
+def load_official_lavt(path: str | Path | Published, fusion_heads: list[int] | None = None) -> LAVT:
     """A LAVT in eval mode from a published LAVT or SemiRES checkpoint.
 
+    ``bert`` is None if the checkpoint has no ``bert_model``; :meth:`LAVT.encode_text` then raises
+    an error, and :meth:`LAVT.segment` works.
+
     Args:
-        path: the ``.pth`` file.
-        bert: text encoder for a checkpoint without ``bert_model``; without either,
-            :meth:`LAVT.encode_text` raises an error; :meth:`LAVT.segment` works.
+        path: the ``.pth`` file, or its content.
         fusion_heads: PWAM's heads, which cannot be read from shapes; by default the ``mha`` of
             the checkpoint's ``args`` if it has one, else 1 per stage, as published.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe or not a LAVT checkpoint.
     """
-    return lavt_of(read_published(path), bert, fusion_heads)
+    published = read_published(path)
+    heads = fusion_heads or _fusion_heads(published.args, published.where)
+
+    def empty(settings: Lavt, text_encoder: Any) -> LAVT:
+        return LAVT(
+            swin_ops.new_swin(settings.swin), text_encoder, settings.bert.hidden_size,
+            settings.fusion_heads, settings.fusion_dropout, settings.decoder_width,
+        )  # fmt: skip
+
+    with weights_errors(published.where, NO_LAVT):  # wrong sizes or names raise anything
+        sizes = _encoder_sizes(published, heads, None)
+        width = len(published.model["classifier.conv1_4.weight"])
+        sizes |= {"name": "lavt", "decoder_width": width}
+        settings = _settings(Lavt, sizes, f"{published.where}: {NO_LAVT}")
+        return _build(empty, settings, published)
 
 
 def load_official_rela(
-    path: str | Path,
-    bert: nn.Module | None = None,
+    path: str | Path | Published,
     fusion_heads: list[int] | None = None,
     text_heads: int | None = None,
 ) -> ReLA:
@@ -120,28 +125,34 @@ def load_official_rela(
     All sizes are read from the tensors, except those of ``fusion_heads`` and ``text_heads``. The
     published code has one number of heads for both decoders, 4 sampling points and post-norm
     layers. The weight of RLA's language part, ``lang_weight``, is loaded; the published code loses
-    it when it loads a file, and evaluates with 0.
+    it when it loads a file, and evaluates with 0. ``bert`` is None if the checkpoint has no
+    ``text_encoder.*``; :meth:`ReLA.encode_text` then raises an error, and :meth:`ReLA.heads` and
+    :meth:`ReLA.segment` work.
 
     Args:
-        path: the ``.pth`` file.
-        bert: text encoder for a checkpoint without ``text_encoder.*``; without either,
-            :meth:`ReLA.encode_text` raises an error; :meth:`ReLA.heads` and
-            :meth:`ReLA.segment` work.
+        path: the ``.pth`` file, or its content.
         fusion_heads: PWAM's heads; 1 per stage by default, as published.
         text_heads: heads of the checkpoint's BERT; one per 64 channels by default, as published.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe or not a GRES checkpoint.
     """
-    return rela_of(read_published(path), bert, fusion_heads, text_heads)
+    published = read_published(path)
+    with weights_errors(published.where, NO_RELA):
+        sizes = _encoder_sizes(published, fusion_heads or PUBLISHED_HEADS, text_heads)
+        sizes |= _rela_sizes(published.model)
+        settings = _settings(Rela, sizes, f"{published.where}: {NO_RELA}")
+        return _build(ReLA, settings, published)
 
 
-def read_published(path: str | Path) -> Published:
-    """Read a published checkpoint of either model.
+def read_published(path: str | Path | Published) -> Published:
+    """Read a published checkpoint of either model; content that was read already is returned.
 
     Raises:
         WeightsError: the file is missing, damaged or unsafe, or holds no weights.
     """
+    if isinstance(path, Published):
+        return path
     content, where = read_checkpoint(path), str(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         entries = ", ".join(map(str, content)) if isinstance(content, dict) else "no mapping"
@@ -157,40 +168,6 @@ def read_published(path: str | Path) -> Published:
         text = {name.removeprefix("text_encoder."): v for name, v in inside.items()} or None
     text_state = None if text is None else _text_state(plain_names(check_tensors(text, where)))
     return Published(where, model, text_state, content.get("args"))
-
-
-def lavt_of(
-    published: Published, bert: nn.Module | None = None, fusion_heads: list[int] | None = None
-) -> LAVT:
-    """The LAVT of a checkpoint; arguments and errors as :func:`load_official_lavt`."""
-    heads = fusion_heads or _fusion_heads(published.args, published.where)
-
-    def empty(settings: Lavt, text_encoder: Any) -> LAVT:
-        return LAVT(
-            swin_ops.new_swin(settings.swin), text_encoder, settings.bert.hidden_size,
-            settings.fusion_heads, settings.fusion_dropout, settings.decoder_width,
-        )  # fmt: skip
-
-    with weights_errors(published.where, NO_LAVT):  # wrong sizes or names raise anything
-        sizes = _encoder_sizes(published, heads, None)
-        width = len(published.model["classifier.conv1_4.weight"])
-        sizes |= {"name": "lavt", "decoder_width": width}
-        settings = _settings(Lavt, sizes, f"{published.where}: {NO_LAVT}")
-        return _build(empty, settings, published, bert)
-
-
-def rela_of(
-    published: Published,
-    bert: nn.Module | None = None,
-    fusion_heads: list[int] | None = None,
-    text_heads: int | None = None,
-) -> ReLA:
-    """The ReLA of a checkpoint; arguments and errors as :func:`load_official_rela`."""
-    with weights_errors(published.where, NO_RELA):
-        sizes = _encoder_sizes(published, fusion_heads or PUBLISHED_HEADS, text_heads)
-        sizes |= _rela_sizes(published.model)
-        settings = _settings(Rela, sizes, f"{published.where}: {NO_RELA}")
-        return _build(ReLA, settings, published, bert)
 
 
 def _text_state(state: State) -> State:
@@ -243,10 +220,7 @@ def _settings(section: type[Section], sizes: dict[str, Any], where: str) -> Sect
 
 
 def _build(
-    empty: Callable[[Section, Any], Model],
-    settings: Section,
-    published: Published,
-    bert: nn.Module | None,
+    empty: Callable[[Section, Any], Model], settings: Section, published: Published
 ) -> Model:
     """A model in eval mode with the checkpoint's weights.
 
@@ -256,7 +230,6 @@ def _build(
         empty: makes the model of a section and a text encoder.
         settings: the sizes.
         published: the checkpoint.
-        bert: text encoder of the model if the checkpoint has none.
 
     Raises:
         ValueError: the weights do not fit.
@@ -274,8 +247,6 @@ def _build(
         raise ValueError(problem)
     model = new()
     model.load_state_dict(state)
-    if text is None and bert is not None:
-        model.bert = bert
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from semires.errors import WeightsError
-from semires.models.naming import SWIN, is_derived, rename, split_qkv
+from semires.models.naming import SWIN, to_ours
 from semires.models.sources import shipped
 from semires.models.weights import (
     State,
@@ -25,6 +25,7 @@ from semires.models.weights import (
     plain_names,
     read_checkpoint,
     read_safetensors,
+    weights_errors,
 )
 
 TABLE = "relative_position_bias_table"
@@ -87,19 +88,13 @@ def swin_from_microsoft(content: Any, where: str) -> State:
         WeightsError: the file contains no Swin.
     """
     inner = content.get("model", content) if isinstance(content, dict) else content
-    state = {}
-    for name, value in split_qkv(plain_names(check_tensors(inner, where))).items():
-        if is_derived(name):
-            continue
-        ours = rename(name.removeprefix("backbone."), SWIN)
-        if ours is None:
-            raise WeightsError(
-                f"{where}: no published Swin weights: unknown name {one_line(name, 80)!r}"
-            )
-        state[ours.removeprefix("swin.")] = value
-    if not state:
-        raise WeightsError(f"{where}: no published Swin weights: it is empty")
-    return state
+    state = plain_names(check_tensors(inner, where))
+    published = {f"backbone.{name.removeprefix('backbone.')}": v for name, v in state.items()}
+    with weights_errors(where, "no published Swin weights"):
+        ours = to_ours(published, {"backbone.": SWIN})
+        if not ours:
+            raise ValueError("it is empty")
+    return {name.removeprefix("swin."): value for name, value in ours.items()}
 
 
 def fit_tables(state: State, wanted: State) -> State:

@@ -151,8 +151,10 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
     allowed: list[Any] = [argparse.Namespace, *((Ignored, name) for name in IGNORED)]
     with weights_errors(str(path), "damaged or no PyTorch checkpoint"):
         archive = zipfile.is_zipfile(path)
-        if archive and not mmap:
-            _verify_archive(path)
+        if archive and not mmap:  # torch does not verify the checksums
+            with zipfile.ZipFile(path) as content:
+                if (damaged := content.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of {damaged} does not hold")
         try:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(
@@ -160,18 +162,6 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
                 )
         except pickle.UnpicklingError as error:
             raise WeightsError(f"{path}: {_refusal(str(error))}") from error
-
-
-def _verify_archive(path: Path) -> None:
-    """Verify the checksums of a zip archive, which torch does not do.
-
-    Raises:
-        BadZipFile: a checksum is wrong.
-    """
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"the checksum of {damaged} does not hold")
 
 
 def _refusal(message: str) -> str:
