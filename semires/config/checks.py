@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from semires.config.grid import expand, search_of, searches, sources_of
+from semires.config.grid import expand, search_of, searches, sources_of, uses_sam
 from semires.config.messages import require
-from semires.config.schema import SAM_KINDS, Block, Params
+from semires.config.schema import Block, Params
 from semires.runs.key import SUPERVISED, fraction_name
 
 
@@ -144,16 +144,15 @@ def _tuned_names(params: Params) -> None:
 def _weights(params: Params) -> None:
     """Check the weights that the study's sources of proposals need."""
     sam = params.sam
-    kinds = {name: params.proposals.sources[name] for name in sources_of(params)}
-    if any(source.kind in SAM_KINDS for source in kinds.values()):
+    if uses_sam(params):
         tiny = sam.checkpoint.endswith(".safetensors")
         if not sam.checkpoint or tiny != (sam.model == "tiny"):
             raise ValueError(
                 f"sam.checkpoint: {sam.checkpoint!r} is not a checkpoint of sam.model {sam.model}, "
                 "which a proposal source of the study needs"
             )
-    for name, source in kinds.items():
-        key = f"proposals.sources.{name}"
+    for name in sources_of(params):
+        source, key = params.proposals.sources[name], f"proposals.sources.{name}"
         if source.kind in ("transformers", "panoptic") and not source.model:
             raise ValueError(f"{key}.model: no weights are given")
         if source.kind == "segment_anything":

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semires.config.grid import files_of, sources_of, write_grid
+from semires.config.grid import files_of, uses_sam, write_grid
 from semires.config.load import EXTENDS, validate_file
-from semires.config.schema import SAM_KINDS, Params
-from semires.config.validate import read_yaml
+from semires.config.schema import Params
+from semires.config.validate import parse_yaml, read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text
 from semires.runs import layout
@@ -34,7 +34,7 @@ def use(source: str | Path, target: str | Path = "params.yaml") -> str:
     """
     source, target = Path(source), Path(target)
     text = composed(source)
-    params = validate_file(_parse(text), str(source))
+    params = validate_file(parse_yaml(text), str(source))
     lines = [f"{source} is now {target}; `dvc repro` runs its study"]
     if target.is_file() and target.read_bytes() != text.encode():
         before = target.with_name(target.name + ".before")
@@ -60,26 +60,26 @@ def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
     values = read_yaml(path)
     if not isinstance(values, dict) or EXTENDS not in values:
         return path.read_text(encoding="utf-8")
-    changes = _parse(path.read_text(encoding="utf-8"), comments=True)
+    yaml = _with_comments()
+    changes = yaml.load(path.read_text(encoding="utf-8"))
     base = path.parent / str(changes.pop(EXTENDS))
     extending = (*extending, path.resolve())
     if base.resolve() in extending:
         raise ConfigError(f"{path}: extends itself")
-    tree = _parse(composed(base, extending), comments=True)
+    tree = yaml.load(composed(base, extending))
     if not isinstance(tree, dict):
         raise ConfigError(f"{base}: does not contain a mapping of parameters")
     _merge(tree, changes)
     buffer = io.StringIO()
-    _yaml(comments=True).dump(tree, buffer)
+    yaml.dump(tree, buffer)
     head = f"# {path.name}, composed with {base.name} by `semires use`.\n"
     return head + buffer.getvalue()
 
 
-def _yaml(comments: bool) -> Any:
+def _with_comments() -> Any:
+    """A parser and writer of YAML that preserves comments."""
     from ruamel.yaml import YAML
 
-    if not comments:
-        return YAML(typ="safe", pure=True)
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 1000  # do not wrap lines
@@ -87,10 +87,6 @@ def _yaml(comments: bool) -> Any:
         type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     return yaml
-
-
-def _parse(text: str, comments: bool = False) -> Any:
-    return _yaml(comments).load(text)
 
 
 def _merge(tree: Any, changes: dict[str, Any]) -> None:
@@ -104,8 +100,7 @@ def _merge(tree: Any, changes: dict[str, Any]) -> None:
 
 def missing_files(params: Params) -> Iterator[str]:
     """Yield a line for each missing file or folder that the parameters name, with its key."""
-    sources = params.proposals.sources
-    if any(sources[name].kind in SAM_KINDS for name in sources_of(params)):
+    if uses_sam(params):
         yield from _absent("sam.checkpoint", params.sam.checkpoint)
     for key, source in files_of(params).items():
         yield from _absent(key, source, hub=True)
@@ -169,7 +164,7 @@ def untracked_inputs(params: Params) -> Iterator[str]:
         for name in params.prepared
         if name not in params.study.generated
     ]
-    if any(params.proposals.sources[n].kind in SAM_KINDS for n in sources_of(params)):
+    if uses_sam(params):
         inputs.append(params.sam.checkpoint)
     for path in inputs:
         place = Path(path)

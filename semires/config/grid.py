@@ -13,8 +13,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from semires.config.model import ModelSection
-from semires.config.schema import Block, Params
+from semires.config.schema import SAM_KINDS, Block, Params
 from semires.errors import ConfigError
 from semires.files import write_text
 from semires.runs import layout
@@ -78,21 +77,20 @@ def sources_of(params: Params) -> list[str]:
     return list(dict.fromkeys([params.proposals.source, *(k.source for k in keys if k.source)]))
 
 
-def models_of(params: Params) -> dict[str, ModelSection]:
-    """Return the sections of the networks that the study uses, by their keys in params.yaml."""
-    keys = [*expand(params), *searches(params)]
-    others = list(dict.fromkeys(key.model for key in keys if key.model is not None))
-    named = {f"models.{name}.model": params.models[name].model for name in others}
-    return {"model": params.model, **named}
+def uses_sam(params: Params) -> bool:
+    """Return whether a proposal source of the study uses the checkpoint of ``sam``."""
+    sources = params.proposals.sources
+    return any(sources[name].kind in SAM_KINDS for name in sources_of(params))
 
 
 def files_of(params: Params) -> dict[str, str]:
-    """Return the files, folders and hub ids that these networks read, by parameter key."""
-    return {
-        f"{where}{key.removeprefix('model')}": source
-        for where, section in models_of(params).items()
-        for key, source in section.files().items()
-    }
+    """Return the files, folders and hub ids that the study's networks read, by parameter key."""
+    files = params.model.files()
+    for name in dict.fromkeys(key.model for key in [*expand(params), *searches(params)]):
+        if name is not None:
+            others = params.models[name].model.files()
+            files |= {f"models.{name}.{key}": source for key, source in others.items()}
+    return files
 
 
 def stages(params: Params) -> dict[str, dict[str, Item]]:

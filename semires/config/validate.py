@@ -13,13 +13,19 @@ from semires.config.schema import Params
 from semires.errors import ConfigError
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML 1.2 with the safe loader; `1e-4` is a number, as in DVC."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def read_yaml(path: str | Path) -> Any:
-    """Parse YAML 1.2 with the safe loader; `1e-4` is a number, as in DVC.
+    """Parse a YAML file.
 
     Raises:
         ConfigError: the file is missing or not valid YAML.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     path = Path(path)
@@ -28,7 +34,7 @@ def read_yaml(path: str | Path) -> Any:
             f"{path}: no such file; run this in a clone of the repository, or give --params FILE"
         )
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError, TypeError, LookupError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
