@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,9 @@ class Row:
 
 def write_shard(path: str | Path, rows: list[Row]) -> str:
     """Write one shard atomically and return its SHA-256."""
-    table = pd.DataFrame(
-        {
-            "image_id": np.array([row.image_id for row in rows], np.int64),
-            "height": np.array([row.height for row in rows], np.int32),
-            "width": np.array([row.width for row in rows], np.int32),
-            "n": np.array([row.n for row in rows], np.int32),
-            "partition": pd.Series([row.partition for row in rows], dtype=object),
-            "predicted_iou": pd.Series([row.predicted_iou for row in rows], dtype=object),
-            "stability": pd.Series([row.stability for row in rows], dtype=object),
-        }
-    )
-    files.write_parquet(path, table)
+    table = pd.DataFrame(map(vars, rows), columns=[field.name for field in fields(Row)])
+    numbers = {"image_id": np.int64, "height": np.int32, "width": np.int32, "n": np.int32}
+    files.write_parquet(path, table.astype(numbers))
     return files.sha256_file(path)
 
 
@@ -88,7 +79,6 @@ class ProposalCache:
         self.manifest: dict[str, Any] = _checked_manifest(manifest)
         self._memory_bytes = memory_bytes
         self._shards: OrderedDict[int, dict[int, bytes]] = OrderedDict()
-        self._sizes: dict[int, int] = {}
         self._shard_of: dict[int, int] = {}
         for index, shard in enumerate(self.manifest["shards"]):
             ids = read_shard(self.folder / shard["file"], shard["sha256"], ["image_id"])["image_id"]
@@ -134,10 +124,10 @@ class ProposalCache:
         table = read_shard(self.folder / shard["file"], shard["sha256"], ["image_id", "partition"])
         found = dict(zip(table["image_id"].tolist(), table["partition"].tolist(), strict=True))
         self._shards[index] = found
-        self._sizes[index] = sum(map(len, found.values()))
-        while len(self._shards) > 1 and sum(self._sizes.values()) > self._memory_bytes:
-            oldest, _ = self._shards.popitem(last=False)
-            del self._sizes[oldest]
+        size = sum(len(part) for shard in self._shards.values() for part in shard.values())
+        while len(self._shards) > 1 and size > self._memory_bytes:
+            _, oldest = self._shards.popitem(last=False)
+            size -= sum(map(len, oldest.values()))
         return found
 
 

@@ -8,7 +8,6 @@ with `weights_only`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,23 +21,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published file. Its name contains the first digits of its MD5, not of its SHA-256."""
-
-    name: str
-    sha256: str
-
-
+# The published files and their SHA-256. The names contain the first digits of the MD5.
 PUBLISHED = {
-    "vit_b": Published(
-        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    "vit_b": (
+        "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
-    "vit_l": Published(
-        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    "vit_l": (
+        "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
-    "vit_h": Published(
-        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    "vit_h": (
+        "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
 }
 TINY_FILE = "tiny_sam.safetensors"
@@ -76,8 +71,8 @@ def prepare_checkpoint(params: Params) -> None:
     settings = params.sam
     path = _find(settings.model, Path(settings.checkpoint))
     sha256 = files.sha256_file(path)
-    known = PUBLISHED.get(settings.model)
-    expected = settings.sha256 or (known.sha256 if known else None)
+    _, published = PUBLISHED.get(settings.model, ("", None))
+    expected = settings.sha256 or published
     if expected is not None and sha256 != expected.lower():
         raise WeightsError(
             f"{path}: SHA-256 is {sha256}, not {expected.lower()}: an incomplete download or "
@@ -96,28 +91,28 @@ def prepare_checkpoint(params: Params) -> None:
 
 
 def _find(model: str, path: Path) -> Path:
-    known = PUBLISHED.get(model)
-    if known is not None and path.is_dir():
-        path = path / known.name
+    name, _ = PUBLISHED.get(model, ("", None))
+    if path.is_dir():
+        path = path / name
     if path.is_file():
         return path
-    if known is None:
+    if not name:
         raise WeightsError(
             f"{path}: no such file; the tiny SAM's weights come with the project: "
             f"restore them with `git checkout -- {path}`"
         )
     raise WeightsError(
-        f"{path}: no such file; download {known.name}, listed under Model Checkpoints in "
+        f"{path}: no such file; download {name}, listed under Model Checkpoints in "
         f"github.com/facebookresearch/segment-anything, to {path}"
     )
 
 
-def checkpoint_sha256(folder: str | Path = layout.SAM) -> str:
-    """Return the SHA-256 of the checkpoint that ``folder/sam.json`` describes."""
-    return str(_read_record(Path(folder))["sha256"])
+def checkpoint_sha256() -> str:
+    """Return the SHA-256 of the checkpoint that ``sam/sam.json`` describes."""
+    return str(_read_record(layout.SAM)["sha256"])
 
 
-def load_sam(folder: str | Path = layout.SAM, verify: bool = True) -> Sam:
+def load_sam(folder: str | Path = layout.SAM) -> Sam:
     """Load the model that ``folder/sam.json`` describes, on the CPU, in eval mode.
 
     Raises:
@@ -131,7 +126,7 @@ def load_sam(folder: str | Path = layout.SAM, verify: bool = True) -> Sam:
         raise WeightsError(
             f"{path}: no such file, although {folder}/sam.json names it; run the stage sam again"
         )
-    if verify and files.sha256_file(path) != record["sha256"]:
+    if files.sha256_file(path) != record["sha256"]:
         raise CorruptCacheError(f"{path}: changed since the stage sam verified it; run it again")
     return read_sam(record["model"], path)
 

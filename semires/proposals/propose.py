@@ -346,7 +346,11 @@ def _publish(job: Job) -> None:
         files.write_json(folder / "manifest.json", manifest, seal=True)
         quality = _quality(job, ProposalCache(folder))
         files.write_json(folder / "quality.json", quality, seal=True)
-    _say(job, n_images, manifest["proposals_per_image"], quality)
+    line = f"propose {job.dataset} {job.source}: {n_images} images, "
+    line += f"{manifest['proposals_per_image']:.1f} proposals each"
+    if val := quality.get("val"):
+        line += f"; val: best IoU {val['best_iou']:.3f}, {100 * val['over_half']:.1f} % over 0.5"
+    print(line)
 
 
 def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
@@ -375,11 +379,3 @@ class _Originals:
         from semires.data.pictures import read_image
 
         return read_image(self._folder / self._files[image_id])
-
-
-def _say(job: Job, images: int, per_image: float, quality: dict[str, dict[str, float]]) -> None:
-    line = f"propose {job.dataset} {job.source}: {images} images, {per_image:.1f} proposals each"
-    if "val" in quality:
-        val = quality["val"]
-        line += f"; val: best IoU {val['best_iou']:.3f}, {100 * val['over_half']:.1f} % over 0.5"
-    print(line)

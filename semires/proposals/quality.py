@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from semires.errors import DataError
 from semires.proposals.cache import ProposalCache
 from semires.proposals.prompted import PromptedImages
 from semires.refine.partition import Partition
@@ -37,9 +36,6 @@ def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, floa
     Returns:
         ``best_iou`` (mean) and ``over_half`` (share of objects with a best IoU above 0.5), both in
         0..1, and ``proposals_per_image``, the mean over the images of ``refs``.
-
-    Raises:
-        DataError: a mask and its image's proposals have different sizes.
     """
     best: list[float] = []
     counts: list[int] = []
@@ -47,7 +43,7 @@ def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, floa
         partition = cache[int(image_id)]
         height, width = np.asarray(partition.atoms).shape
         counts.append(len(partition.members))
-        truths = [_decode(counts_, height, width, int(image_id)) for counts_ in group["mask"]]
+        truths = [_decode(counts_, height, width) for counts_ in group["mask"]]
         best.extend(best_ious(partition, np.stack(truths)).tolist())
     values = np.array(best)
     return {
@@ -75,7 +71,7 @@ def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, fl
     for image_id, group in refs.groupby("image_id", sort=False):
         image = images[int(image_id)]
         for counts_ in group["mask"]:
-            truth = _decode(counts_, *image.shape, int(image_id))
+            truth = _decode(counts_, *image.shape)
             partition = image.prompt(truth, truth.astype(np.float32))
             counts.append(len(partition))
             best.append(float(best_ious(partition, truth[None])[0]))
@@ -87,11 +83,6 @@ def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, fl
     }
 
 
-def _decode(counts: str, height: int, width: int, image_id: int) -> NDArray[np.bool_]:
+def _decode(counts: str, height: int, width: int) -> NDArray[np.bool_]:
     mask = coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")})
-    if mask.shape != (height, width):
-        raise DataError(
-            f"image {image_id}: the mask is {mask.shape[0]}x{mask.shape[1]}, but the proposals are "
-            f"{height}x{width} (height x width)"
-        )
     return np.asarray(mask, dtype=bool)

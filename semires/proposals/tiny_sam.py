@@ -22,14 +22,7 @@ from torch import nn
 IMAGE_PX = 96  # the longer side is resized to this size (ViT-H: 1024)
 PATCH_PX = 8
 GRID = IMAGE_PX // PATCH_PX  # tokens per side; mask logits have 4 * GRID pixels per side
-ENCODER_WIDTH = 96
-ENCODER_DEPTH = 4
-ENCODER_HEADS = 4
-USE_REL_POS = True
 PROMPT_WIDTH = 64
-DECODER_DEPTH = 2
-DECODER_HEADS = 4
-DECODER_MLP = 128
 MASKS_PER_POINT = 2  # whole and part; the published SAM models have three
 
 
@@ -42,13 +35,13 @@ def build_tiny_sam() -> Sam:
     encoder = ImageEncoderViT(
         img_size=IMAGE_PX,
         patch_size=PATCH_PX,
-        embed_dim=ENCODER_WIDTH,
-        depth=ENCODER_DEPTH,
-        num_heads=ENCODER_HEADS,
+        embed_dim=96,
+        depth=4,
+        num_heads=4,
         mlp_ratio=3.0,
         out_chans=PROMPT_WIDTH,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=USE_REL_POS,
+        use_rel_pos=True,
     )
     prompts = PromptEncoder(
         embed_dim=PROMPT_WIDTH,
@@ -59,10 +52,10 @@ def build_tiny_sam() -> Sam:
     decoder = MaskDecoder(
         transformer_dim=PROMPT_WIDTH,
         transformer=TwoWayTransformer(
-            depth=DECODER_DEPTH,
+            depth=2,
             embedding_dim=PROMPT_WIDTH,
-            num_heads=DECODER_HEADS,
-            mlp_dim=DECODER_MLP,
+            num_heads=4,
+            mlp_dim=128,
         ),
         num_multimask_outputs=MASKS_PER_POINT,
         iou_head_hidden_dim=PROMPT_WIDTH,
