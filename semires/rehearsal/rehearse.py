@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from semires.config.compose import link_raw_data
-from semires.config.grid import searches, sources_of
+from semires.config.grid import searches, sources_of, uses_sam
 from semires.config.messages import require
 from semires.config.resolve import resolve
-from semires.config.schema import SAM_KINDS, Params
+from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.data.refscenes import generate
@@ -33,6 +33,7 @@ from semires.rehearsal.weights import random_weights
 from semires.runs.key import SUPERVISED, RunKey
 from semires.training.burn_in import burn_in
 from semires.training.mutual import mutual
+from semires.tuning.study import tune
 
 # The stages, in order, with those that they need.
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -147,7 +148,7 @@ class Rehearsal:
             place = self.params.datasets[self.dataset]
             _require(measure(self.whole, synthetic.write_annotations, place, counts))
         if options.random_weights:
-            made = _require(measure(self.whole, random_weights, self.params, self._uses_sam))
+            made = _require(measure(self.whole, random_weights, self.params, uses_sam(self.params)))
             self.params = validate(made.value)
         self._link(self.whole, self.workspace)
         for folder in (self.pictures, self.few):
@@ -161,11 +162,6 @@ class Rehearsal:
             params = params.model_copy(update={"study": study})
         with contextlib.chdir(folder):
             link_raw_data(params, source)
-
-    @property
-    def _uses_sam(self) -> bool:
-        sources = self.params.proposals.sources
-        return any(sources[name].kind in SAM_KINDS for name in sources_of(self.params))
 
     def _run(
         self, label: str, folder: Path, work: Callable[..., Any], *arguments: Any
@@ -221,7 +217,7 @@ class Rehearsal:
         params, dataset, options = self.params, self.dataset, self.options
         if "propose" in self.wanted and self._is_good("split"):
             self._cut(self.pictures, projects.cut_pictures, self.whole, options.pictures)
-        if self._uses_sam:
+        if uses_sam(self.params):
             self._whole(self._run("sam", self.pictures, prepare_checkpoint, params))
         one = params.runtime.model_copy(update={"processes": 1})
         alone = params.model_copy(update={"runtime": one})
@@ -229,9 +225,9 @@ class Rehearsal:
             row = self._run(
                 f"propose {source}", self.pictures, stages.propose_some, alone, dataset, source
             )
-            if row is None or row.measured.fault:
+            if row is None or row.measured.fault or self.counts is None:
                 continue
-            settings, images = params.proposals.sources[source], _images(self.counts)
+            settings, images = params.proposals.sources[source], self.counts.images
             processes = measure(self.pictures, process_count, params, settings).value
             seconds = Spread.of(row.measured.value["seconds"])
             hours = seconds and seconds.times(images / processes / 3600)
@@ -272,7 +268,7 @@ class Rehearsal:
         starts = dict.fromkeys(self._start_of(key) for key in self.runs)
         for key in starts:
             own = [r for r in self.runs if r.method == SUPERVISED and self._start_of(r) == key]
-            row = self._run(_label("burn_in", key), few, stages.train_some, params, key, burn_in)
+            row = self._run(f"burn_in {key.label}", few, stages.train_some, params, key, burn_in)
             batch = resolve(params, key).burn_in.batch_size
             self._trained(row, key, own, forecast.burn_in_samples, batch)
         mixed = [key for key in self.runs if key.method != SUPERVISED]
@@ -280,7 +276,7 @@ class Rehearsal:
         for group in dict.fromkeys(map(self._group_of, mixed)):
             own = [run for run in mixed if self._group_of(run) == group]
             key = replace(own[0], fraction=self.fraction, seed=self.seed, source=None)
-            row = self._run(_label("mutual", key), few, stages.train_some, params, key, mutual)
+            row = self._run(f"mutual {key.label}", few, stages.train_some, params, key, mutual)
             per_step = forecast.samples_per_step(resolve(params, key), key.method)
             per_step //= params.runtime.accumulate
             samples.append(self._trained(row, key, own, forecast.mutual_samples, per_step))
@@ -308,7 +304,7 @@ class Rehearsal:
         params, few, counts = self._few, self.few, self.counts
         expression: Spread | None = None
         for key in starts:
-            row = self._run(_label("evaluation", key), few, stages.evaluate_some, params, key)
+            row = self._run(f"evaluation {key.label}", few, stages.evaluate_some, params, key)
             if row is None or row.measured.fault or counts is None:
                 continue
             expression = Spread.of(row.measured.value)
@@ -319,21 +315,13 @@ class Rehearsal:
         found = [key for key in searches(self.params) if key.dataset == self.dataset]
         if found:
             key = replace(found[0], fraction=self.fraction, seed=self.seed, source=None)
-            row = self._run(_label("tune", key), few, stages.tune_some, params, key)
+            row = self._run(f"tune {key.label}", few, tune, params, key, False)
             if counts is not None and expression is not None:
                 tuned = forecast.tune_hours(
                     self._resolved(found[0]), counts, len(found), expression, sample
                 )
                 self._fill(row, hours=tuned)
         self._run("report", few, stages.report_some, params, self.workspace)
-
-
-def _label(stage: str, key: RunKey) -> str:
-    return f"{stage} {key.label}"
-
-
-def _images(counts: Counts | None) -> int:
-    return 0 if counts is None else counts.images
 
 
 def _require(found: Measured) -> Measured:
@@ -349,11 +337,8 @@ def _require(found: Measured) -> Measured:
 
 def _with_needs(names: Iterable[str]) -> set[str]:
     """The stages and all stages that they need."""
-    wanted: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted:
-            wanted.add(name)
-            waiting += NEEDS[name]
+    wanted = set(names)
+    for stage in reversed(NEEDS):
+        if stage in wanted:
+            wanted.update(NEEDS[stage])
     return wanted

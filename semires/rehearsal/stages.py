@@ -50,7 +50,7 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
     """The stage `propose` for the images of the current project, in this process.
 
     Returns:
-        ``seconds`` of each image, ``gib`` of disk per image, ``masks`` per image.
+        ``seconds`` of each image, ``gib`` of disk per image.
     """
     from semires import files
     from semires.proposals.propose import propose
@@ -63,11 +63,7 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
     propose(params, dataset, source)
     folder = layout.proposals(dataset, source)
     manifest = files.read_json(folder / "manifest.json")
-    return {
-        "seconds": seconds,
-        "gib": size_gib(folder) / manifest["n_images"],
-        "masks": manifest["proposals_per_image"],
-    }
+    return {"seconds": seconds, "gib": size_gib(folder) / manifest["n_images"]}
 
 
 @contextlib.contextmanager
@@ -118,13 +114,6 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
         table = context.evaluate(model, samples)
         seconds.append((time.perf_counter() - started) / len(table))
     return seconds[1:]
-
-
-def tune_some(params: Params, key: RunKey) -> None:
-    """The stage `tune` for a few trials."""
-    from semires.tuning.study import tune
-
-    tune(params, key, report=False)
 
 
 def report_some(params: Params, workspace: Path) -> None:
