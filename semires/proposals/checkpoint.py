@@ -107,9 +107,9 @@ def _find(model: str, path: Path) -> Path:
     )
 
 
-def checkpoint_sha256() -> str:
-    """Return the SHA-256 of the checkpoint that ``sam/sam.json`` describes."""
-    return str(_read_record(layout.SAM)["sha256"])
+def checkpoint_sha256(folder: str | Path = layout.SAM) -> str:
+    """Return the SHA-256 of the checkpoint that ``folder/sam.json`` describes."""
+    return str(_read_record(Path(folder))["sha256"])
 
 
 def load_sam(folder: str | Path = layout.SAM) -> Sam:
