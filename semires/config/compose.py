@@ -60,18 +60,18 @@ def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
     values = read_yaml(path)
     if not isinstance(values, dict) or EXTENDS not in values:
         return path.read_text(encoding="utf-8")
-    yaml = _with_comments()
-    changes = yaml.load(path.read_text(encoding="utf-8"))
+    editor = _with_comments()
+    changes = editor.load(path.read_text(encoding="utf-8"))
     base = path.parent / str(changes.pop(EXTENDS))
     extending = (*extending, path.resolve())
     if base.resolve() in extending:
         raise ConfigError(f"{path}: extends itself")
-    tree = yaml.load(composed(base, extending))
+    tree = editor.load(composed(base, extending))
     if not isinstance(tree, dict):
         raise ConfigError(f"{base}: does not contain a mapping of parameters")
     _merge(tree, changes)
     buffer = io.StringIO()
-    yaml.dump(tree, buffer)
+    editor.dump(tree, buffer)
     head = f"# {path.name}, composed with {base.name} by `semires use`.\n"
     return head + buffer.getvalue()
 

@@ -39,7 +39,7 @@ TOKENS = 120  # of the golden checkpoints
 def parameters(**bert: Any) -> Params:
     tree = load_params(ROOT / "experiments/demo.yaml").model_dump()
     place = {**tree["datasets"]["refscenes"], "root": ".", "dataset": "refcoco", "split_by": "unc"}
-    tree["datasets"]["refscenes"] = place | {"images": "images", "splits": ["train", "val"]}
+    tree["datasets"] = {"refscenes": place | {"images": "images", "splits": ["train", "val"]}}
     tree["model"]["bert"] |= {"pretrained": None, "vocabulary": "vocab.txt", **bert}
     tree["data"] |= {"image_size": 64, "max_tokens": 12}
     tree["runtime"]["workers"] = 0

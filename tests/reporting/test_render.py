@@ -122,9 +122,9 @@ def test_tex_text_has_no_live_special_character(text):
     assert out.isascii()
     bare = out
     for known in ("\\textbackslash{}", "\\textasciitilde{}", "\\textasciicircum{}",
-                  "\\textbar{}", "$\\pm$", "$\\bullet$", "$\\times$", "$\\geq$", "$-$", "$<$",
-                  "$>$", "$^{*}$", "\\&", "\\%", "\\$", "\\#", "\\_", "\\{", "\\}", "{[}", "{]}",
-                  "-{}-"):  # fmt: skip
+                  "\\textbar{}", "$\\pm$", "$\\bullet$", "$\\times$", "$\\geq$", "$\\to$",
+                  "$-$", "$<$", "$>$", "$^{*}$", "\\&", "\\%", "\\$", "\\#", "\\_", "\\{",
+                  "\\}", "{[}", "{]}", "-{}-"):  # fmt: skip
         bare = bare.replace(known, "")
     assert not set(bare) & set("\\&%$#_{}~^")
 
