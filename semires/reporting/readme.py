@@ -77,7 +77,7 @@ def _results() -> str:
     folder = _report()
     lines = [line for line in _lines(folder / "main.csv") if line["split"] == SPLIT]
     parts = [_claims_line(folder)]
-    for dataset in dict.fromkeys(line["dataset"] for line in lines):
+    for dataset in dict.fromkeys(line["dataset"] for line in lines if line["value"]):
         parts.append(_compact(dataset, [line for line in lines if line["dataset"] == dataset]))
     figure = folder / "figure1.png"
     parts.append(f"![Overall IoU against hours of labelling, ours and the paper's]({figure})")
