@@ -93,7 +93,7 @@ def _compact(dataset: str, found: list[Line]) -> str:
         for method, title in ROWS.items()
     ]
     lines = pipe_table([f"{name}, {SPLIT}", *(f"{f} %" for f in fractions)], rows)
-    seeds = sorted({line["seeds"] for line in found if line["seeds"]})
+    seeds = sorted({n["seeds"] for n in found if n["seeds"] and n["method"] in ROWS})
     over = f"{' or '.join(seeds)} seed{'s' * (seeds != ['1'])}"
     deviation = "" if seeds == ["1"] else " ± standard deviation"
     note = f"Overall IoU in percent by labelled fraction, mean{deviation} over {over}."
