@@ -42,6 +42,7 @@ def test_rows_without_a_paper_value_are_those_the_paper_lacks(definitions):
     assert empty == {
         ("main", "Supervised, as long as mutual learning"),
         *(("main", f"SemiRES ({name}), tuned") for name in ("IOM", "CPI", "CPI-U")),
+        ("main", "SemiRES (CPI-U), tuned PWA"),
         ("table8", "SemiRES, Felzenszwalb"),
         ("table8", "SemiRES, SAM prompted with the label"),
     }
