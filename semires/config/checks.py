@@ -9,7 +9,7 @@ import math
 
 from semires.config.grid import expand, search_of, searches, sources_of, uses_sam
 from semires.config.messages import require
-from semires.config.schema import Block, Params
+from semires.config.schema import Block, HubSource, Params
 from semires.runs.key import SUPERVISED, fraction_name
 
 
@@ -153,7 +153,7 @@ def _weights(params: Params) -> None:
             )
     for name in sources_of(params):
         source, key = params.proposals.sources[name], f"proposals.sources.{name}"
-        if source.kind in ("transformers", "panoptic") and not source.model:
+        if isinstance(source, HubSource) and not source.model:
             raise ValueError(f"{key}.model: no weights are given")
         if source.kind == "segment_anything":
             factor, side = source.crop_n_points_downscale_factor, source.points_per_side

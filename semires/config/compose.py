@@ -14,7 +14,7 @@ from typing import Any
 
 from semires.config.grid import files_of, uses_sam, write_grid
 from semires.config.load import EXTENDS, validate_file
-from semires.config.schema import Params
+from semires.config.schema import HubSource, Params
 from semires.config.validate import parse_yaml, read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text
@@ -107,9 +107,9 @@ def missing_files(params: Params) -> Iterator[str]:
     for name in params.prepared:
         place = params.datasets[name]
         if name not in params.study.generated:
-            root = Path(place.root) / place.dataset
-            yield from _absent(f"datasets.{name}.root", f"{root}/instances.json")
-            yield from _absent(f"datasets.{name}.root", f"{root}/refs({place.split_by}).p")
+            folder = Path(place.annotations)
+            yield from _absent(f"datasets.{name}.root", f"{folder}/instances.json")
+            yield from _absent(f"datasets.{name}.root", f"{folder}/refs({place.split_by}).p")
             yield from _absent(f"datasets.{name}.images", place.images)
         for fraction, path in place.labelled_lists.items():
             yield from _absent(f"datasets.{name}.labelled_lists.{fraction}", path)
@@ -148,19 +148,19 @@ def _raw_paths(params: Params) -> Iterator[str]:
     for name in params.prepared:
         if name not in params.study.generated:
             place = params.datasets[name]
-            yield from (f"{place.root}/{place.dataset}", place.images)
+            yield from (place.annotations, place.images)
             yield from place.labelled_lists.values()
     yield params.sam.checkpoint
     yield from files_of(params).values()
     for source in params.proposals.sources.values():
-        if source.kind in ("transformers", "panoptic") and source.model:
+        if isinstance(source, HubSource) and source.model:
             yield source.model
 
 
 def untracked_inputs(params: Params) -> Iterator[str]:
     """Yield a hint for each input that `dvc exp run --queue` and `--temp` would not find."""
     inputs = [
-        f"{params.datasets[name].root}/{params.datasets[name].dataset}"
+        params.datasets[name].annotations
         for name in params.prepared
         if name not in params.study.generated
     ]

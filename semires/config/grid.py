@@ -103,7 +103,9 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
     }
     return {
         **_generated(params),
-        "prepare": {name: {"annotations": _annotations(params, name)} for name in params.prepared},
+        "prepare": {
+            name: {"annotations": params.datasets[name].annotations} for name in params.prepared
+        },
         "split": {
             name: {"dataset": key.dataset, "fraction": fraction_name(key.fraction)}
             for key in runs
@@ -140,14 +142,9 @@ def _generated(params: Params) -> dict[str, dict[str, Item]]:
         if owner == name:
             kinds["generate"][name] = {"dataset": name}
         else:
-            kinds["express"][name] = {"dataset": name, "scenes": _annotations(params, owner)}
+            scenes = params.datasets[owner].annotations
+            kinds["express"][name] = {"dataset": name, "scenes": scenes}
     return kinds
-
-
-def _annotations(params: Params, dataset: str) -> str:
-    """Return the folder of a data set's annotations."""
-    place = params.datasets[dataset]
-    return f"{place.root}/{place.dataset}"
 
 
 def _item(params: Params, key: RunKey) -> Item:

@@ -96,6 +96,11 @@ class Dataset(Section):
     splits: list[str] = Field(min_length=2)
     labelled_lists: dict[str, str] = Field(default={})
 
+    @property
+    def annotations(self) -> str:
+        """The folder of the annotations."""
+        return f"{self.root}/{self.dataset}"
+
 
 class Scenes(Section):
     """RefScenes, the embedded data set: number of scenes per split, seed, image size in pixels."""
@@ -197,8 +202,8 @@ class FelzenszwalbSource(Section):
 
 
 _SamSource = SegmentAnythingSource | SamPromptsSource
-_OtherSource = TransformersSource | PanopticSource | FelzenszwalbSource
-ProposalSource = Annotated[_SamSource | _OtherSource, Field(discriminator="kind")]
+HubSource = TransformersSource | PanopticSource  # `model` is a hub id or a folder
+ProposalSource = Annotated[_SamSource | HubSource | FelzenszwalbSource, Field(discriminator="kind")]
 SAM_KINDS = ("segment_anything", "sam_prompts")  # sources that use the checkpoint of `sam`
 
 

@@ -50,7 +50,7 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
     """
     place = params.datasets[dataset]
     images, refs = read_refer(place.root, place.dataset, place.split_by)
-    faults = Faults(f"{place.root}/{place.dataset}")
+    faults = Faults(place.annotations)
     for split in place.splits:
         if not (refs["split"] == split).any():
             known = ", ".join(sorted(set(refs["split"])))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semires import files
-from semires.config.schema import SAM_KINDS, Params
+from semires.config.schema import SAM_KINDS, HubSource, Params
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
 from semires.progress import progress
@@ -235,7 +235,7 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
         from semires.proposals.checkpoint import checkpoint_sha256
 
         made_from["sam"] = checkpoint_sha256()
-    if settings.kind in ("transformers", "panoptic"):
+    if isinstance(settings, HubSource):
         from semires.models.sources import shipped
 
         if (model := shipped(settings.model)).is_dir():

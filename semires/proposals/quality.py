@@ -45,12 +45,7 @@ def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, floa
         counts.append(len(partition.members))
         truths = [_decode(counts_, height, width) for counts_ in group["mask"]]
         best.extend(best_ious(partition, np.stack(truths)).tolist())
-    values = np.array(best)
-    return {
-        "best_iou": float(values.mean()),
-        "over_half": float((values > 0.5).mean()),
-        "proposals_per_image": float(np.mean(counts)),
-    }
+    return {**_summary(best), "proposals_per_image": float(np.mean(counts))}
 
 
 def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, float]:
@@ -75,12 +70,12 @@ def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, fl
             partition = image.prompt(truth, truth.astype(np.float32))
             counts.append(len(partition))
             best.append(float(best_ious(partition, truth[None])[0]))
+    return {**_summary(best), "proposals_per_label": float(np.mean(counts))}
+
+
+def _summary(best: list[float]) -> dict[str, float]:
     values = np.array(best)
-    return {
-        "best_iou": float(values.mean()),
-        "over_half": float((values > 0.5).mean()),
-        "proposals_per_label": float(np.mean(counts)),
-    }
+    return {"best_iou": float(values.mean()), "over_half": float((values > 0.5).mean())}
 
 
 def _decode(counts: str, height: int, width: int) -> NDArray[np.bool_]:

@@ -81,7 +81,7 @@ def write_annotations(place: Dataset, counts: dict[str, SplitCounts], seed: int 
         for ref in refs
         for extra in range(ANNOTATIONS_PER_REF)
     ]
-    folder = Path(place.root) / place.dataset
+    folder = Path(place.annotations)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"refs({place.split_by}).p").write_bytes(pickle.dumps(refs, protocol=2))
     categories = [{"id": i, "name": f"thing {i}"} for i in range(1, CATEGORIES + 1)]

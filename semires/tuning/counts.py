@@ -117,6 +117,53 @@ class Counts:
         ]
 
 
+class _Images:
+    """The partitions of the pseudo-labels, and the stored members of the I images.
+
+    ``shapes`` and ``bits`` have one entry for each image. If SAM is prompted with each label, they
+    have one for each label.
+    """
+
+    def __init__(self, partitions: Mapping[int, Partition] | Any) -> None:
+        self.partitions = partitions
+        self.shapes: list[tuple[int, int]] = []
+        self.bits: list[NDArray[np.uint8]] = []
+        self._places: dict[int, int] = {}
+        # an image's references follow each other
+        self._shared = functools.lru_cache(maxsize=64)(self._resized)
+
+    def of(
+        self, item: PseudoLabel, probability: NDArray[np.floating]
+    ) -> tuple[Partition, Ints, int]:
+        """The partition for a label, its atoms' areas and the place of its members."""
+        found = self._shared(item.image_id, *item.label.shape)
+        if isinstance(found, tuple):
+            return found
+        partition = found.prompt(item.label, probability)
+        return partition, _areas(partition), self._store(partition)
+
+    def _resized(
+        self, image_id: int, height: int, width: int
+    ) -> tuple[Partition, Ints, int] | Promptable:
+        """As :meth:`of` for all labels of an image; or the image, if it is to be prompted."""
+        found: Partition | Promptable = self.partitions[image_id].resize(height, width)
+        if not isinstance(found, Partition):
+            return found
+        if image_id not in self._places:
+            self._places[image_id] = self._store(found)
+        return found, _areas(found), self._places[image_id]
+
+    def _store(self, partition: Partition) -> int:
+        """Store the members of a partition; returns its place."""
+        self.shapes.append(partition.members.shape)
+        self.bits.append(np.packbits(partition.members))
+        return len(self.shapes) - 1
+
+
+def _areas(partition: Partition) -> Ints:
+    return partition.count().astype(np.int64)
+
+
 def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | Any) -> Counts:
     """Count atoms over all pseudo-labels.
 
@@ -128,38 +175,14 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     Raises:
         DataError: there is no pseudo-label.
     """
-    places: dict[int, int] = {}
-    shapes: list[tuple[int, int]] = []
-    bits: list[NDArray[np.uint8]] = []
+    images = _Images(partitions)
     rows: list[tuple[int, int, int, int]] = []
     numbers: list[tuple[Ints, ...]] = []
     bins = np.zeros((BINS, 3))
-
-    def stored(partition: Partition) -> int:
-        """Store the members of a partition; returns its place."""
-        shapes.append(partition.members.shape)
-        bits.append(np.packbits(partition.members))
-        return len(shapes) - 1
-
-    @functools.lru_cache(maxsize=64)  # an image's references follow each other
-    def shared(image_id: int, height: int, width: int) -> tuple[Partition, Ints, int] | Promptable:
-        """The image's partition, its atoms' areas and its place; or the image, to be prompted."""
-        found: Partition | Promptable = partitions[image_id].resize(height, width)
-        if not isinstance(found, Partition):
-            return found
-        if image_id not in places:
-            places[image_id] = stored(found)
-        return found, found.count().astype(np.int64), places[image_id]
-
     for item in labels:
-        found = shared(item.image_id, *item.label.shape)
         probability = item.label if item.probability is None else item.probability
         probability = np.asarray(probability, dtype=np.float32)
-        if isinstance(found, tuple):
-            partition, area, place = found
-        else:
-            partition = found.prompt(item.label, probability)
-            area, place = partition.count().astype(np.int64), stored(partition)
+        partition, area, place = images.of(item, probability)
         probability = rounded(probability)
         masks = (item.label, item.truth, item.label & item.truth)
         sums = (partition.total(probability) * PROBABILITY_STEPS).astype(np.int64)
@@ -182,8 +205,8 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
         overlap=overlap,
         probability=probabilities,
         reliability=bins,
-        shapes=np.asarray(shapes, dtype=np.int64),
-        bits=np.concatenate(bits),
+        shapes=np.asarray(images.shapes, dtype=np.int64),
+        bits=np.concatenate(images.bits),
     )
 
 
