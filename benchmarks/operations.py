@@ -17,27 +17,17 @@ from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from semires.config.grid import expand
 from semires.config.load import load_params
 from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
-from semires.models import LAVT, ReLA
-from semires.models.encoder import FusedEncoder, new_bert
+from semires.rehearsal.operations import Operations, count_network, count_sam, network
 from semires.runs.key import SUPERVISED, RunKey
 
 REFCOCO = ("refcoco", "unc")
-VOCABULARY = 30_522  # BERT-base, uncased
 GIB = 2**30
-
-
-def count(work: Callable[[], Any]) -> float:
-    """Return the TFLOP of a call of ``work``."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops()) / 1e12
 
 
 def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
@@ -54,65 +44,16 @@ def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
-def network(params: Params, samples: int) -> tuple[FusedEncoder, Callable[[], torch.Tensor]]:
-    """Return the configured model on the meta device, ready to train, and its forward pass."""
-    settings: Any = params.model
-    with torch.device("meta"):
-        if settings.name == "lavt":
-            model: FusedEncoder = LAVT.from_config(settings, VOCABULARY)
-        else:
-            model = ReLA(settings, new_bert(settings.bert, VOCABULARY))
-            model.pixel_decoder.eval()  # in training it reads values; without dropout all is equal
-        pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
-        ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
-    model.text_is_pretrained = settings.bert.pretrained is not None
-    model.freeze(params.optimizer)
-    model.set_grad_checkpointing(params.runtime.grad_checkpointing)
-
-    def forward() -> torch.Tensor:  # no mask for BERT: it would read the mask's values
-        states = model.bert(input_ids=ids).last_hidden_state
-        return model.segment(pixels, states, torch.ones_like(ids))
-
-    return model, forward
-
-
-def count_network(params: Params) -> dict[str, float]:
-    """Return the TFLOP of the model for one sample."""
-    model, forward = network(params, 1)
-    pixels = torch.empty(1, 3, params.data.image_size, params.data.image_size, device="meta")
-    train = count(lambda: torch.autograd.backward(forward().sum()))
-    model.eval().requires_grad_(False)
-    shared, whole = count(lambda: model.encode_image(pixels)), count(forward)
-    named = {"forward": whole, "forward, once per image": shared, "forward and backward": train}
-    title = type(model).__name__
-    return {f"{title}, one sample: {name}": value for name, value in named.items()}
-
-
-def count_sam(params: Params) -> dict[str, float]:
-    """Return the TFLOP of SAM for one image: the encoder, and the mask decoder for all points."""
-    from segment_anything import sam_model_registry
-
-    source: Any = params.proposals.sources["sam"]
-    with torch.device("meta"), torch.no_grad():
-        sam = sam_model_registry[params.sam.model]()
-        encoder = count(lambda: sam.image_encoder(torch.empty(1, 3, 1024, 1024)))
-        image, sparse = torch.empty(1, 256, 64, 64), torch.empty(source.points_per_batch, 2, 256)
-        dense = image.expand(source.points_per_batch, -1, -1, -1)
-        decoder = count(lambda: sam.mask_decoder(image, image, sparse, dense, True))
-    batches = -(-(source.points_per_side**2) // source.points_per_batch)
-    return {"SAM: image encoder": encoder, "SAM: mask decoder, all points": decoder * batches}
-
-
-def stages(params: Params, sample: dict[str, float], image: float) -> dict[str, float]:
+def stages(params: Params, sample: Operations, image: float) -> dict[str, float]:
     """Return the TFLOP of each stage for RefCOCO.
 
     Args:
         params: all parameters.
-        sample: the result of :func:`count_network`.
+        sample: TFLOP of the model for one sample.
         image: TFLOP of the proposals of one image.
     """
     expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
-    forward, shared, train = sample.values()
+    forward, shared, train = sample.forward, sample.shared, sample.train
     split = {  # TFLOP of an evaluation: `encode_image` per image, the rest per expression
         name: PUBLISHED[REFCOCO][name][1] * shared + n * (forward - shared)
         for name, n in expressions.items()
@@ -166,12 +107,20 @@ def main() -> None:
     params, rate = load_params(options.params), options.peak * options.utilisation * options.gpus
     key = RunKey(params.study.datasets[0], 1, SUPERVISED, 0, model=options.model)
     params = resolve(params, key)
-    sample, picture = count_network(params), count_sam(params)
+    sample, (encoder, decoder) = count_network(params), count_sam(params)
+    title = f"{type(network(params, 1)[0]).__name__}, one sample"
+    counted = {
+        f"{title}: forward": sample.forward,
+        f"{title}: forward, once per image": sample.shared,
+        f"{title}: forward and backward": sample.train,
+        "SAM: image encoder": encoder,
+        "SAM: mask decoder, all points": decoder,
+    }
     print("| counted | GFLOP |\n| --- | --- |")
-    for name, value in {**sample, **picture}.items():
+    for name, value in counted.items():
         print(f"| {name} | {1e3 * value:,.0f} |")
     print(f"\n| stage | EFLOP | hours at {rate:.0f} TFLOP/s |\n| --- | --- | --- |")
-    for name, value in stages(params, sample, sum(picture.values())).items():
+    for name, value in stages(params, sample, encoder + decoder).items():
         print(f"| {name} | {value / 1e6:.3f} | {value / rate / 3600:.2f} |")
     print("\n| memory and disk, float32 | GiB |\n| --- | --- |")
     for name, value in memory(params).items():

@@ -28,7 +28,14 @@ from semires.proposals.workers import process_count
 from semires.rehearsal import forecast, projects, stages, synthetic
 from semires.rehearsal.forecast import Counts, Spread
 from semires.rehearsal.measure import Measured, machine, measure
-from semires.rehearsal.table import Row, misfits, render
+from semires.rehearsal.operations import (
+    UTILISATION,
+    Operations,
+    count_network,
+    count_sam,
+    count_training,
+)
+from semires.rehearsal.table import Row, conditions, misfits, render
 from semires.rehearsal.weights import random_weights
 from semires.runs.key import SUPERVISED, RunKey
 from semires.training.burn_in import burn_in
@@ -110,7 +117,9 @@ class Rehearsal:
         mixed = [key for key in self.runs if key.method != SUPERVISED]
         first = (mixed or self.runs)[0]
         self.fraction, self.seed = first.fraction, first.seed
-        self.machine: dict[str, Any] = measure(place, machine).value
+        precision = params.runtime.precision
+        self.machine: dict[str, Any] = _require(measure(place, machine, precision)).value
+        self.operations: dict[RunKey, Operations | None] = {}  # by burn-in
         self.counts: Counts | None = None
         self.scratch_gib = 0.0
 
@@ -124,13 +133,11 @@ class Rehearsal:
     def summary(self) -> str:
         """The table, the machine, and what would not fit."""
         facts = self.machine
-        gpu = f"{facts['gpu']} ({facts['gpu_gib']:.0f} GiB)" if facts["gpu"] else "no GPU"
         free = shutil.disk_usage(self.workspace).free / 2**30
         lines = [
             render(self.rows),
             "",
-            f"Hours of one process on this machine: {gpu}, {facts['threads']} threads, "
-            f"{facts['host_gib']:.0f} GiB. Median, and lowest to highest measurement.",
+            *conditions(facts),
             f"Disk: {free:.0f} GiB are free; an unfinished training takes up to "
             f"{self.scratch_gib:.2g} GiB more.",
         ]
@@ -178,13 +185,27 @@ class Rehearsal:
         self.rows.append(row)
         return row
 
+    def _predict(self, row: Row, tflop: float | None) -> None:
+        """Add the seconds that the counted operations of a sample predict."""
+        if tflop:
+            rate = UTILISATION * float(self.machine["tflops"])
+            self._fill(row, predicted=tflop / rate)
+
+    def _operations(self, key: RunKey) -> Operations | None:
+        """The operations of the network of a run; None if they cannot be counted."""
+        start = self._start_of(key)
+        if start not in self.operations:
+            self.operations[start] = measure(self.few, count_network, self._resolved(start)).value
+        return self.operations[start]
+
     def _is_good(self, stage: str) -> bool:
         return not any(row.measured.fault for row in self.rows if row.stage == stage)
 
     def _fill(self, row: Row | None, **values: Any) -> None:
         """Add the forecast of a row that succeeded."""
         if row is not None and not row.measured.fault:
-            self.rows[self.rows.index(row)] = replace(row, **values)
+            place = [each.label for each in self.rows].index(row.label)
+            self.rows[place] = replace(self.rows[place], **values)
 
     # Stages
 
@@ -233,6 +254,9 @@ class Rehearsal:
             hours = seconds and seconds.times(images / processes / 3600)
             disk = row.measured.value["gib"] * images
             self._fill(row, per_sample=seconds, hours=hours, disk_gib=disk, processes=processes)
+            if settings.kind == "segment_anything":
+                counted = measure(self.pictures, count_sam, params, source).value
+                self._predict(row, counted and sum(counted))
 
     def _cut(self, folder: Path, cut: Callable[..., None], *arguments: Any) -> None:
         """Make one of the small projects from the whole tables."""
@@ -298,6 +322,9 @@ class Rehearsal:
         self.scratch_gib = max(self.scratch_gib, weights * forecast.STATE_COPIES[row.stage])
         disk = projects.size_gib(folder) * len(runs)
         self._fill(row, per_sample=seconds, hours=hours, disk_gib=disk)
+        counted = self._operations(key)
+        if counted is not None:
+            self._predict(row, count_training(resolve(self._few, key), key, counted))
         return seconds
 
     def _after_training(self, starts: list[RunKey], sample: Spread | None) -> None:
@@ -312,6 +339,8 @@ class Rehearsal:
             total = sum(forecast.evaluated_samples(self._resolved(run), counts, run) for run in own)
             hours = expression and expression.times(total / 3600)
             self._fill(row, per_sample=expression, hours=hours)
+            counted = self._operations(key)
+            self._predict(row, counted.forward if counted else None)
         found = [key for key in searches(self.params) if key.dataset == self.dataset]
         if found:
             key = replace(found[0], fraction=self.fraction, seed=self.seed, source=None)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from semires.config.schema import Params
 from semires.rehearsal.forecast import Spread
 from semires.rehearsal.measure import Measured
+from semires.rehearsal.operations import UTILISATION
 
-HEAD = ("stage", "result", "s per sample", "host GiB", "GPU GiB", "hours of the study", "disk GiB")
+HEAD = (
+    "stage", "result", "s per sample", "predicted", "host GiB", "GPU GiB", "hours of the study",
+    "disk GiB",
+)  # fmt: skip
+BUSY = 0.5  # a load of other processes per core above which times are not reliable
 FULL = 0.9  # a share of the memory above which a stage may not fit
 
 
@@ -22,6 +28,7 @@ class Row:
         label: the stage with its source or method, for the table.
         measured: the result.
         per_sample: seconds of an image (`propose`), sample (training) or expression (evaluation).
+        predicted: the same from counted operations, see :mod:`.operations`.
         hours: of the stage in the whole study.
         disk_gib: of the stage's output in the whole study.
         processes: how many such processes run at once on this machine.
@@ -31,6 +38,7 @@ class Row:
     label: str
     measured: Measured
     per_sample: Spread | None = None
+    predicted: float | None = None
     hours: Spread | None = None
     disk_gib: float | None = None
     processes: int = 1
@@ -43,8 +51,8 @@ def render(rows: list[Row]) -> str:
         found = row.measured
         cells = (
             row.label, found.fault.replace("|", "/") or "ok", _spread(row.per_sample),
-            _number(found.host_gib or None), _number(found.gpu_gib), _spread(row.hours),
-            _number(row.disk_gib),
+            _number(row.predicted), _number(found.host_gib or None), _number(found.gpu_gib),
+            _spread(row.hours), _number(row.disk_gib),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     hours = [row.hours for row in rows if row.hours is not None]
@@ -53,7 +61,7 @@ def render(rows: list[Row]) -> str:
         for each in hours[1:]:
             total = total.plus(each)
         disk = sum(row.disk_gib or 0 for row in rows)
-        lines.append(f"| the study | | | | | {_spread(total)} | {_number(disk)} |")
+        lines.append(f"| the study | | | | | | {_spread(total)} | {_number(disk)} |")
     return "\n".join(lines)
 
 
@@ -66,6 +74,24 @@ def _spread(spread: Spread | None) -> str:
         return "–"
     middle, low, high = map(_number, (spread.middle, spread.low, spread.high))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def conditions(machine: dict[str, Any]) -> list[str]:
+    """What the times hold for: the machine, its rate of products, and whether it was busy."""
+    gpu = f"{machine['gpu']} ({machine['gpu_gib']:.0f} GiB)" if machine["gpu"] else "no GPU"
+    lines = [
+        f"Hours of one process on this machine: {gpu}, {machine['threads']} threads, "
+        f"{machine['host_gib']:.0f} GiB. Median, and lowest to highest measurement.",
+        f"Predicted: counted operations at {100 * UTILISATION:.0f} % of "
+        f"{_number(machine['tflops'])} TFLOP/s, the measured rate of a large matrix product.",
+    ]
+    cores = os.cpu_count() or 1
+    if machine["load"] > BUSY * cores:
+        lines.append(
+            f"This machine was busy (load {machine['load']:.1f} on {cores} cores): the times are "
+            "too long. Rehearse again when it is idle."
+        )
+    return lines
 
 
 def misfits(

@@ -11,6 +11,7 @@ from torch import nn
 
 from semires.config.load import load_params
 from semires.models import swin as swin_ops
+from semires.rehearsal.operations import count
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,9 +21,9 @@ def test_a_convolution_and_a_linear_layer_by_hand():
         layers = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Flatten(), nn.Linear(512, 7))
         pixels = torch.empty(4, 3, 8, 8)
     convolution, linear = 4 * 64 * 8 * 3 * 25, 4 * 512 * 7
-    assert operations.count(lambda: layers(pixels)) == 2e-12 * (convolution + linear)
+    assert count(lambda: layers(pixels)) == 2e-12 * (convolution + linear)
     # Backward: weights' and inputs' gradients, but none for the pixels.
-    training = operations.count(lambda: layers(pixels).sum().backward())
+    training = count(lambda: layers(pixels).sum().backward())
     assert training == pytest.approx(2e-12 * (2 * convolution + 3 * linear), rel=1e-12)
 
 
@@ -43,7 +44,7 @@ def test_swin_b_has_its_published_operations():
 
     with torch.no_grad():
         swin.eval()
-        assert operations.count(forward) == pytest.approx(2 * 47.0e-3, rel=0.02)
+        assert count(forward) == pytest.approx(2 * 47.0e-3, rel=0.02)
     assert sum(p.numel() for p in swin.parameters()) == pytest.approx(87.8e6, rel=0.02)
 
 

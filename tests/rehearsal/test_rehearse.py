@@ -18,12 +18,15 @@ from semires.errors import ConfigError, DataError
 from semires.rehearsal import forecast, rehearse, synthetic
 from semires.rehearsal.forecast import Counts, Spread
 from semires.rehearsal.measure import GIB, Measured, measure
+from semires.rehearsal.operations import Operations, count_training
 from semires.rehearsal.rehearse import NEEDS, Options
 from semires.rehearsal.synthetic import SplitCounts
-from semires.rehearsal.table import Row, misfits, render
+from semires.rehearsal.table import Row, conditions, misfits, render
 from semires.runs.key import RunKey
 
-MACHINE = {"gpu": "a GPU", "gpu_gib": 24.0, "host_gib": 32.0}
+MACHINE = {
+    "gpu": "a GPU", "gpu_gib": 24.0, "host_gib": 32.0, "threads": 2, "load": 0.0, "tflops": 0.25,
+}  # fmt: skip
 SMALL = {
     "train": SplitCounts(40, 16, 90), "val": SplitCounts(12, 6, 30),
     "testA": SplitCounts(5, 3, 7), "testB": SplitCounts(4, 4, 9),
@@ -68,6 +71,23 @@ def test_samples_of_the_papers_study():
     assert forecast.evaluated_samples(params, counts, cpi) == 41 * val + tests + 41_980
     hours = forecast.tune_hours(params, counts, 2, Spread(1, 2, 4), None)
     assert hours == Spread(2 * 3811 / 3600, 4 * 3811 / 3600, 8 * 3811 / 3600)
+
+
+def test_operations_of_a_sample_of_each_training():
+    """By hand: 8 labelled and 4 unlabelled samples; the teacher predicts the unlabelled ones."""
+    params = small_params(mutual={"labelled_batch": 8, "unlabelled_batch": 4})
+    sample = Operations(forward=1.0, shared=0.5, train=3.0)
+    methods = {"supervised": 3.0, "control": 3.0, "cpi-u": 40 / 12, "unimatch": 52 / 12}
+    for method, expected in methods.items():
+        key = RunKey("refcoco", 1.0, method, 0)
+        assert count_training(params, key, sample) == pytest.approx(expected)
+
+
+def test_a_busy_machine_is_named():
+    assert "Predicted: counted operations at 40 % of 0.25 TFLOP/s" in conditions(MACHINE)[1]
+    assert len(conditions(MACHINE)) == 2
+    busy = conditions(MACHINE | {"load": 0.75 * (os.cpu_count() or 1)})
+    assert busy[2].startswith("This machine was busy (load ")
 
 
 def test_synthetic_data_has_the_published_counts(tmp_path: Path):
@@ -131,14 +151,14 @@ def test_table_and_what_would_not_fit():
     ok = Measured(seconds=1.0, host_gib=9.0, gpu_gib=20.0)
     rows = [
         Row("propose", "propose sam", ok, processes=4),
-        Row("burn_in", "burn_in supervised", ok, per_sample=one, hours=one, disk_gib=40.0),
+        Row("burn_in", "burn_in supervised", ok, one, 1.5, hours=one, disk_gib=40.0),
         Row("mutual", "mutual cpi-u", Measured(gpu_gib=24.0, fault="a | b", lacks="gpu"),
             hours=two, disk_gib=1.0),
     ]  # fmt: skip
     table = render(rows).splitlines()
-    assert table[3] == "| burn_in supervised | ok | 2 (1 to 3) | 9 | 20 | 2 (1 to 3) | 40 |"
-    assert table[4] == "| mutual cpi-u | a / b | – | – | 24 | 3 (2 to 5) | 1 |"
-    assert table[5] == "| the study | | | | | 5 (3 to 8) | 41 |"
+    assert table[3] == "| burn_in supervised | ok | 2 (1 to 3) | 1.5 | 9 | 20 | 2 (1 to 3) | 40 |"
+    assert table[4] == "| mutual cpi-u | a / b | – | – | – | 24 | 3 (2 to 5) | 1 |"
+    assert table[5] == "| the study | | | | | | 5 (3 to 8) | 41 |"
     lines = misfits(params, rows, MACHINE, scratch_gib=8.0, free_gib=48.0)
     assert lines == [
         "propose sam needs 36 GiB of 32 GiB of memory: set runtime.processes: 1",
@@ -181,7 +201,9 @@ def test_a_whole_rehearsal(
     named = ["sam", "propose sam", "burn_in supervised", "mutual cpi-u"]
     assert set(rows) >= {"prepare", "split", *named, "evaluation supervised", "the study"}
     assert all(rows[name][0].strip() == "ok" for name in named)
-    assert all(rows[name][4].strip() != "–" for name in named)  # hours
+    assert all(rows[name][5].strip() != "–" for name in named)  # hours
+    for name in ("burn_in supervised", "mutual cpi-u", "evaluation supervised"):
+        assert float(rows[name][2]) > 0  # predicted seconds
     assert "no GPU" in said or "GiB)" in said
 
 

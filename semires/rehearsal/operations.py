@@ -1,0 +1,109 @@
+"""Counted operations of the configured network and of SAM.
+
+torch's FlopCounterMode counts matrix products and convolutions on the meta device: no weights, data
+or GPU are needed. A multiply-add is two operations. Norms, activations, resizing and copies are not
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from semires.config.schema import Params
+from semires.models import LAVT, ReLA
+from semires.models.encoder import FusedEncoder, new_bert
+from semires.runs.key import SUPERVISED, RunKey
+
+VOCABULARY = 30_522  # BERT-base, uncased
+UTILISATION = 0.4  # the assumed share of the rate of large products that a network reaches
+
+
+@dataclass(frozen=True)
+class Operations:
+    """TFLOP of a network for one sample.
+
+    Args:
+        forward: a forward pass.
+        shared: the part of ``forward`` that is computed once per image.
+        train: forward and backward.
+    """
+
+    forward: float
+    shared: float
+    train: float
+
+
+def count(work: Callable[[], Any]) -> float:
+    """Return the TFLOP of a call of ``work``."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / 1e12
+
+
+def network(params: Params, samples: int) -> tuple[FusedEncoder, Callable[[], torch.Tensor]]:
+    """Return the configured model on the meta device, ready to train, and its forward pass."""
+    settings: Any = params.model
+    with torch.device("meta"):
+        if settings.name == "lavt":
+            model: FusedEncoder = LAVT.from_config(settings, VOCABULARY)
+        else:
+            model = ReLA(settings, new_bert(settings.bert, VOCABULARY))
+            model.pixel_decoder.eval()  # in training it reads values; without dropout all is equal
+        pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
+        ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
+    model.text_is_pretrained = settings.bert.pretrained is not None
+    model.freeze(params.optimizer)
+    model.set_grad_checkpointing(params.runtime.grad_checkpointing)
+
+    def forward() -> torch.Tensor:  # no mask for BERT: it would read the mask's values
+        states = model.bert(input_ids=ids).last_hidden_state
+        return model.segment(pixels, states, torch.ones_like(ids))
+
+    return model, forward
+
+
+def count_network(params: Params) -> Operations:
+    """Return the operations of the model for one sample."""
+    model, forward = network(params, 1)
+    pixels = torch.empty(1, 3, params.data.image_size, params.data.image_size, device="meta")
+    train = count(lambda: torch.autograd.backward(forward().sum()))
+    model.eval().requires_grad_(False)
+    return Operations(count(forward), count(lambda: model.encode_image(pixels)), train)
+
+
+def count_training(params: Params, key: RunKey, sample: Operations) -> float:
+    """Return the TFLOP of a training for one of its samples.
+
+    Args:
+        params: the parameters of the run.
+        key: the run; in mutual learning the teacher predicts each unlabelled sample once, and the
+            student trains on each of its views.
+        sample: the operations of the model.
+    """
+    if key.method == SUPERVISED:
+        return sample.train
+    method, labelled = params.refine[key.method], params.mutual.labelled_batch
+    unlabelled = params.mutual.unlabelled_batch if method.unlabelled else 0
+    trained = labelled + unlabelled * method.views
+    total = trained * sample.train + unlabelled * sample.forward
+    return total / (labelled + unlabelled)
+
+
+def count_sam(params: Params, source: str = "sam") -> tuple[float, float]:
+    """Return the TFLOP of SAM for one image: the encoder, and the decoder for all points."""
+    from segment_anything import sam_model_registry
+
+    settings: Any = params.proposals.sources[source]
+    with torch.device("meta"), torch.no_grad():
+        sam = sam_model_registry[params.sam.model]()
+        encoder = count(lambda: sam.image_encoder(torch.empty(1, 3, 1024, 1024)))
+        image, sparse = torch.empty(1, 256, 64, 64), torch.empty(settings.points_per_batch, 2, 256)
+        dense = image.expand(settings.points_per_batch, -1, -1, -1)
+        decoder = count(lambda: sam.mask_decoder(image, image, sparse, dense, True))
+    batches = -(-(settings.points_per_side**2) // settings.points_per_batch)
+    return encoder, decoder * batches
