@@ -217,6 +217,7 @@ class FusedEncoder(SegmentationModel):
         """Recompute the blocks of Swin and BERT in the backward pass."""
         self.grad_checkpointing = on
         if self.bert is not None and on:
+            self.bert.config.use_cache = False  # transformers warns otherwise
             self.bert.gradient_checkpointing_enable({"use_reentrant": False})
         elif self.bert is not None:
             self.bert.gradient_checkpointing_disable()
