@@ -17,9 +17,9 @@ help:  ## this list
 .venv/.ready: requirements.lock pyproject.toml tools/setup.sh tools/uv.lock
 	@tools/setup.sh "$(PYTHON)"
 
-# One lane per core, one thread per process: a lane makes one stage after another. DVC locks the lanes
-# apart. The results do not depend on the number of lanes. Lanes write lines, since bars would overwrite
-# each other.
+# One lane per core, one thread per process: a lane makes one stage after another. With --wait-for-lock
+# one lane at a time changes DVC's files. The results do not depend on the number of lanes. Lanes write
+# lines, because bars would overwrite each other.
 define dvc_repro
 	dvc repro --glob 'split@*' sam
 	stages=$$(dvc stage list --name-only) && for kind in 'propose|burn_in' labels tune mutual; do \
@@ -67,4 +67,4 @@ soak: .venv/.ready  ## 200 kills of every kind of stage
 
 clean:  ## remove all that can be made again, but not .venv, DVC's cache and data of your own
 	rm -rf data/prepared data/splits data/raw/refscenes{,+,-g} data/raw/images/refscenes
-	rm -rf runs proposals sam tune .work mlflow.db* mlartifacts
+	rm -rf runs proposals sam tune labels .work mlflow.db* mlartifacts

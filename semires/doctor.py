@@ -73,11 +73,12 @@ def _numerics(params: Params) -> Iterator[str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = {**probe.numerics, **execution(device, params.runtime)}
     line = {f"{NUMERICS}{name}": str(value) for name, value in here.items()}
+    machine, expected = "this machine is", "expected to reproduce them byte for byte"
     different = numerics_differences(csv.DictReader(io.StringIO(text)), [line])
     if different:
-        yield f"committed results: not expected to the byte here: {'; '.join(different)}"
+        yield f"committed results: {machine} not {expected}: {'; '.join(different)}"
     else:
-        yield "committed results: expected to the byte here"
+        yield f"committed results: {machine} {expected}"
 
 
 def _missing_tools() -> Iterator[str]:

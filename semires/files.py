@@ -1,8 +1,8 @@
 """Files that appear whole or not at all, with checksums, and locks.
 
 Every writer goes through :func:`atomic_path` or :func:`atomic_folder`: the new content is written
-beside its final place, flushed to disk, then renamed. JSON may carry a seal, the digest of its own
-content, which the reader verifies; it can hold the digests of the files beside it.
+beside its final place, flushed to disk, then renamed. A JSON file can contain a seal, a digest of
+its content, which the reader verifies.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class StoredRun:
                 self._log_file(name, (folder / name).read_bytes())
 
     def _log_file(self, name: str, data: bytes) -> None:
-        """A file of the run: into this project's ``mlartifacts/``, unless others keep the files."""
+        """A file of the run: into ``mlartifacts/``, or where the store has its files."""
         foreign = address() and not str(self.run.info.artifact_uri).startswith(ARTIFACTS)
         if not is_served() and not foreign:
             write_bytes(layout.root() / "mlartifacts" / self.id / "artifacts" / name, data)

@@ -39,7 +39,7 @@ _SELECTORS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 def select(profile: str) -> None:
     """Set the environment variables of a profile, for this process and its children.
 
-    A CPU without AVX2 keeps ``native``; `active` and the run's record then say so.
+    On a CPU without AVX2 the profile stays ``native``; `active` and the run's record show this.
 
     Args:
         profile: a key of `PROFILES`.

@@ -1,6 +1,6 @@
 """The progress of a loop: a bar on a terminal, else a line every 30 s and at the end.
 
-A loop that is shorter writes no line.
+A loop that ends within 30 s writes no line.
 """
 
 from __future__ import annotations

@@ -228,7 +228,9 @@ def test_doctor_says_whether_the_committed_results_can_be_expected(
     assert re.search(
         r"digest of 20 steps of burn-in and 20 of mutual learning: [0-9a-f]{12}\n", out
     )
-    assert out.endswith("committed results: expected to the byte here\n")
+    assert out.endswith(
+        "committed results: this machine is expected to reproduce them byte for byte\n"
+    )
 
 
 def test_doctor_says_what_queued_experiments_would_not_find(

@@ -1,1 +1,1 @@
-"""From annotation files to samples: readers, splits, the embedded data set, views."""
+"""Annotation readers, splits, and the generated data sets."""

@@ -2,9 +2,9 @@
 
 Four kinds: attributes ("small red star"), absolute location ("top blue house"), ordinal ("second
 circle from the left"), relation ("star left of the yellow boat"). A style says which kinds a data
-set has and how long its sentences are. Whether an expression holds is decided on centres and
-attributes of the scene's description, with a margin in pixels, so that a strict comparison of
-centres (what a reader does) never finds another object.
+set has and how long its sentences are. An expression is true or false by the centres and the
+attributes of the scene's description. Centres that are closer than a margin are not compared, so
+that a reader who compares centres strictly never finds another object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from semires.data.scenes import PART_NAMES, Scene, SceneObject
 MARGIN = 0.15  # of the scene's side: closer centres are not compared
 ORDINALS = ("first", "second", "third", "fourth")
 
-# Where "left" puts an object first: the key sorts ascending.
+# Sort keys: the object that is furthest in a direction comes first.
 DIRECTIONS: dict[str, Callable[[SceneObject], float]] = {
     "left": lambda o: o.x,
     "right": lambda o: -o.x,

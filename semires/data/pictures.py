@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,33 +102,18 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
         return np.asarray(to_rgb(picture))
 
 
-def as_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
-    """Convert uint8 grey (H,W) or (H,W,1), RGB or RGBA to contiguous uint8 RGB (H,W,3).
-
-    Raises:
-        DataError: the type or the shape is another one, a side is below 8 pixels (a SAM limit), or
-            the image has more than ``MAX_SEGMENTED_PIXELS`` pixels.
-    """
-    if image.dtype != np.uint8:
-        raise DataError(f"{name}: pixels must be 0..255 as uint8, not {image.dtype}")
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise DataError(f"{name}: shape {image.shape} is neither grey, RGB nor RGBA")
-    height, width, channels = image.shape
-    if min(height, width) < MIN_SIDE or height * width > MAX_SEGMENTED_PIXELS:
-        raise DataError(
-            f"{name}: {width}x{height} pixels; an image to segment needs sides of at least "
-            f"{MIN_SIDE} pixels and at most {MAX_SEGMENTED_PIXELS} pixels in total"
-        )
-    rgb = np.repeat(image, 3, axis=2) if channels == 1 else image[:, :, :3]
-    return np.ascontiguousarray(rgb)
-
-
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Decode an image file to RGB uint8 (H,W,3).
+    """Decode an image file to segment to RGB uint8 (H,W,3).
 
     Raises:
-        DataError: the file is missing, damaged, too small or too large.
+        DataError: the file is missing or damaged, a side is below 8 pixels (a SAM limit), or the
+            image has more than ``MAX_SEGMENTED_PIXELS`` pixels.
     """
-    return as_rgb(read_picture(path, MAX_SEGMENTED_PIXELS), str(path))
+    image = read_picture(path, MAX_SEGMENTED_PIXELS)
+    height, width, _ = image.shape
+    if min(height, width) < MIN_SIDE:
+        raise DataError(
+            f"{path}: {width}x{height} pixels; an image to segment needs sides of at least "
+            f"{MIN_SIDE} pixels"
+        )
+    return np.ascontiguousarray(image)

@@ -3,8 +3,8 @@
 ``ROOT/refscenes/instances.json`` and ``refs(unc).p`` hold the annotations, ``images`` the JPEG
 files, and ``ROOT/refscenes/scenes.jsonl`` each scene's description. RefScenes+ and RefScenes-g
 describe objects of the same images in other words: their ``instances.json`` is a copy, and
-``refs(SPLIT_BY).p`` has the references of RefScenes that their expressions can name. Deterministic
-by seed whatever the number of processes.
+``refs(SPLIT_BY).p`` has the references of RefScenes that their expressions can name. The result
+depends only on the seed.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _write_annotations(scenes: list[Record], split_by: str, folder: Path) -> Non
                 "file_name": record["file_name"],
                 "height": side,
                 "width": side,
-                "sha256": record["sha256"],  # so that other pixels are another data set to DVC
+                "sha256": record["sha256"],  # so that DVC detects changed images
             }
         )
         for index, (item, drawn) in enumerate(zip(scene.objects, record["objects"], strict=True)):

@@ -27,7 +27,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 60, 175),
     "orange": (235, 132, 35),
 }
-# A figure's second part: other names than the objects', so that "red" never means a red roof.
+# Colours of a figure's second part. They are no object colours: "red" never refers to a part.
 PART_COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 236),
     "black": (30, 30, 34),
@@ -103,7 +103,7 @@ def _star() -> Points:
 
 
 _ARM = 0.36
-# Outlines in a unit frame (y down); a figure's first part carries its colour name.
+# Outlines in a unit frame (y down). The colour of a figure is that of its first part.
 OUTLINES: dict[str, tuple[Points, ...]] = {
     "circle": (_circle(0, 0, 0.9, 0.9),),
     "square": ([(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)],),
@@ -137,8 +137,7 @@ OUTLINES: dict[str, tuple[Points, ...]] = {
 def sample_scene(rng: np.random.Generator, size_px: int, figure_share: float = 0.4) -> Scene:
     """Draw the objects of one scene; every object stays at least 60 % visible.
 
-    Objects repeat shapes and colours of earlier ones on purpose, so that attributes alone often
-    do not tell them apart.
+    Objects often share shape or colour, so that attributes alone do not identify them.
     """
     while True:
         objects: list[SceneObject] = []

@@ -65,8 +65,8 @@ def make_split(params: Params, dataset: str, fraction: float) -> None:
             )
     if not chosen:
         raise ConfigError(
-            f"study.fractions: {name} % of the {len(unique)} train images of {dataset} is less "
-            f"than one image; the minimum is {100 / max(len(unique), 1):.3g} %"
+            f"study.runs, fractions: {name} % of the {len(unique)} train images of {dataset} is "
+            f"less than one image; the minimum is {100 / max(len(unique), 1):.3g} %"
         )
     write_json(
         layout.split_file(dataset, fraction),

@@ -3,8 +3,8 @@
 The expressions of an image share its pixels, so images are resampled, not expressions. Every
 metric is a ratio of two sums over images (overall IoU: intersections over unions; mean IoU: IoUs
 over expressions), so each resample is a weighted sum: one matrix product for all resamples. Every
-call with the same number of images, resamples and seed uses the same resamples, which makes
-differences paired. The value of several seeds is their mean.
+call with the same number of images and resamples uses the same resamples, which makes differences
+paired. The value of several seeds is their mean.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Floats = NDArray[np.float64]
+LEVEL = 0.95  # of all intervals
+SEED = 0  # of all resamples
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,16 @@ def resample_weights(n_images: int, samples: int, seed: int) -> Floats:
     return weights
 
 
-def resampled(
-    runs: Sequence[ImageSums], images: NDArray[np.int64], samples: int, seed: int = 0
-) -> Floats:
+def resampled(runs: Sequence[ImageSums], images: NDArray[np.int64], samples: int) -> Floats:
     """(samples, runs): the metric (percent) of every run on every resample of the images."""
-    weights = resample_weights(len(images), samples, seed)
+    weights = resample_weights(len(images), samples, SEED)
     laid_out = [run.on(images) for run in runs]
     over = weights @ np.stack([o for o, _ in laid_out], axis=1)
     under = weights @ np.stack([u for _, u in laid_out], axis=1)
     return 100.0 * np.divide(over, under, out=np.zeros_like(over), where=under > 0)
 
 
-def confidence_interval(
-    runs: Sequence[ImageSums], samples: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def confidence_interval(runs: Sequence[ImageSums], samples: int = 1000) -> Interval:
     """Mean metric of ``runs`` (seeds of one method), percentile interval over images only.
 
     Raises:
@@ -104,15 +102,11 @@ def confidence_interval(
     """
     images = _all_images(runs)
     value = float(np.mean([run.percent for run in runs]))
-    return percentiles(value, resampled(runs, images, samples, seed).mean(axis=1), level)
+    return percentiles(value, resampled(runs, images, samples).mean(axis=1))
 
 
 def paired_difference(
-    first: Sequence[ImageSums],
-    second: Sequence[ImageSums],
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    first: Sequence[ImageSums], second: Sequence[ImageSums], samples: int = 1000
 ) -> Interval:
     """Metric of ``first`` minus ``second`` (percentage points), interval over images and seeds.
 
@@ -130,14 +124,12 @@ def paired_difference(
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} seeds cannot be paired")
     by_seed = np.array([a.percent - b.percent for a, b in zip(first, second, strict=True)])
-    drawn = resampled(first, images, samples, seed) - resampled(second, images, samples, seed)
-    shifted = drawn.mean(axis=1) + seed_deviations(by_seed, samples, seed, level)
-    return percentiles(float(by_seed.mean()), shifted, level)
+    drawn = resampled(first, images, samples) - resampled(second, images, samples)
+    shifted = drawn.mean(axis=1) + seed_deviations(by_seed, samples)
+    return percentiles(float(by_seed.mean()), shifted)
 
 
-def seed_mean(
-    runs: Sequence[ImageSums], samples: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def seed_mean(runs: Sequence[ImageSums], samples: int = 1000) -> Interval:
     """Mean metric of ``runs`` (seeds), interval over images and seeds.
 
     Like :func:`paired_difference`, for a metric that is a difference itself. The runs may have
@@ -147,14 +139,12 @@ def seed_mean(
         ValueError: no run, or runs without an expression.
     """
     by_seed = np.array([run.percent for run in runs])
-    drawn = resampled(runs, _all_images(runs), samples, seed).mean(axis=1)
-    shifted = drawn + seed_deviations(by_seed, samples, seed, level)
-    return percentiles(float(by_seed.mean()), shifted, level)
+    drawn = resampled(runs, _all_images(runs), samples).mean(axis=1)
+    shifted = drawn + seed_deviations(by_seed, samples)
+    return percentiles(float(by_seed.mean()), shifted)
 
 
-def seed_deviations(
-    by_seed: Floats, samples: int = 1000, seed: int = 0, level: float = 0.95
-) -> Floats:
+def seed_deviations(by_seed: Floats, samples: int = 1000) -> Floats:
     """How far the mean over resampled seeds is from the mean over all seeds, per resample.
 
     A bootstrap over few values gives too narrow intervals. For n values its variance is (n - 1) / n
@@ -164,9 +154,7 @@ def seed_deviations(
 
     Args:
         by_seed: (S,) one value per seed, or (S, K) several.
-        samples: number of resamples.
-        seed: of the random numbers, which are independent of those of the images.
-        level: of the interval that the deviations are for.
+        samples: number of resamples; their random numbers are independent of those of the images.
 
     Returns:
         (samples,) or (samples, K); zeros for a single seed.
@@ -176,16 +164,16 @@ def seed_deviations(
         return np.zeros((samples, *by_seed.shape[1:]))
     from scipy.special import ndtri, stdtrit  # here: a slow import
 
-    tail = (1.0 + level) / 2.0
+    tail = (1.0 + LEVEL) / 2.0
     factor = np.sqrt(count / (count - 1)) * stdtrit(count - 1, tail) / ndtri(tail)
-    drawn = np.random.default_rng([seed, count]).integers(0, count, size=(samples, count))
+    drawn = np.random.default_rng([SEED, count]).integers(0, count, size=(samples, count))
     deviations: Floats = factor * (by_seed[drawn].mean(axis=1) - by_seed.mean(axis=0))
     return deviations
 
 
-def percentiles(value: float, drawn: Floats, level: float = 0.95) -> Interval:
+def percentiles(value: float, drawn: Floats) -> Interval:
     """The interval between the percentiles of a value's resamples (samples,)."""
-    tail = (1.0 - level) / 2.0
+    tail = (1.0 - LEVEL) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail])
     return Interval(value, float(low), float(high))
 

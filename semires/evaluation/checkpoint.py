@@ -14,7 +14,7 @@ from semires.config.schema import Data, Params
 from semires.data.tables import Tables
 from semires.dist import join_group
 from semires.errors import SemiresError, WeightsError
-from semires.evaluation.evaluate import evaluate_shared, summarise
+from semires.evaluation.evaluate import evaluate, summarise
 from semires.files import sha256_file
 from semires.models import ReLA, SegmentationModel, build_model, load_official
 from semires.models.encoder import new_bert
@@ -155,7 +155,7 @@ def evaluate_checkpoint(
     group = join_group()
     model = trained.model.to(group.device)
     runtime = params.runtime
-    table = evaluate_shared(
+    table = evaluate(
         group, model, samples, params.evaluation.batch_size, runtime.workers, runtime.precision
     )
     return summarise(table), table.assign(split=split)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from semires.config.schema import Params
 from semires.dist import Group
 from semires.evaluation.evaluate import predict_masks
+from semires.evaluation.metrics import gains
 from semires.files import npz_bytes, write_bytes, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
@@ -125,16 +126,13 @@ def sample_refs(dataset: ExpressionDataset[B], limit: int | None, seed: int) -> 
 
 def shares(table: pd.DataFrame) -> dict[str, float]:
     """Overall IoU before and after refinement, and the shares corrected, in percent."""
-    before = table["intersection_before"] / table["union_before"].clip(lower=1)
-    after = table["intersection_after"] / table["union_after"].clip(lower=1)
-    matched = table["matched"]
-    count = max(len(table), 1)
+    gain, matched, count = gains(table), table["matched"], max(len(table), 1)
     return {
         "raw_oIoU": _percent(table["intersection_before"].sum(), table["union_before"].sum()),
         "refined_oIoU": _percent(table["intersection_after"].sum(), table["union_after"].sum()),
         "matched": _percent(matched.sum(), count),
-        "better": _percent((matched & (after > before)).sum(), count),
-        "worse": _percent((matched & (after < before)).sum(), count),
+        "better": _percent((gain > 0).sum(), count),
+        "worse": _percent((gain < 0).sum(), count),
         "unmatched": _percent((~matched).sum(), count),
     }
 

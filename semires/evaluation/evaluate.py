@@ -69,54 +69,6 @@ def predict_masks(
 
 
 def evaluate(
-    model: SegmentationModel,
-    dataset: LabelledDataset,
-    batch_size: int,
-    device: torch.device,
-    indices: list[int] | None = None,
-    workers: int = 0,
-    precision: str = "fp32",
-) -> pd.DataFrame:
-    """One row per expression, in order: the columns of ``predictions.parquet`` except ``split``."""
-    wanted = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
-    order = np.argsort(dataset.image_ids[wanted], kind="stable")  # group expressions by image
-    ordered = wanted[order].tolist()
-    samples: list[int] = []
-    counts = [torch.zeros((0, 4), dtype=torch.int64, device=device)]
-    outputs = predict_masks(model, dataset, batch_size, device, ordered, workers, precision)
-    for batch, logits in outputs:
-        predicted = (logits[:, 1] > logits[:, 0]).flatten(1)
-        truth = batch.mask.to(device).bool().flatten(1)
-        columns = torch.stack(
-            [
-                (predicted & truth).sum(1),
-                (predicted | truth).sum(1),
-                truth.sum(1),
-                predicted.sum(1),
-            ],
-            dim=1,
-        )
-        samples += batch.indices
-        counts.append(columns)
-    back = np.argsort(order)
-    numbers = torch.cat(counts).cpu().numpy()[back]  # a single transfer from the device
-    chosen = np.asarray(samples, dtype=np.int64)[back]
-    refs = dataset.ref_of[chosen]
-    return pd.DataFrame(
-        {
-            "ref_id": dataset.refs["ref_id"].to_numpy()[refs],
-            "image_id": dataset.refs["image_id"].to_numpy()[refs],
-            "sentence": dataset.sentence_of[chosen],
-            "expression": [dataset.texts[s] for s in chosen],
-            "intersection": numbers[:, 0],
-            "union": numbers[:, 1],
-            "object_area": numbers[:, 2],
-            "predicted_area": numbers[:, 3],
-        }
-    )
-
-
-def evaluate_shared(
     group: Group,
     model: SegmentationModel,
     dataset: LabelledDataset,
@@ -124,14 +76,37 @@ def evaluate_shared(
     workers: int = 0,
     precision: str = "fp32",
 ) -> pd.DataFrame:
-    """:func:`evaluate` by all processes of a group together; each process returns the whole table.
+    """One row per expression: the columns of ``predictions.parquet`` except ``split``.
 
-    Rows are ordered by ``ref_id`` and ``sentence``, so they do not depend on the number of
-    processes.
+    The processes of ``group`` share the work, and each returns the whole table. Rows are ordered by
+    ``ref_id`` and ``sentence``, so they do not depend on the number of processes.
     """
-    order = np.argsort(dataset.image_ids, kind="stable").tolist()
-    mine = group.share(order, batch_size)
-    part = evaluate(model, dataset, batch_size, group.device, mine, workers, precision)
+    order = np.argsort(dataset.image_ids, kind="stable").tolist()  # group expressions by image
+    mine, device = group.share(order, batch_size), group.device
+    samples: list[int] = []
+    counts = [torch.zeros((0, 4), dtype=torch.int64, device=device)]
+    outputs = predict_masks(model, dataset, batch_size, device, mine, workers, precision)
+    for batch, logits in outputs:
+        predicted = (logits[:, 1] > logits[:, 0]).flatten(1)
+        truth = batch.mask.to(device).bool().flatten(1)
+        overlaps = (predicted & truth, predicted | truth, truth, predicted)
+        counts.append(torch.stack([pixels.sum(1) for pixels in overlaps], dim=1))
+        samples += batch.indices
+    numbers = torch.cat(counts).cpu().numpy()  # a single transfer from the device
+    chosen = np.asarray(samples, dtype=np.int64)
+    refs = dataset.ref_of[chosen]
+    part = pd.DataFrame(
+        {
+            "ref_id": dataset.refs["ref_id"].to_numpy()[refs],
+            "image_id": dataset.refs["image_id"].to_numpy()[refs],
+            "sentence": dataset.sentence_of[chosen],
+            "expression": [dataset.texts[s] for s in samples],
+            "intersection": numbers[:, 0],
+            "union": numbers[:, 1],
+            "object_area": numbers[:, 2],
+            "predicted_area": numbers[:, 3],
+        }
+    )
     parts = [each for each in group.gather(part) if len(each)]  # empty columns lose their dtype
     table = pd.concat(parts or [part])
     return table.sort_values(["ref_id", "sentence"], kind="stable").reset_index(drop=True)

@@ -1,6 +1,6 @@
 """ReLA's regions: learned queries that attend to the image, to the words and to each other.
 
-Q queries stand for the cells of a square grid (the *minimap*). Each layer has cross-attention to
+Q queries represent the cells of a square grid (the *minimap*). Each layer has cross-attention to
 one map of the pixel decoder (RIA), self-attention (RLA, whose language part acts in the first layer
 only) and a feed-forward part, all post-norm. A query attends where its own region mask is
 foreground.

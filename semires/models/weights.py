@@ -72,7 +72,7 @@ def weights_errors(where: str, fault: str = "cannot be read") -> Iterator[None]:
     except SemiresError:
         raise
     except MemoryError as error:
-        raise WeightsError(f"{where}: {fault} (it asks for too much memory)") from error
+        raise WeightsError(f"{where}: {fault} (it needs too much memory)") from error
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         if isinstance(error, KeyError):

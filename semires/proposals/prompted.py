@@ -33,7 +33,7 @@ class Pictures(Protocol):
 
 
 class NoMasks:
-    """The source as stage `propose` sees it: without a pseudo-label there is no mask."""
+    """The source in stage `propose`: no pseudo-label exists there, so it returns no masks."""
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
         """Return no mask for a uint8 RGB image (H,W,3)."""
@@ -54,7 +54,7 @@ class PromptedSam:
 class PromptedImage:
     """An image, uint8 RGB (H,W,3), whose proposals depend on the pseudo-label.
 
-    The model is no part of it, so that data-loader processes can send it.
+    It does not contain the model, so that data-loader processes can send it.
     """
 
     pixels: NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Finished shards at a URL, for stages that many machines share out among themselves.
+"""Finished shards at a URL, for a stage `propose` that is distributed over machines.
 
 A shard has two objects: the Parquet file and its record, which is written last. Shards made from
 other inputs are in other folders, so that they are never mixed. Any URL of fsspec works: S3, Google

@@ -22,7 +22,7 @@ class RefinedLabels:
     weights: float32 (B,H,W), 1 for matched samples, the weights of PWA or another weighting for
         others.
     matched: bool (B,).
-    quality: float32 (B,), the weights of matched samples; None stands for 1.
+    quality: float32 (B,), the weights of matched samples; None means 1.
     """
 
     labels: torch.Tensor

@@ -27,6 +27,7 @@ from semires.evaluation.bootstrap import (
     seed_deviations,
     seed_mean,
 )
+from semires.evaluation.metrics import gains
 from semires.reporting import study
 from semires.reporting.definitions import (
     FigureDefinition,
@@ -36,7 +37,7 @@ from semires.reporting.definitions import (
     counterpart,
     fractions_of,
 )
-from semires.reporting.records import METRICS, Records, Run, gains
+from semires.reporting.records import METRICS, Records, Run
 from semires.reporting.selection import Selection
 from semires.reporting.style import style_of
 from semires.runs import layout

@@ -1,7 +1,7 @@
 """The last lines of `make repro`: whether runs and reports equal the committed ones, byte for byte.
 
-Git and DVC prove it: `dvc.lock` has the digest of every output of a stage, and `git status` names
-each result whose bytes differ from the commit's. Where something differs, the first difference in
+`dvc.lock` has the digest of every output of a stage, and `git status` names each result whose bytes
+differ from those of the last commit. Where something differs, the first difference in
 the order of the pipeline and the known reasons are named.
 """
 

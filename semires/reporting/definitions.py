@@ -75,7 +75,7 @@ class TableDefinition(Section):
 
     ``from_study``: rows whose method is not in the study are left out, and methods of the study
     without a row are appended. ``joined``: a section for each fraction, in which the data sets
-    stand beside each other, as in the paper's Table 1. ``in_paper`` is false for a table that the
+    are adjacent columns, as in the paper's Table 1. ``in_paper`` is false for a table that the
     paper does not have; its ``where`` then says what it is. ``splits``: the columns, None for all.
     ``against``: the method that all paired differences are to; None compares each pair of rows.
     ``proposals`` adds columns about each row's proposals: their number, their best IoU, the IoU of

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semires.config.schema import Params
+from semires.evaluation.metrics import gains
 from semires.files import read_json
 from semires.reporting import quality
 from semires.reporting.definitions import (
@@ -23,7 +24,7 @@ from semires.reporting.definitions import (
     section_title,
 )
 from semires.reporting.panels import panel_figure
-from semires.reporting.records import Records, Run, gains
+from semires.reporting.records import Records, Run
 from semires.reporting.style import fix_style, new_axes, style_of
 from semires.runs.key import fraction_name
 from semires.runs.layout import split_file

@@ -146,7 +146,7 @@ class TableBuilder:
         shown = {section.dataset for section in sections}
         left_out = (d for d in self.params.study.datasets if d not in shown)
         names = ", ".join(display_name(self.params, dataset) for dataset in left_out)
-        more = [f"Left out: {names}, where the study does not make all rows."] if names else []
+        more = [f"Left out: {names}, because the study lacks runs of this table."] if names else []
         standard = _standard_notes(table, self.selection.samples)
         table.notes.extend([*definition.notes, *notes, *more, *standard])
         return table
@@ -377,5 +377,5 @@ def _standard_notes(table: FilledTable, samples: int) -> list[str]:
             "beside it."
         )
     elif table.comparable and not all(section.comparable for section in table.sections):
-        notes.append("The paper's values are comparable on its own data sets only.")
+        notes.append("Only values on the paper's data sets are comparable with the paper.")
     return notes

@@ -47,7 +47,7 @@ def tuned_file(key: RunKey) -> Path:
 
 
 def labels_folder(key: RunKey) -> Path:
-    """Folder of ``labels.csv`` and ``summary.json``, the label quality of every rule."""
+    """Folder of ``labels.csv``, the label quality of every rule."""
     return LABELS / key.dataset / fraction_name(key.fraction) / f"seed{key.seed}"
 
 
@@ -64,8 +64,8 @@ def root() -> Path:
 def project_above(files: tuple[str, ...]) -> Path | None:
     """The folder of the project that the current folder is in, or None.
 
-    It is the nearest parent folder that contains all ``files``. A current folder that contains one
-    of them is a project's own folder; then there is nothing to search for.
+    It is the nearest parent folder that contains all ``files``. The result is None if the current
+    folder contains one of them: it is a project's own folder.
     """
     here = Path.cwd()
     if any((here / name).is_file() for name in files):

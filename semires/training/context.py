@@ -22,7 +22,7 @@ from semires.config.schema import Augment, Params
 from semires.data.tables import Tables
 from semires.dist import Group, join_group
 from semires.errors import ConfigError, CorruptCacheError
-from semires.evaluation.evaluate import evaluate_shared
+from semires.evaluation.evaluate import evaluate
 from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
 from semires.models import SegmentationModel, build_model
 from semires.models.base import TrainingForward
@@ -272,6 +272,4 @@ class RunContext:
     def evaluate(self, model: SegmentationModel, dataset: LabelledDataset) -> pd.DataFrame:
         """Predictions of ``model`` for every sample, made by all processes together."""
         batch_size, runtime = self.params.evaluation.batch_size, self.params.runtime
-        return evaluate_shared(
-            self.group, model, dataset, batch_size, runtime.workers, runtime.precision
-        )
+        return evaluate(self.group, model, dataset, batch_size, runtime.workers, runtime.precision)

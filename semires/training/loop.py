@@ -168,9 +168,9 @@ class Loop:
             self.model.train()
         logged = []
         for micro in range(self.accumulate):
-            asked = time.monotonic()
+            waiting_since = time.monotonic()
             batch = next(batches)
-            self.timing.data_wait_s += time.monotonic() - asked
+            self.timing.data_wait_s += time.monotonic() - waiting_since
             self.timing.samples += len(batch) * self.group.world
             self._seed(micro)
             loss, sums = compute_loss(batch.to(self.group.device))
@@ -203,8 +203,8 @@ class Loop:
         broken = not all(is_finite(module) for module in self.modules.values())
         if not any(self.group.any(broken)):  # otherwise the state saved earlier is the finite one
             self.save()
-        kept = self.group.is_main_process and self._path.is_file()
-        where = f"the state before it is in {self.context.work}" if kept else "no state was kept"
+        saved = self.group.is_main_process and self._path.is_file()
+        where = f"the state before it is in {self.context.work}" if saved else "no state was saved"
         losses = self.group.gather((loss, sorted(set(ref_ids))))
         bad, refs = next(each for each in losses if not math.isfinite(each[0]))
         raise NonFiniteLossError(

@@ -96,6 +96,13 @@ class MutualStep:
     refiner: PseudoLabelRefiner
     confidence_filter: ConfidenceFilter
 
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that a saved state contains, by name."""
+        modules = {"model": self.model, "teacher": self.teacher, "filter": self.confidence_filter}
+        weighting = self.refiner.weighting
+        return modules | ({"weighting": weighting} if weighting.state_dict() else {})
+
     def compute_loss(self, batch: MutualBatch) -> tuple[torch.Tensor, Sums]:
         """The loss, a scalar, and the values to log."""
         labelled, unlabelled = batch.labelled, batch.unlabelled
@@ -176,6 +183,20 @@ class MutualStep:
         return [view.select(selected) for view in views], targets.select(selected)
 
 
+def make_step(context: RunContext) -> MutualStep:
+    """A student and a teacher with the weights of burn-in, and the refinement of the method."""
+    params, group = context.params, context.group
+    method = params.refine[context.key.method]
+    student = context.build_model(pretrained=False)
+    load_weights(student, context.burn_in_folder / "model.safetensors")
+    teacher, trained = make_teacher(student), context.trainable(student)
+    confidence_filter = ConfidenceFilter(method.keep, group.concat).to(group.device)
+    fitted = context.fitted_temperature(required=True) if method.temperature == "fitted" else 1.0
+    refiner = make_refiner(params, method, group.concat, fitted)
+    refiner.weighting.to(group.device)
+    return MutualStep(context, student, trained, teacher, refiner, confidence_filter)
+
+
 def mutual(params: Params, key: RunKey) -> None:
     """Train with the method of ``key``, starting from its burn-in, and write the run's folder.
 
@@ -205,42 +226,27 @@ def train_mutual(
     """
     started = time.time()
     context = RunContext(params, key, SECTIONS, val_images=val_images)
-    method = params.refine[key.method]
-    student = context.build_model(pretrained=False)
-    load_weights(student, context.burn_in_folder / "model.safetensors")
-    teacher, trained = make_teacher(student), context.trainable(student)
-    labelled, unlabelled = training_datasets(context, method)
-    confidence_filter = ConfidenceFilter(method.keep, context.group.concat)
-    fitted = context.fitted_temperature(required=True) if method.temperature == "fitted" else 1.0
-    refiner = make_refiner(params, method, context.group.concat, fitted)
-    weighting = refiner.weighting.to(context.group.device)
-    step = MutualStep(
-        context, student, trained, teacher, refiner, confidence_filter.to(context.group.device)
-    )
+    step = make_step(context)
+    labelled, unlabelled = training_datasets(context, params.refine[key.method])
     lock = context.lock() if on_evaluation is None else contextlib.nullcontext()
     with lock, tracking.track_run(key, params, context.sections, context.fingerprints) as run:
         loop = Loop(
             context,
             params.mutual,
             mutual_steps(params, len(labelled), len(unlabelled), context.group.world),
-            modules={
-                "model": student,
-                "teacher": teacher,
-                "filter": confidence_filter,
-                **({"weighting": weighting} if weighting.state_dict() else {}),
-            },
+            modules=step.modules,
             evaluated="teacher",
             log=on_evaluation or run.log_metrics,
         )
         loop.run(
             _batches(context, labelled, unlabelled, loop.remaining_batches),
             step.compute_loss,
-            after_step=lambda: update_ema(teacher, student, params.mutual.ema),  # Eq. 5
+            after_step=lambda: update_ema(step.teacher, step.model, params.mutual.ema),  # Eq. 5
         )
         if on_evaluation is not None:
             shutil.rmtree(context.work, ignore_errors=True)
             return {"val": {"oIoU": loop.best["val/oIoU"]}}
-        weighting.eval()
+        step.refiner.weighting.eval()
         metrics = _finish(context, loop, step.refiner, started)
     return metrics
 

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from semires.config.load import load_params
 from semires.data.tables import Tables
+from semires.dist import Group
 from semires.evaluation.evaluate import evaluate, predict_masks
 from semires.models import LAVT, SegmentationModel
 from semires.models.text import Tokenizer
@@ -19,6 +20,7 @@ from semires.samples import dataset as dataset_module
 from semires.samples.dataset import ImageStore, LabelledDataset
 
 SIZE, CPU = 32, torch.device("cpu")
+ALONE = Group(0, 1, CPU)
 WORDS = ["red", "circle", "left object", "blue square at the top", "the small green mushroom"]
 
 
@@ -93,23 +95,22 @@ def test_an_image_is_begun_once_however_many_its_expressions(samples, model, mon
     monkeypatch.setattr(
         model, "encode_image", lambda images: begun.append(len(images)) or original(images)
     )
-    evaluate(model, samples, 32, CPU)
+    evaluate(ALONE, model, samples, 32)
     assert begun == [3]
 
 
-def test_rows_keep_the_order_asked_for(samples, model):
-    whole = evaluate(model, samples, 4, CPU)
-    assert whole["ref_id"].tolist() == samples.ref_of.tolist()
-    assert whole["sentence"].tolist() == samples.sentence_of.tolist()
-    assert whole["expression"].tolist() == samples.texts
-    chosen = [8, 0, 5, 2]
-    part = evaluate(model, samples, 3, CPU, indices=chosen)
-    pd.testing.assert_frame_equal(part, whole.iloc[chosen].reset_index(drop=True))
-    pd.testing.assert_frame_equal(evaluate(Plain(model), samples, 4, CPU), whole)
+def test_rows_are_ordered_by_reference_and_sentence(samples, model):
+    table = evaluate(ALONE, model, samples, 4)
+    keys = [samples.refs["ref_id"].to_numpy()[samples.ref_of], samples.sentence_of]
+    order = np.lexsort(keys[::-1])
+    assert table["ref_id"].tolist() == keys[0][order].tolist()
+    assert table["sentence"].tolist() == keys[1][order].tolist()
+    assert table["expression"].tolist() == [samples.texts[i] for i in order]
+    pd.testing.assert_frame_equal(evaluate(ALONE, Plain(model), samples, 4), table)
 
 
 def test_counts_are_those_of_the_masks(samples, model):
-    table = evaluate(model, samples, 32, CPU)
+    table = evaluate(ALONE, model, samples, 32)
     for i, row in table.iterrows():
         predicted = logits_of(model, samples, 32)[i].argmax(0).bool()
         truth = samples[i].mask[0].bool()
@@ -118,8 +119,15 @@ def test_counts_are_those_of_the_masks(samples, model):
         assert (row["object_area"], row["predicted_area"]) == (truth.sum(), predicted.sum())
 
 
-def test_nothing_to_evaluate_is_an_empty_table(samples, model):
-    assert evaluate(model, samples, 4, CPU, indices=[]).empty
+class Idle(Group):
+    """One process of many, whose work is not collected."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def test_a_process_without_work_has_an_empty_table(samples, model):
+    assert evaluate(Idle(99, 100, CPU), model, samples, 4).empty
 
 
 def test_a_model_without_the_first_stage_gets_whole_images():

@@ -14,7 +14,7 @@ from skimage.segmentation import felzenszwalb
 
 from semires.config import schema as config
 from semires.config.schema import FelzenszwalbSource, TransformersSource
-from semires.data.pictures import as_rgb, read_image
+from semires.data.pictures import read_image
 from semires.errors import DataError, WeightsError
 from semires.proposals.registry import SOURCES, build_source
 
@@ -31,34 +31,6 @@ def test_every_kind_of_the_parameters_has_a_source() -> None:
     union = typing.get_args(typing.get_args(config.ProposalSource)[0])
     kinds = {typing.get_args(member.model_fields["kind"].annotation)[0] for member in union}
     assert kinds == set(SOURCES)
-
-
-@pytest.mark.parametrize("shape", [(9, 12), (9, 12, 1), (9, 12, 3), (9, 12, 4)])
-def test_grey_and_alpha_become_rgb(shape: tuple[int, ...]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    rgb = as_rgb(pixels)
-    assert rgb.shape == (9, 12, 3)
-    assert rgb.dtype == np.uint8
-    assert rgb.flags.c_contiguous
-    first = pixels if pixels.ndim == 2 else pixels[:, :, 0]
-    np.testing.assert_array_equal(rgb[:, :, 0], first)
-
-
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        np.zeros((9, 9, 3), np.float32),
-        np.zeros((9, 9, 3), np.int64),
-        np.zeros((3, 9, 9), np.uint8),
-        np.zeros((1, 90, 3), np.uint8),
-        np.zeros((0, 9, 3), np.uint8),
-        np.zeros((9, 9, 2), np.uint8),
-        np.zeros((2, 9, 9, 3), np.uint8),
-    ],
-)
-def test_other_arrays_are_refused(pixels: np.ndarray) -> None:
-    with pytest.raises(DataError, match="image x"):
-        as_rgb(pixels, "image x")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1"])
@@ -82,6 +54,9 @@ def test_bad_image_files_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="no such image"):
         read_image(tmp_path / "absent.jpg")
+    Image.fromarray(picture()[:7]).save(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=r"thin\.png: 64x7 pixels"):
+        read_image(tmp_path / "thin.png")
 
 
 def test_felzenszwalb_gives_every_segment_once() -> None:
