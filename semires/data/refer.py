@@ -196,20 +196,8 @@ def _row(
         kind = "missing annotation" if annotation is None else "missing image entry"
         faults.add(kind, f"ref {ref_id}")
         return None
-    height, width = (_field(image, n, whole, f"image {image_id}: ") for n in ("height", "width"))
-    what = f"annotation {ann_id} of ref {ref_id}"
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        faults.add("impossible image size", f"{width}x{height} of image {image_id}")
-        return None
-    try:
-        rle = to_rle(annotation.get("segmentation"), height, width)
-    except SegmentationError as error:
-        faults.add("damaged mask", f"{what} ({error})")
-        return None
-    if rle is None:
-        faults.add("empty polygon", what)
-        return None
-    if wordless:
+    rle = _mask(annotation, image, f"annotation {ann_id} of ref {ref_id}", image_id, faults)
+    if rle is None or wordless:
         return None
     raw = [
         _field({"raw": "", **s}, "raw", _text, f"sentences[{i}]: ") for i, s in enumerate(entries)
@@ -230,6 +218,24 @@ def _row(
         "sentences": sentences,
         "raw": [own if own.strip() else s for own, s in zip(raw, sentences, strict=True)],
     }
+
+
+def _mask(
+    annotation: Record, image: Record, what: str, image_id: int, faults: Faults
+) -> Record | None:
+    """Return the mask in COCO's compressed encoding, or None after adding a fault."""
+    height, width = (_field(image, n, whole, f"image {image_id}: ") for n in ("height", "width"))
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        faults.add("impossible image size", f"{width}x{height} of image {image_id}")
+        return None
+    try:
+        rle = to_rle(annotation.get("segmentation"), height, width)
+    except SegmentationError as error:
+        faults.add("damaged mask", f"{what} ({error})")
+        return None
+    if rle is None:
+        faults.add("empty polygon", what)
+    return rle
 
 
 def _category(categories: Entries, category_id: int) -> str:

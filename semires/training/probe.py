@@ -25,7 +25,7 @@ from semires.errors import SemiresError
 if TYPE_CHECKING:
     import torch
 
-    from semires.models import LAVT
+    from semires.models import LAVT, SegmentationModel
 
 STEPS, BATCH, SIZE, TOKENS, WORDS = 20, 4, 96, 8, 64
 _LR, _EMA = 1e-3, 0.99
@@ -103,9 +103,7 @@ def run() -> Probe:
 
     from semires.config.schema import Optimizer
     from semires.process import configure_torch
-    from semires.refine import PseudoLabelRefiner
-    from semires.training.ema import make_teacher, update_ema
-    from semires.training.losses import supervised_loss, unsupervised_loss
+    from semires.training.losses import supervised_loss
 
     configure_torch(threads=1, deterministic=True)
     torch.manual_seed(0)
@@ -116,7 +114,7 @@ def run() -> Probe:
     for group in optimizer.param_groups:
         group["lr"] = _LR * group["lr_scale"]
     digests: dict[str, str] = {}
-    losses: dict[str, list[float]] = {"burn_in": [], "mutual": []}
+    losses: dict[str, list[float]] = {"burn_in": []}
     times = []
     for step in range(1, STEPS + 1):
         began = time.perf_counter()
@@ -134,7 +132,26 @@ def run() -> Probe:
         times.append(time.perf_counter() - began)
         if step in (1, 10, STEPS):
             digests[f"weights_{step}"] = _digest(student.state_dict().values())
+    losses["mutual"], teacher = _mutual(student, optimizer, samples)
+    digests[f"mutual_{STEPS}"] = _digest(teacher.state_dict().values())
+    ms = round(1e3 * statistics.median(times), 1)
+    return Probe(numerics.software(), numerics.cpu_model(), losses, digests, ms)
+
+
+def _mutual(
+    student: LAVT,
+    optimizer: torch.optim.Optimizer,
+    samples: Iterator[tuple[torch.Tensor, torch.Tensor, list[Any], torch.Tensor]],
+) -> tuple[list[float], SegmentationModel]:
+    """Train by mutual learning; returns the losses of the steps and the teacher."""
+    import torch
+
+    from semires.refine import PseudoLabelRefiner
+    from semires.training.ema import make_teacher, update_ema
+    from semires.training.losses import supervised_loss, unsupervised_loss
+
     teacher, refiner = make_teacher(student), PseudoLabelRefiner(strategy="cpi-u")
+    losses = []
     for step in range(1, STEPS + 1):
         images, tokens, _, labels = next(samples)
         weak, hidden_tokens, partitions, _ = next(samples)
@@ -148,10 +165,8 @@ def run() -> Probe:
         optimizer.step()
         optimizer.zero_grad()
         update_ema(teacher, student, _EMA)
-        losses["mutual"].append(float(loss.detach()))
-    digests[f"mutual_{STEPS}"] = _digest(teacher.state_dict().values())
-    ms = round(1e3 * statistics.median(times), 1)
-    return Probe(numerics.software(), numerics.cpu_model(), losses, digests, ms)
+        losses.append(float(loss.detach()))
+    return losses, teacher
 
 
 def _model() -> LAVT:
