@@ -35,8 +35,8 @@ repro: .venv/.ready  ## the study of params.yaml, then its main table
 	-semires track sync
 	semires summary
 
-study: .venv/.ready  ## all that RefScenes can fill: seeds 0-2, ablations; resumes if interrupted
-	semires use experiments/study.yaml
+study: .venv/.ready  ## all tables on RefScenes, seeds 0-2; TABLES="1 7" makes a part; resumes if interrupted
+	semires use experiments/study.yaml $(if $(TABLES),--tables "$(TABLES)")
 	$(dvc_repro)
 	-semires track sync
 	semires summary

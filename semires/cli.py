@@ -13,6 +13,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,6 +211,11 @@ def _report(arguments: Arguments) -> None:
 
 def _summary(arguments: Arguments) -> None:
     params = _params(arguments)
+    if arguments.times:
+        from semires.reporting.times import times
+
+        print(times(params))
+        return
     from semires.reporting.closing import closing
     from semires.reporting.report import print_summary
 
@@ -228,7 +234,12 @@ def _verify(arguments: Arguments) -> int:
 def _use(arguments: Arguments) -> None:
     from semires.config.compose import use
 
-    print(use(arguments.file, arguments.params))
+    part = None
+    if arguments.tables is not None:
+        from semires.reporting.plan import part_of
+
+        part = partial(part_of, names=arguments.tables)
+    print(use(arguments.file, arguments.params, part))
 
 
 def _grid(arguments: Arguments) -> None:
@@ -322,13 +333,17 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         ("dataset", "fraction", "seed", "source", "refs"),
     ),
     "report": (_report, "write claims, tables, figures and a web page to reports/", ("reports",)),
-    "summary": (_summary, "print the main table and whether it is the committed one", ("reports",)),
+    "summary": (
+        _summary,
+        "print the main table and whether it is the committed one",
+        ("reports", "times"),
+    ),
     "verify": (
         _verify,
         "compare this machine's runs, tables and claims with the committed ones",
         ("reports", "against"),
     ),
-    "use": (_use, "make a parameter file the active params.yaml", ("file",)),
+    "use": (_use, "make a parameter file the active params.yaml", ("file", "tables")),
     "grid": (_grid, "write the runs of `study` to experiments/grid.yaml, for dvc.yaml", ()),
     "evaluate": (_evaluate, "evaluate a checkpoint", ("checkpoint", "dataset", "split")),
     "predict": (

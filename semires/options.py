@@ -65,7 +65,16 @@ OPTIONS: dict[str, dict[str, object]] = {
         "help": "make only the shards A to B-1, on one of several machines",
     },
     "--merge": {"action": "store_true", "help": "collect the shards of all machines"},
+    "--tables": {
+        "type": lambda text: tuple(text.replace(",", " ").split()),
+        "metavar": "A,B",
+        "help": "only the runs that these tables need, such as 1,7",
+    },
     "--reports": {"metavar": "FOLDER", "help": "the report's folder; default: `study.reports`"},
+    "--times": {
+        "action": "store_true",
+        "help": "print the hours of the trainings by table",
+    },
     "--against": {"default": "HEAD", "metavar": "REV", "help": "the commit to compare with"},
     "file": {
         "help": "a parameter file, such as experiments/refcoco.yaml",

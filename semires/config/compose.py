@@ -8,34 +8,46 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from semires.config.grid import files_of, uses_sam, write_grid
+from semires.config.grid import block_text, files_of, uses_sam, write_grid
 from semires.config.load import EXTENDS, validate_file
-from semires.config.schema import HubSource, Params
+from semires.config.schema import HubSource, Params, Study
 from semires.config.validate import parse_yaml, read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text
 from semires.runs import layout
 
 
-def use(source: str | Path, target: str | Path = "params.yaml") -> str:
+def use(
+    source: str | Path,
+    target: str | Path = "params.yaml",
+    part: Callable[[Params], Study] | None = None,
+) -> str:
     """Validate ``source``, copy it to ``target`` and write the grid of its runs.
 
     The previous ``target`` is copied to ``target.before``.
+
+    Args:
+        source: the parameter file.
+        target: the file to write.
+        part: gives the section `study` to write in place of the one of ``source``.
 
     Returns:
         A report of the actions and of the files that are still missing, one line each.
 
     Raises:
-        ConfigError: the file is missing or invalid; nothing was written.
+        ConfigError: the file is missing or invalid, or ``part`` refuses it; nothing was written.
     """
     source, target = Path(source), Path(target)
     text = composed(source)
     params = validate_file(parse_yaml(text), str(source))
-    lines = [f"{source} is now {target}; `dvc repro` runs its study"]
+    if part is not None:
+        text = _with_study(text, part(params))
+        params = validate_file(parse_yaml(text), f"part of {source}")
+    lines = [f"{'part of ' if part else ''}{source} is now {target}; `dvc repro` runs its study"]
     if target.is_file() and target.read_bytes() != text.encode():
         before = target.with_name(target.name + ".before")
         shutil.copyfile(target, before)
@@ -74,6 +86,19 @@ def composed(path: Path, extending: tuple[Path, ...] = ()) -> str:
     editor.dump(tree, buffer)
     head = f"# {path.name}, composed with {base.name} by `semires use`.\n"
     return head + buffer.getvalue()
+
+
+def _with_study(text: str, study: Study) -> str:
+    """Return the text of a parameter file with another section `study`, one line for each block."""
+    editor = _with_comments()
+    tree, buffer = editor.load(text), io.StringIO()
+    changes = {"reports": study.reports, "generated": editor.load(str(study.generated))}
+    for name in ("runs", "tune"):
+        lines = [f"- {block_text(block)}" for block in getattr(study, name)]
+        changes[name] = editor.load("\n".join(lines) or "[]")
+    tree["study"].update(changes)
+    editor.dump(tree, buffer)
+    return buffer.getvalue()
 
 
 def _with_comments() -> Any:

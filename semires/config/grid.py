@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from semires.config.schema import SAM_KINDS, Block, Params
 from semires.errors import ConfigError
@@ -40,6 +41,43 @@ def expand(params: Params, blocks: Iterable[Block] | None = None) -> list[RunKey
             runs[RunKey(dataset, fraction, SUPERVISED, seed, model=block.model)] = None
         runs |= dict.fromkeys(_methods(params, block))
     return list(runs)
+
+
+def blocks_of(keys: Iterable[RunKey]) -> list[Block]:
+    """Return blocks of ``study`` whose runs are the given ones and their burn-ins.
+
+    Runs that differ in their seed, method or fraction alone share a block.
+    """
+    parts: list[dict[str, Any]] = [
+        {
+            "datasets": [key.dataset],
+            "fractions": [key.fraction],
+            "methods": [key.method],
+            "seeds": [key.seed],
+            "sources": [key.source] if key.source else None,
+            "model": key.model,
+        }
+        for key in dict.fromkeys(keys)
+    ]
+    for axis in ("seeds", "methods", "fractions"):
+        merged: dict[str, dict[str, Any]] = {}
+        for part in parts:
+            others = repr([value for name, value in part.items() if name != axis])
+            if (same := merged.setdefault(others, part)) is not part:
+                same[axis] += part[axis]
+        parts = [*merged.values()]
+    return [Block.model_validate(part) for part in parts]
+
+
+def block_text(block: Block) -> str:
+    """Return a block as YAML on one line, without keys that are null."""
+    values = block.model_dump(exclude_none=True)
+    values["fractions"] = [fraction_name(fraction) for fraction in block.fractions]
+    shown = (
+        f"{name}: [{', '.join(map(str, value))}]" if isinstance(value, list) else f"{name}: {value}"
+        for name, value in values.items()
+    )
+    return f"{{{', '.join(shown)}}}"
 
 
 def searches(params: Params, blocks: Iterable[Block] | None = None) -> list[RunKey]:

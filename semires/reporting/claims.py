@@ -267,12 +267,11 @@ class Judge:
         if value is not None:
             return start.judged(value, value.seeds)
         empty = [row for row in rows if not self.selection.runs(row, dataset, fraction)]
-        needs = next((row.needs for row in empty if row.needs is not None), None)
-        if needs is not None:
-            return replace(start, reason=f"needs {needs}")
         if not empty:
             return replace(start, reason="no seed in common, or other evaluated expressions")
-        return self._to_run(start, [self.selection.key(row, dataset, fraction) for row in empty])
+        return self._to_run(
+            start, [study.run_of(self.params, row, dataset, fraction) for row in empty]
+        )
 
     def _to_run(self, start: Judgement, keys: list[RunKey]) -> Judgement:
         planned = all(study.is_planned(key, self.params) for key in keys)

@@ -43,8 +43,7 @@ class TableRow(Section):
     references, those with the smallest masks, that the row uses; ``shuffled`` uses the evaluation
     with every expression given to another reference. ``paper`` is a path in paper.json, with
     ``{dataset}`` and ``{fraction}`` filled in, or one path per fraction; a path without
-    ``{dataset}`` is RefCOCO's. ``needs`` names a part that the project lacks to fill the row;
-    ``note`` is added to the table's notes.
+    ``{dataset}`` is RefCOCO's. ``note`` is added to the table's notes.
     """
 
     label: str
@@ -56,7 +55,6 @@ class TableRow(Section):
     shuffled: bool = False
     marks: list[bool] = Field(default_factory=list)
     paper: str | dict[str, str] | None = None
-    needs: str | None = None
     note: str | None = None
 
     @field_validator("paper")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Tables = list[tuple[FilledTable, FilledTable | None]]
 #: What `make bench`, `make gpu` and `make study` write into the report's folder; a new report keeps
 #: it.
-KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study")
+KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study", "part")
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,9 @@ def build_tables(params: Params, records: Records) -> Tables:
     tables: Tables = []
     for name, definition in definitions.items():
         check_methods(params, name, definition)
-        if definition.joined and len(params.study.datasets) < 2:
-            continue  # the main table shows the same
-        table = builder.build(name, definition)
-        tables.append((table, builder.differences(table, definition)))
+        if builder.plan.makes(definition):
+            table = builder.build(name, definition)
+            tables.append((table, builder.differences(table, definition)))
     return tables
 
 
@@ -109,11 +108,10 @@ def check_methods(params: Params, name: str, definition: TableDefinition) -> Non
     """
     known = [SUPERVISED, *params.refine]
     for i, row in enumerate(definition.rows):
-        if row.needs is None:
-            try:
-                require([row.method], known, f"rows.{i}.method", "refine")
-            except ValueError as error:
-                raise ConfigError(f"{layout.TABLES}/{name}.yaml: {error}") from error
+        try:
+            require([row.method], known, f"rows.{i}.method", "refine")
+        except ValueError as error:
+            raise ConfigError(f"{layout.TABLES}/{name}.yaml: {error}") from error
 
 
 def write_data(params: Params, results: Results, folder: Path) -> None:

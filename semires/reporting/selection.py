@@ -21,7 +21,7 @@ from semires.evaluation.bootstrap import (
 )
 from semires.reporting.definitions import TableRow
 from semires.reporting.records import Records, Run
-from semires.runs.key import RunKey
+from semires.reporting.study import run_of
 
 #: Columns of a table that shows the rows' proposals, and their titles.
 PROPOSALS = {"proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels' oIoU"}
@@ -52,17 +52,9 @@ class Selection:
         self.params, self.records = params, records
         self.samples = params.evaluation.bootstrap_samples
 
-    def key(self, row: TableRow, dataset: str, fraction: float) -> RunKey:
-        """The row's run of the study's first seed; a row's fixed fraction replaces ``fraction``."""
-        seed = self.params.study.seeds[0]
-        key = RunKey(dataset, row.fraction or fraction, row.method, seed, row.source, row.model)
-        return key.relative_to(self.params.proposals.source)
-
     def runs(self, row: TableRow, dataset: str, fraction: float) -> list[Run]:
-        """The row's runs by seed; empty if there are none or the row cannot be filled."""
-        if row.needs is not None:
-            return []
-        key = self.key(row, dataset, fraction)
+        """The row's runs by seed; empty if there are none."""
+        key = run_of(self.params, row, dataset, fraction)
         return self.records.find(dataset, key.fraction, key.label)
 
     def value(
@@ -77,7 +69,7 @@ class Selection:
 
     def proposals(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float]:
         """The keys of PROPOSALS that are known, on val; empty for a method without matching."""
-        key = self.key(row, dataset, fraction)
+        key = run_of(self.params, row, dataset, fraction)
         method = self.params.refine.get(key.method)
         if method is None or method.strategy == "none":
             return {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from semires.config.grid import expand, search_of
+from semires.config.grid import block_text, blocks_of, expand, search_of
 from semires.config.schema import Params
-from semires.runs.key import SUPERVISED, RunKey, fraction_name
+from semires.reporting.definitions import TableRow
+from semires.runs.key import SUPERVISED, RunKey
 
 
 def methods(params: Params, dataset: str, fraction: float) -> list[str]:
@@ -23,6 +25,13 @@ def methods(params: Params, dataset: str, fraction: float) -> list[str]:
     return [method for method in wanted if method in there]
 
 
+def run_of(params: Params, row: TableRow, dataset: str, fraction: float) -> RunKey:
+    """A row's run of the study's first seed; a row's fixed fraction replaces ``fraction``."""
+    seed = params.study.seeds[0]
+    key = RunKey(dataset, row.fraction or fraction, row.method, seed, row.source, row.model)
+    return key.relative_to(params.proposals.source)
+
+
 def is_planned(key: RunKey, params: Params) -> bool:
     """Whether the study has the run with any seed, so that `dvc repro` makes it."""
     return _without_seed(key) in map(_without_seed, expand(params))
@@ -37,24 +46,6 @@ def fill_command(keys: Iterable[RunKey], params: Params) -> str:
     keys = list(keys)
     if all(is_planned(key, params) for key in keys):
         return "`dvc repro`"
-    blocks = ", ".join(f"`- {text}`" for text in fill_blocks(keys, params.study.seeds))
+    every = (replace(key, seed=seed) for key in keys for seed in params.study.seeds)
+    blocks = ", ".join(f"`- {block_text(block)}`" for block in blocks_of(every))
     return f"add {blocks} to `study.runs` in params.yaml, then `make repro`"
-
-
-def fill_blocks(keys: list[RunKey], seeds: list[int]) -> list[str]:
-    """Blocks of ``study.runs`` whose runs are the given ones, each as YAML on one line."""
-    methods: dict[tuple[str, str, float], list[str]] = {}
-    for key in keys:
-        options = {"sources": f"[{key.source}]" if key.source else None, "model": key.model}
-        more = "".join(f", {name}: {value}" for name, value in options.items() if value)
-        listed = methods.setdefault((key.dataset, more, key.fraction), [])
-        if key.method not in listed:
-            listed.append(key.method)
-    fractions: dict[tuple[str, str, tuple[str, ...]], list[float]] = {}
-    for (dataset, more, fraction), listed in methods.items():
-        fractions.setdefault((dataset, more, tuple(listed)), []).append(fraction)
-    return [
-        f"{{datasets: [{dataset}], fractions: [{', '.join(map(fraction_name, values))}], "
-        f"methods: [{', '.join(listed)}], seeds: {seeds}{more}}}"
-        for (dataset, more, listed), values in fractions.items()
-    ]

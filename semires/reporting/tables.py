@@ -18,10 +18,10 @@ from semires.reporting.definitions import (
     TableRow,
     counterpart,
     display_name,
-    fractions_of,
     paper_name,
     section_title,
 )
+from semires.reporting.plan import Plan, spans_rows
 from semires.reporting.records import METRICS, Records
 from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
@@ -121,19 +121,16 @@ class TableBuilder:
     """
 
     def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
-        self.params, self.paper = params, paper
+        self.params, self.plan = params, Plan(params, paper)
         self.selection = Selection(params, records)
 
     def build(self, name: str, definition: TableDefinition) -> FilledTable:
         """Fill one table."""
         missing = _Missing(self.params)
         sections, notes = [], dict[str, None]()
-        for dataset in self.params.study.datasets:
-            for fraction in self._fractions(definition):
-                rows = self._rows(definition, dataset, fraction)
-                if self._is_shown(definition, rows, dataset, fraction):
-                    notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
-                    sections.append(self._section(definition, rows, dataset, fraction, missing))
+        for dataset, fraction, rows in self.plan.sections(definition):
+            notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
+            sections.append(self._section(definition, rows, dataset, fraction, missing))
         splits = dict.fromkeys(split for section in sections for split in section.splits)
         if definition.splits is not None:
             splits = {split: None for split in splits if split in definition.splits}
@@ -151,37 +148,6 @@ class TableBuilder:
         table.notes.extend([*definition.notes, *notes, *more, *standard])
         return table
 
-    def _fractions(self, definition: TableDefinition) -> list[float]:
-        """The fractions that have a section; one if each row has a fraction of its own."""
-        fractions = fractions_of(self.params, definition)
-        return fractions[:1] if _spans_rows(definition) else fractions
-
-    def _is_shown(
-        self, definition: TableDefinition, rows: list[TableRow], dataset: str, fraction: float
-    ) -> bool:
-        """Whether a data set has a section at a fraction.
-
-        The study's first data set has all sections. Another one has those for which the paper has
-        numbers of its counterpart, or the study all runs. A joined table has a section for each
-        fraction at which the study has all runs on some data set.
-        """
-        datasets = self.params.study.datasets
-        if definition.joined:
-            return any(self._all_planned(rows, name, fraction) for name in datasets)
-        return bool(rows) and (
-            dataset == datasets[0]
-            or self._all_planned(rows, dataset, fraction)
-            or any(self._paper(row, dataset, fraction) for row in rows)
-        )
-
-    def _all_planned(self, rows: list[TableRow], dataset: str, fraction: float) -> bool:
-        keys = [self.selection.key(row, dataset, fraction) for row in rows if row.needs is None]
-        return all(study.is_planned(key, self.params) for key in keys)
-
-    def _paper(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float] | None:
-        name = counterpart(self.params, dataset)
-        return self.paper.row(row, name, fraction_name(row.fraction or fraction))
-
     def _section(
         self,
         definition: TableDefinition,
@@ -191,7 +157,7 @@ class TableBuilder:
         missing: _Missing,
     ) -> TableSection:
         name = display_name(self.params, dataset)
-        spans = _spans_rows(definition)
+        spans = spans_rows(definition)
         mark = "(U)" if self.params.datasets[dataset].split_by == "umd" else ""
         return TableSection(
             title=name if spans else section_title(self.params, dataset, fraction),
@@ -211,7 +177,7 @@ class TableBuilder:
         """
         sections = []
         for section in table.sections:
-            rows_of_study = self._rows(definition, section.dataset, float(section.fraction))
+            rows_of_study = self.plan.rows(definition, section.dataset, float(section.fraction))
             defined = {row.label: row for row in rows_of_study}
             filled = [defined[row.label] for row in section.rows if row.values]
             pairs = [
@@ -234,16 +200,8 @@ class TableBuilder:
     def _splits(self, dataset: str) -> list[str]:
         return [split for split in self.params.datasets[dataset].splits if split != "train"]
 
-    def _rows(self, definition: TableDefinition, dataset: str, fraction: float) -> list[TableRow]:
-        if not definition.from_study:
-            return definition.rows
-        methods = study.methods(self.params, dataset, fraction)
-        rows = [row for row in definition.rows if row.method in methods]
-        known = {row.method for row in definition.rows}
-        return rows + [TableRow(label=m, method=m) for m in methods if m not in known]
-
     def _row(self, row: TableRow, dataset: str, fraction: float, missing: _Missing) -> FilledRow:
-        key = self.selection.key(row, dataset, fraction)
+        key = study.run_of(self.params, row, dataset, fraction)
         values = self._values(
             dataset, lambda *at: self.selection.value(row, dataset, fraction, *at)
         )
@@ -253,8 +211,8 @@ class TableBuilder:
             fraction=fraction_name(key.fraction),
             marks=tuple(row.marks),
             values=values[METRICS[0]],
-            paper=self._paper(row, dataset, fraction),
-            footnote=None if values[METRICS[0]] else missing.add(key, row.needs),
+            paper=self.plan.paper_values(row, dataset, fraction),
+            footnote=None if values[METRICS[0]] else missing.add(key),
             others={metric: values[metric] for metric in METRICS[1:]},
             proposals=self.selection.proposals(row, dataset, fraction),
             runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
@@ -291,27 +249,22 @@ class _Missing:
 
     def __init__(self, params: Params) -> None:
         self._params = params
-        self._keys: dict[str, list[RunKey]] = {}  # by reason; empty: the study has no such run
+        self._keys: dict[bool, list[RunKey]] = {}  # by whether the study has them
 
-    def add(self, key: RunKey, needs: str | None) -> int:
+    def add(self, key: RunKey) -> int:
         """Note an empty row; returns the position of its footnote."""
-        reason = "" if needs is None else f"no run: needs {needs}."
-        if needs is None and study.is_planned(key, self._params):
-            reason = "no run yet: `dvc repro` fills it."
-        self._keys.setdefault(reason, []).append(key)
-        return list(self._keys).index(reason)
+        planned = study.is_planned(key, self._params)
+        self._keys.setdefault(planned, []).append(key)
+        return list(self._keys).index(planned)
 
     def footnotes(self) -> list[str]:
         """The text of each footnote, commands in backticks."""
         return [
-            reason or f"no run: {study.fill_command(keys, self._params)}."
-            for reason, keys in self._keys.items()
+            "no run yet: `dvc repro` fills it."
+            if planned
+            else f"no run: {study.fill_command(keys, self._params)}."
+            for planned, keys in self._keys.items()
         ]
-
-
-def _spans_rows(definition: TableDefinition) -> bool:
-    """Whether each row has a fraction of its own, so that one section spans the fractions."""
-    return all(row.fraction is not None for row in definition.rows)
 
 
 def _pairs(rows: list[TableRow], against: str | None) -> Iterable[tuple[TableRow, TableRow]]:

@@ -148,6 +148,16 @@ def test_figure_6_is_drawn_for_each_data_set(made, monkeypatch):
         assert title.startswith(f"Paper: {paper}")
 
 
-def test_one_data_set_has_no_table_1_beside_the_main_table(workspace: Path, small_params):
+def test_one_data_set_has_table_1_with_its_columns_alone(workspace: Path, small_params):
     tables = build_tables(small_params, load_records(default_source="sam"))
-    assert "table1" not in {table.name for table, _ in tables}
+    table = next(table for table, _ in tables if table.name == "table1")
+    main = tables[0][0]
+    shown = side_by_side(table)
+    assert shown.splits == ["RefScenes val", "RefScenes testA", "RefScenes testB"]
+    assert [section.title for section in shown.sections] == ["1 % labelled", "10 % labelled"]
+    for joined, section in zip(shown.sections, main.sections, strict=True):
+        for row, same in zip(joined.rows, section.rows, strict=True):
+            assert row.values == {f"RefScenes {split}": v for split, v in same.values.items()}
+    assert "<sub>paper 35.71</sub>" in to_markdown(table)
+    assert r"\multicolumn{3}{c}{RefScenes}" in to_tex(table)
+    assert '<th scope="colgroup" colspan="3">RefScenes</th>' in to_html(table)

@@ -125,7 +125,7 @@ def test_a_footnotes_blocks_are_valid_and_make_the_cells_part_of_the_study(
         for block in re.findall(r"`(- \{.*?\})`", note):
             values["study"]["runs"] += yaml.safe_load(block)
     table, _ = build(validate(values), name)
-    assert all("`dvc repro`" in n or "needs" in n for n in table.footnotes)
+    assert all("`dvc repro`" in note for note in table.footnotes)
 
 
 def test_a_missing_run_of_the_study_is_filled_by_dvc_repro(own_workspace, small_params):
