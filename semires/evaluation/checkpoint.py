@@ -41,8 +41,9 @@ def open_checkpoint(path: str | Path, params: Params | None) -> Trained:
     """Open a run folder, its ``model.safetensors``, or a published ``.pth``.
 
     Published checkpoints are those of LAVT, SemiRES and GRES (ReLA); the tensors' names say which.
-    They do not contain image size and vocabulary: both come from ``params``, and so does the text
-    encoder if the checkpoint has none. A run folder needs no parameters.
+    They do not contain image size and vocabulary: both come from ``params``, and so do the text
+    encoder if the checkpoint has none, and numbers of heads that would be guessed. A run folder
+    needs no parameters.
 
     Raises:
         WeightsError: the path does not exist, or is none of these.
@@ -104,7 +105,7 @@ def _published(path: Path, section: ModelSection, tokenizer: Tokenizer) -> Segme
             f"{path}: a published checkpoint uses the `bert` section of a LAVT or ReLA, and "
             f"model.name is {section.name}"
         )
-    bert, model = section.bert, load_official(path)
+    bert, model = section.bert, load_official(path, like=section)
     if model.bert is None:
         wanted = cast(Any, model.fusions[0]).attention.key.in_features
         if bert.pretrained is None or bert.hidden_size != wanted:

@@ -69,7 +69,6 @@ PIXEL_DECODER: Rules = (
 )
 PREDICTOR: Rules = (
     ("query_feat.", "regions.features."),
-    ("static_query.", "regions.features."),  # its name in early files
     ("query_embed.", "regions.positions."),
     ("level_embed.", "regions.level_embed."),
     ("input_proj.{s}.", "regions.project.{s}."),
@@ -97,6 +96,14 @@ _DERIVED = re.compile(
     r"relative_position_index$|attn_mask$|position_ids$|^(backbone\.)?(head|norm)\.|^pooler\."
     r"|^pixel_(mean|std)$|^criterion\."
 )
+
+
+def present_name(name: str) -> str:
+    """The name of a weight in the last published code.
+
+    Early files of GRES have ``static_query`` for ``query_feat``.
+    """
+    return re.sub(r"^(sem_seg_head\.predictor\.)static_query\.", r"\1query_feat.", name)
 
 
 def is_derived(name: str) -> bool:

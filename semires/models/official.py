@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from semires.errors import WeightsError
 from semires.models import swin as swin_ops
 from semires.models.encoder import FusedEncoder, new_bert
 from semires.models.lavt import LAVT
-from semires.models.naming import is_derived, to_ours
+from semires.models.naming import is_derived, present_name, to_ours
 from semires.models.pixel_decoder import POINTS_PER_HEAD
 from semires.models.rela import ReLA
 from semires.models.weights import (
@@ -40,6 +41,9 @@ from semires.models.weights import (
 NO_LAVT, NO_RELA = "no published LAVT checkpoint", "no published GRES checkpoint"
 RELA_PART = "sem_seg_head."  # prefix of names that only GRES's checkpoints have
 LAVT_PART = "classifier."
+PATCHES = "backbone.patch_embed.proj.weight"  # its rows: Swin's width
+TEXT_WIDTH = "backbone.layers.0.fusion.image_lang_att.f_key.0.weight"  # its columns: BERT's width
+HEAD_WIDTH = 64  # channels per head of published BERTs
 PUBLISHED_HEADS = [1, 1, 1, 1]  # PWAM's heads in the published code, per stage
 Section = TypeVar("Section", bound=FusedSection)
 Model = TypeVar("Model", bound=FusedEncoder)
@@ -66,25 +70,35 @@ class Published:
         return any(name.startswith(part) for name in self.model)
 
 
-def load_official(path: str | Path) -> LAVT | ReLA:
+def load_official(path: str | Path, like: FusedSection | None = None) -> LAVT | ReLA:
     """A LAVT or a ReLA in eval mode from a published checkpoint, whichever it is by its names.
+
+    Args:
+        path: the ``.pth`` file.
+        like: a `model` section. Where neither the file nor the published code tells the number of
+            PWAM's or BERT's heads, that of this section is used if its widths are equal.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe or of neither model.
     """
     published = read_published(path)
+    heads = (None, None) if like is None else _heads_like(published, like)
     if published.has(RELA_PART):
-        return load_official_rela(published)
+        return load_official_rela(published, *heads)
     if not published.has(LAVT_PART):
         shown = one_line(", ".join([*published.model][:3]), 120) or "nothing"
         raise WeightsError(
             f"{path}: neither a LAVT (`{LAVT_PART}...`) nor a GRES checkpoint (`{RELA_PART}...`): "
             f"its `model` holds {shown}"
         )
-    return load_official_lavt(published)
+    return load_official_lavt(published, *heads)
 
 
-def load_official_lavt(path: str | Path | Published, fusion_heads: list[int] | None = None) -> LAVT:
+def load_official_lavt(
+    path: str | Path | Published,
+    fusion_heads: list[int] | None = None,
+    text_heads: int | None = None,
+) -> LAVT:
     """A LAVT in eval mode from a published LAVT or SemiRES checkpoint.
 
     ``bert`` is None if the checkpoint has no ``bert_model``; :meth:`LAVT.encode_text` then raises
@@ -94,6 +108,7 @@ def load_official_lavt(path: str | Path | Published, fusion_heads: list[int] | N
         path: the ``.pth`` file, or its content.
         fusion_heads: PWAM's heads, which cannot be read from shapes; by default the ``mha`` of
             the checkpoint's ``args`` if it has one, else 1 per stage, as published.
+        text_heads: heads of the checkpoint's BERT; one per 64 channels by default, as published.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe or not a LAVT checkpoint.
@@ -108,7 +123,7 @@ def load_official_lavt(path: str | Path | Published, fusion_heads: list[int] | N
         )  # fmt: skip
 
     with weights_errors(published.where, NO_LAVT):  # wrong sizes or names raise anything
-        sizes = _encoder_sizes(published, heads, None)
+        sizes = _encoder_sizes(published, heads, text_heads)
         width = len(published.model["classifier.conv1_4.weight"])
         sizes |= {"name": "lavt", "decoder_width": width}
         settings = _settings(Lavt, sizes, f"{published.where}: {NO_LAVT}")
@@ -160,7 +175,8 @@ def read_published(path: str | Path | Published) -> Published:
             f"{where}: no published checkpoint: it has no `model` weights, but "
             f"{one_line(entries) or 'nothing'}"
         )
-    model = plain_names(check_tensors(content["model"], where))
+    named = plain_names(check_tensors(content["model"], where))
+    model = {present_name(name): value for name, value in named.items()}
     text = content.get("bert_model")
     # GRES and `lavt_one` store the text encoder in `model`.
     inside = {n: model.pop(n) for n in list(model) if n.startswith("text_encoder.")}
@@ -204,6 +220,22 @@ def _fusion_heads(args: Any, where: str) -> list[int]:
         shown = one_line(repr(text), 60)
         raise WeightsError(f"{where}: `mha` in `args` is {shown}, not four numbers like '1-1-1-1'")
     return [int(part) for part in text.split("-")]
+
+
+def _heads_like(published: Published, like: FusedSection) -> tuple[list[int] | None, int | None]:
+    """PWAM's and BERT's heads of a section of the same widths; None where others apply.
+
+    The file's ``args`` decide on PWAM's. BERT's are as published where 64 divides its width.
+    """
+    patch, text = (
+        value.shape if (value := published.model.get(name)) is not None else ()
+        for name in (PATCHES, TEXT_WIDTH)
+    )
+    if tuple(text[1:2]) != (like.bert.hidden_size,):
+        return None, None
+    same = published.args is None and tuple(patch[:1]) == (like.swin.embed_dim,)
+    text_heads = like.bert.num_heads if like.bert.hidden_size % HEAD_WIDTH else None
+    return like.fusion_heads if same else None, text_heads
 
 
 def _settings(section: type[Section], sizes: dict[str, Any], where: str) -> Section:
@@ -265,7 +297,7 @@ def _encoder_sizes(
         KeyError: a tensor that determines a size is missing.
     """
     model = published.model
-    patch = model["backbone.patch_embed.proj.weight"]
+    patch = model[PATCHES]
     first = [f"backbone.layers.{i}.blocks.0." for i in range(4)]
     tables = [model[f"{prefix}attn.relative_position_bias_table"] for prefix in first]
     ratio = len(model[f"{first[0]}mlp.fc1.weight"]) / len(patch)
@@ -282,8 +314,7 @@ def _encoder_sizes(
         absolute_embeddings=positions is not None,
         **({} if positions is None else {"position_grid": round(positions.shape[1] ** 0.5)}),
     )
-    text_dim = model["backbone.layers.0.fusion.image_lang_att.f_key.0.weight"].shape[1]
-    bert = _bert_sizes(published.text, text_dim, text_heads)
+    bert = _bert_sizes(published, model[TEXT_WIDTH].shape[1], text_heads)
     return dict(swin=swin, bert=bert, fusion_heads=fusion_heads, fusion_dropout=0.0)
 
 
@@ -325,17 +356,25 @@ def _rela_sizes(model: State) -> dict[str, Any]:
     )
 
 
-def _bert_sizes(text: State | None, text_dim: int, heads: int | None) -> dict[str, Any]:
+def _bert_sizes(published: Published, text_dim: int, heads: int | None) -> dict[str, Any]:
     """BERT's sizes. Heads cannot be read from shapes.
 
-    The default is one per 64 channels, or 4 heads if the channels are not a multiple of 64.
+    The default is one per 64 channels. If the channels are not a multiple of 64, it is a guess, 4
+    or less, and a line on stderr says so.
     """
-    layers, inner = 1, 1
+    text, layers, inner = published.text, 1, 1
+    if heads is None:
+        heads = text_dim // HEAD_WIDTH if text_dim % HEAD_WIDTH == 0 else math.gcd(text_dim, 4)
+        if text is not None and text_dim % HEAD_WIDTH:
+            print(
+                f"{published.where}: BERT's number of heads is not in the file and is guessed: "
+                f"{heads} for {text_dim} channels; a `bert` section with hidden_size: {text_dim} "
+                "in the parameters states it",
+                file=sys.stderr,
+            )
     if text is not None:
         layers = count(text, "encoder.layer.")
         inner = len(text["encoder.layer.0.intermediate.dense.weight"])
-    if heads is None:
-        heads = text_dim // 64 if text_dim % 64 == 0 else math.gcd(text_dim, 4)
     return dict(
         pretrained=None, vocabulary=None, hidden_size=text_dim, num_layers=layers,
         num_heads=heads, intermediate_size=inner, dropout=0.1,

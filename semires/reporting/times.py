@@ -44,7 +44,7 @@ def times(params: Params) -> str:
         for title, keys in tables.items()
     ]
     others = [key for key in every if key not in uses]
-    rows += [_row("no table", others, others, hours), _row("all, each once", every, every, hours)]
+    rows += [_row("no table", others, (), hours), _row("all, each once", every, (), hours)]
     widths = [max(map(len, column)) for column in zip(TITLES, *rows, strict=True)]
     padded = [
         [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (TITLES, *rows)
@@ -55,8 +55,9 @@ def times(params: Params) -> str:
 def _row(
     title: str, keys: Sequence[RunKey], alone: Sequence[RunKey], hours: dict[RunKey, float]
 ) -> list[str]:
-    """The cells of TITLES."""
+    """The cells of TITLES; empty ones for no runs alone."""
     cells = [title]
     for some in (keys, alone):
-        cells += [str(len(some)), f"{sum(hours.get(key, 0) for key in some):.2f}"]
+        spent = sum(hours.get(key, 0) for key in some)
+        cells += [str(len(some)), f"{spent:.2f}"] if some or some is keys else ["", ""]
     return [*cells, str(sum(key not in hours for key in keys))]

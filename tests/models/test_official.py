@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from semires.errors import WeightsError
-from semires.models import LAVT, load_official_lavt
+from semires.models import LAVT, load_official, load_official_lavt
 from semires.models.weights import read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -111,6 +111,18 @@ def test_heads_are_read_from_a_namespace_or_a_mapping(tmp_path, lavt, inputs, wr
         given = load_official_lavt(tmp_path / "x.pth", fusion_heads=heads)
         assert [fusion.attention.heads for fusion in loaded.fusions] == heads
         assert torch.equal(loaded(*inputs), given(*inputs))
+
+
+def test_the_files_own_heads_are_before_those_of_a_section(tmp_path, settings, lavt, inputs):
+    section = settings(fusion_heads=[1, 1, 2, 2], bert__num_heads=4)
+    other = section.model_copy(update={"fusion_heads": [1, 2, 1, 1]})
+    args = argparse.Namespace(mha="1-1-2-2")
+    torch.save({**to_published(lavt), "args": args}, tmp_path / "x.pth")
+    with torch.no_grad():
+        assert torch.equal(load_official(tmp_path / "x.pth", like=other)(*inputs), lavt(*inputs))
+    torch.save(to_published(lavt), tmp_path / "x.pth")
+    with torch.no_grad():
+        assert torch.equal(load_official(tmp_path / "x.pth", like=section)(*inputs), lavt(*inputs))
 
 
 @pytest.mark.parametrize(

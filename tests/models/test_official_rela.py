@@ -64,6 +64,47 @@ def test_sizes_are_read_off_shapes(
     assert loaded.settings.regions == model.settings.regions
 
 
+def test_the_early_name_of_the_regions_features(tmp_path: Path, rela: ReLA, inputs: Inputs):
+    state = {
+        name.replace(".query_feat.", ".static_query."): value
+        for name, value in to_gres(rela)["model"].items()
+    }
+    assert "sem_seg_head.predictor.static_query.weight" in state
+    torch.save({"model": state}, tmp_path / "early.pth")
+    loaded = load_official_rela(tmp_path / "early.pth", fusion_heads=[1, 1, 2, 2])
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), rela(*inputs))
+
+
+def test_heads_come_from_a_section_of_the_same_widths(
+    new_rela: Any, rela_settings: Any, randomise: Any, inputs: Inputs, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    section = rela_settings(fusion_heads=[1, 2, 1, 2], bert__num_heads=2)
+    model = new_rela(section).eval()
+    randomise(model)
+    torch.save(to_gres(model), tmp_path / "x.pth")
+    with torch.no_grad():
+        assert torch.equal(load_official(tmp_path / "x.pth", like=section)(*inputs), model(*inputs))
+    assert capsys.readouterr().err == ""
+    other = rela_settings(bert__hidden_size=32, bert__num_heads=2)
+    loaded = load_official(tmp_path / "x.pth", like=other)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "x.pth: BERT's number of heads is not in the file and is guessed: 4 for 16" in said
+    assert loaded.bert.config.num_attention_heads == 4
+    assert [fusion.attention.heads for fusion in loaded.fusions] == [1, 1, 1, 1]
+
+
+def test_heads_of_a_published_width_are_the_published_ones(
+    rela_settings: Any, capsys: pytest.CaptureFixture[str]
+):
+    section = rela_settings(bert__hidden_size=64, bert__num_heads=4)
+    loaded = load_official(GOLDEN, like=section)  # 64 channels, 1 head
+    assert loaded.bert.config.num_attention_heads == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_what_shapes_do_not_tell_is_given(tmp_path: Path, rela: ReLA, inputs: Inputs):
     torch.save(to_gres(rela), tmp_path / "x.pth")
     right = load_official_rela(tmp_path / "x.pth", fusion_heads=[1, 1, 2, 2])
