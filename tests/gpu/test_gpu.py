@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from semires import process
 from semires.dist import Group
 from semires.errors import Interrupted
 from semires.files import sha256_file, write_json
-from semires.models import LAVT
+from semires.models import LAVT, ReLA
 from semires.models.base import TrainingForward
+from semires.models.encoder import new_bert
 from semires.proposals.fast_amg import AutomaticMasks
 from semires.proposals.tiny_sam import build_tiny_sam
 from semires.refine import PartitionBatch, PseudoLabelRefiner
@@ -77,10 +79,16 @@ def scene(seed: int, count: int = 3, side: int = 64) -> tuple[torch.Tensor, list
     return torch.from_numpy(noise).float(), [Partition.from_masks(m) for m in masks]
 
 
-def network() -> tuple[LAVT, tuple[torch.Tensor, ...], torch.Tensor]:
-    """A small LAVT without dropout, on the CPU, its inputs and a ground truth."""
+def network(name: str) -> tuple[LAVT | ReLA, tuple[torch.Tensor, ...], torch.Tensor]:
+    """A small model without dropout, on the CPU, its inputs and a ground truth."""
+    params = small_params()
     torch.manual_seed(0)
-    model = LAVT.from_config(small_params().model, 100).train()
+    if name == "lavt":
+        model: LAVT | ReLA = LAVT.from_config(params.model, 100)
+    else:
+        section = params.models[name].model
+        model = ReLA(section, new_bert(section.bert, 100))
+    model.train()
     pixels = torch.randn(4, 3, 64, 64)
     ids = torch.randint(5, 100, (4, 12))
     attention = (torch.arange(12) < torch.tensor([[12], [5], [7], [9]])).long()
@@ -89,16 +97,18 @@ def network() -> tuple[LAVT, tuple[torch.Tensor, ...], torch.Tensor]:
 
 
 def gradients(
-    device: torch.device, precision: str, compiled: bool = False
+    name: str, device: torch.device, precision: str, compiled: bool = False
 ) -> tuple[float, torch.Tensor]:
     """The loss of one step and all gradients as one vector, on the CPU."""
-    model, inputs, truth = network()
+    model, inputs, truth = network(name)
     forward: nn.Module = TrainingForward(model.to(device))
     if compiled:
         forward.compile()
     with process.autocast(device, precision):
         outputs = forward(*(tensor.to(device) for tensor in inputs))
-    loss = supervised_loss(outputs.logits.float(), truth.to(device))
+    truth = truth.to(device)
+    extra = model.extra_losses(outputs, truth).values()
+    loss = sum(extra, supervised_loss(outputs.logits.float(), truth))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16", init_scale=1024.0)
     scaler.scale(loss).backward()
     scaler.unscale_(torch.optim.SGD(model.parameters(), 0.1))
@@ -106,18 +116,19 @@ def gradients(
     return float(loss.detach()), torch.cat(flat)
 
 
+@pytest.mark.parametrize("model", ["lavt", "rela"])
 @pytest.mark.parametrize(
     ("precision", "loss_tolerance", "least_cosine"),
     [("fp32", 1e-5, 0.99999), ("bf16", 2e-2, 0.97), ("fp16", 3e-3, 0.999)],
 )
 def test_a_step_on_the_device_agrees_with_float32(
-    precision: str, loss_tolerance: float, least_cosine: float
+    model: str, precision: str, loss_tolerance: float, least_cosine: float
 ):
     """bf16 has 8 bits of mantissa and fp16 has 11: relative rounding errors of 4e-3 and 5e-4."""
     if precision == "fp16" and not HAS_GPU:
         pytest.skip("fp16 on the CPU is not used")
-    wanted_loss, wanted = gradients(torch.device("cpu"), "fp32")
-    loss, found = gradients(DEVICE, precision)
+    wanted_loss, wanted = gradients(model, torch.device("cpu"), "fp32")
+    loss, found = gradients(model, DEVICE, precision)
     assert loss == pytest.approx(wanted_loss, rel=loss_tolerance)
     assert torch.isfinite(found).all()
     assert torch.cosine_similarity(found, wanted, dim=0) > least_cosine
@@ -125,8 +136,8 @@ def test_a_step_on_the_device_agrees_with_float32(
 
 @needs_gpu
 def test_a_compiled_step_agrees_with_the_eager_one():
-    wanted_loss, wanted = gradients(DEVICE, "fp32")
-    loss, found = gradients(DEVICE, "fp32", compiled=True)
+    wanted_loss, wanted = gradients("lavt", DEVICE, "fp32")
+    loss, found = gradients("lavt", DEVICE, "fp32", compiled=True)
     assert loss == pytest.approx(wanted_loss, rel=1e-4)
     assert torch.cosine_similarity(found, wanted, dim=0) > 0.9999
 
@@ -194,13 +205,15 @@ def test_a_deterministic_run_repeats_after_an_interruption(
 
 
 @needs_gpu
+@pytest.mark.parametrize("model", [None, "rela"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_in_mixed_precision_ends(study: Path, precision: str):
+def test_a_run_in_mixed_precision_ends(study: Path, precision: str, model: str | None):
     """Its parameters stay finite; with fp16, GradScaler takes part."""
-    burn_in(small_params(runtime={"precision": precision, "deterministic": False}), BURN_IN)
+    key = replace(BURN_IN, model=model)
+    burn_in(small_params(runtime={"precision": precision, "deterministic": False}), key)
     from safetensors.torch import load_file
 
-    weights = load_file(BURN_IN.folder / "model.safetensors")
+    weights = load_file(key.folder / "model.safetensors")
     assert all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
 
 
