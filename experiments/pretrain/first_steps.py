@@ -1,9 +1,10 @@
 """Losses of the first steps of the pretrainings whose weights are shipped, for a test.
 
 Command: python experiments/pretrain/first_steps.py [--add]
-It runs the first 20 steps that the scripts beside it run without options, and renders only the
-scenes of these steps. The first line of the output is the numerics class, the others are weights,
-step and loss. --add writes the losses to tests/golden/pretrain/. Cost: about 15 seconds.
+It runs the first 20 steps (10 of the panoptic segmenter) that the scripts beside it run without
+options, and renders only the scenes of these steps. The first line of the output is the numerics
+class, the others are weights, step and loss. --add writes the losses to tests/golden/pretrain/.
+Cost: about 20 seconds.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ GOLDEN = Path(__file__).parents[2] / "tests/golden/pretrain"
 
 
 class Column:
-    """One column of ``count`` scenes; a scene is rendered when it is asked for."""
+    """One column of ``count`` scenes, or all; a scene is rendered when it is asked for."""
 
-    def __init__(self, make: Callable[[int], tuple[Any, ...]], which: int, count: int) -> None:
+    def __init__(
+        self, make: Callable[[int], tuple[Any, ...]], which: int | slice, count: int
+    ) -> None:
         self.make, self.which, self.count = make, which, count
 
     def __len__(self) -> int:
@@ -63,6 +66,20 @@ def tiny_sam_losses() -> list[float]:
     return [s.mask + s.predicted_iou + s.affinity for s in itertools.islice(states, STEPS)]
 
 
+def tiny_mask2former_losses() -> list[float]:
+    """The losses of the panoptic segmenter, as the model computes them."""
+    import tiny_mask2former
+    import torch
+
+    options = tiny_mask2former.parser().parse_args([])
+    make = functools.cache(tiny_mask2former.make_scene)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(tiny_mask2former.SEED)
+    model = tiny_mask2former.new_model()
+    losses = tiny_mask2former.train(model, Column(make, slice(None), options.images), options)
+    return [*itertools.islice(losses, STEPS // 2)]
+
+
 def main() -> None:
     """Print the losses, or add them to the golden ones."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -74,10 +91,15 @@ def main() -> None:
     from semires.files import write_text
 
     torch.set_num_threads(1)
+    trained = {
+        "swin_tiny": swin_losses,
+        "tiny_sam": tiny_sam_losses,
+        "tiny_mask2former": tiny_mask2former_losses,
+    }
     lines = [
         f"{name} {step} {loss!r}\n"
-        for name, losses in (("swin_tiny", swin_losses()), ("tiny_sam", tiny_sam_losses()))
-        for step, loss in enumerate(losses, start=1)
+        for name, losses in trained.items()
+        for step, loss in enumerate(losses(), start=1)
     ]
     name = f"{numerics.numerics_class()}-torch{torch.__version__.partition('+')[0]}"
     print(name, "".join(lines), sep="\n", end="")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def to_input(images: NDArray[np.uint8]) -> Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def draw_batch(scenes: list[Scene], size: int, rng: np.random.Generator) -> dict[str, Any]:
+def draw_batch(scenes: Sequence[Scene], size: int, rng: np.random.Generator) -> dict[str, Any]:
     """The model's inputs and targets for random scenes, half of them mirrored."""
     images, masks = [], []
     for index in rng.integers(0, len(scenes), size):
@@ -123,9 +124,11 @@ def optimizer_of(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def train(
-    model: Mask2FormerForUniversalSegmentation, scenes: list[Scene], options: argparse.Namespace
-) -> None:
-    """Train ``options.steps`` steps with the model's own loss: warm-up, then a half cosine."""
+    model: Mask2FormerForUniversalSegmentation,
+    scenes: Sequence[Scene],
+    options: argparse.Namespace,
+) -> Iterator[float]:
+    """Train ``options.steps`` steps, warm-up and a half cosine; yields the model's own loss."""
     rng, optimizer = np.random.default_rng(SEED), optimizer_of(model, options.lr)
     model.train()
     for step in range(options.steps):
@@ -137,8 +140,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-        if (step + 1) % 25 == 0:
-            print(f"{time.process_time():.0f} s step {step + 1} loss {loss.item():.2f}", flush=True)
+        yield loss.item()
 
 
 def publish(model: Mask2FormerForUniversalSegmentation, options: argparse.Namespace) -> None:
@@ -162,20 +164,27 @@ def publish(model: Mask2FormerForUniversalSegmentation, options: argparse.Namesp
 
 def main() -> None:
     """Train for a number of steps and write the weights."""
+    options = parser().parse_args()
+    torch.set_num_threads(1)  # more threads would change the last digits
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(SEED)
+    scenes = [make_scene(i) for i in range(options.images)]
+    model = new_model()
+    for step, loss in enumerate(train(model, scenes, options), start=1):
+        if step % 25 == 0:
+            print(f"{time.process_time():.0f} s step {step} loss {loss:.2f}", flush=True)
+    publish(model, options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; without options, the training of the shipped weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--output", type=Path, default=Path("semires/weights/tiny_mask2former"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # more threads would change the last digits
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(SEED)
-    scenes = [make_scene(i) for i in range(options.images)]
-    model = new_model()
-    train(model, scenes, options)
-    publish(model, options)
+    return parser
 
 
 if __name__ == "__main__":

@@ -37,8 +37,15 @@ def test_first_steps_are_the_golden_ones_of_this_numerics_class():
     assert losses == golden.read_text()
 
 
-@pytest.mark.parametrize(("weights", "script"), [("swin_tiny", "swin"), ("tiny_sam", "tiny_sam")])
-def test_json_describes_the_shipped_file(parse, weights, script):
+@pytest.mark.parametrize(
+    ("weights", "script", "written"),
+    [
+        ("swin_tiny", "swin", "swin_tiny.safetensors"),
+        ("tiny_sam", "tiny_sam", "tiny_sam.safetensors"),
+        ("tiny_mask2former", "tiny_mask2former", "tiny_mask2former"),
+    ],
+)
+def test_json_describes_the_shipped_file(parse, weights, script, written):
     how = read_json(WEIGHTS / f"{weights}.json")
     command = shlex.split(how["command"])
     assert command[:2] == ["python", f"experiments/pretrain/{script}.py"]
@@ -46,7 +53,7 @@ def test_json_describes_the_shipped_file(parse, weights, script):
     for name in ("steps", "images", "batch", "lr", "scenes", "points"):
         assert getattr(options, name, None) == getattr(default, name, None)
     assert default.steps == how["steps"]
-    assert default.output == (WEIGHTS / f"{weights}.safetensors").relative_to(ROOT)
+    assert default.output == (WEIGHTS / written).relative_to(ROOT)
 
 
 def test_the_weights_are_those_of_the_json():
