@@ -33,6 +33,7 @@ _PREDICTION_COLUMNS = [
 ]
 #: The metrics that the report shows: overall IoU, mean IoU, share of expressions with IoU >= 0.5.
 METRICS = ("oIoU", "mIoU", "P@0.5")
+_TOLERANCE = 0.01  # percentage points between metrics.json and predictions.parquet
 
 
 @dataclass(eq=False)
@@ -117,6 +118,9 @@ class Run:
             split: `val`, `testA`, ...
             metric: one of METRICS.
             smallest: use only this share of references, those with the smallest objects.
+
+        Raises:
+            CorruptCacheError: metrics.json states another value than the predictions give.
         """
         key = (split, metric, smallest)
         if key not in self._sums:
@@ -129,7 +133,14 @@ class Run:
             return None
         if smallest is not None:
             rows = smallest_objects(rows, smallest)
-        return image_sums(rows["image_id"], *ratio(rows["intersection"], rows["union"], metric))
+        sums = image_sums(rows["image_id"], *ratio(rows["intersection"], rows["union"], metric))
+        stated = self.metrics.get(split, {}).get(metric)
+        if smallest is None and stated is not None and abs(stated - sums.percent) > _TOLERANCE:
+            raise CorruptCacheError(
+                f"{self.folder}: metrics.json states {split} {metric} {stated:.2f}, "
+                f"predictions.parquet gives {sums.percent:.2f}; make the run again"
+            )
+        return sums
 
 
 def ratio(inter: ArrayLike, union: ArrayLike, metric: str) -> tuple[ArrayLike, ArrayLike]:
