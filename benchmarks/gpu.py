@@ -3,9 +3,11 @@
     python benchmarks/gpu.py [--seconds 420] [--only tests,step,sam,matching]
 
 Runs the tests marked `gpu` and three comparisons at the paper's sizes with random weights, and
-writes reports/gpu.md with the device's name. It needs torch, transformers, segment-anything, pytest
-and the other imports of this project, but no DVC, MLflow or Optuna. Without a GPU it says so. Each
-part has its own process and a limit of time, so that a part that fails leaves the others.
+writes reports/gpu.md with the device's name. Without torch or a GPU it says so. semires need not be
+installed. The parts need torch, transformers, pydantic and ruamel.yaml; `sam` also needs
+segment-anything, and `tests` also pytest, pandas, pyarrow, scipy, scikit-image and pycocotools.
+None needs DVC, MLflow or Optuna; the page says what is missing. Each part has its own process and a
+limit of time, so that a part that fails leaves the others.
 
 The step: 3 labelled and 3 unlabelled samples of 480 pixels, LAVT with Swin-B and BERT-base, without
 dropout. Plain is the structure of the published code (`training_step.py`) in float32 with TF32.
@@ -24,7 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).absolute().parent.parent
+sys.path.insert(0, str(ROOT))  # semires need not be installed
 STEP_TARGET, SAM_TARGET = 2.5, 3.0
 REPEATS = 5
 
@@ -218,8 +221,11 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(COMMANDS), help="parts, in this order")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        print(f"gpu: {sys.executable} cannot import torch ({error}); nothing was run")
+        return 0
     if not torch.cuda.is_available():
         print("gpu: torch finds no GPU on this machine; nothing was run")
         return 0

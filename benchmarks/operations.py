@@ -67,12 +67,14 @@ def stages(params: Params, sample: Operations, image: float) -> dict[str, float]
         rows[name] = burn_in * labelled * train
     unlabelled = round(expressions["train"] * 0.99)  # each step has as many labelled samples
     epoch = unlabelled * (2 * train + forward)
+    labels = PUBLISHED[REFCOCO]["val"][0] + round(PUBLISHED[REFCOCO]["train"][0] * 0.99)
     return rows | {
         f"mutual learning at 1 %, one epoch: 2 x {unlabelled:,} samples": epoch,
         f"the same, {mutual} epochs (published code)": mutual * epoch,
         "the same, 14 epochs (the paper's Figure 7)": 14 * epoch,
         f"evaluation on val after each of {mutual} epochs": mutual * split["val"],
         "a run's last evaluation (val, val shuffled, tests)": split["val"] + sum(split.values()),
+        f"label quality after a burn-in at 1 %, {labels:,} references": labels * forward,
     }
 
 

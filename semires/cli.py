@@ -373,7 +373,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         for option in wanted:
             flag = option if option in OPTIONS else f"--{option}"
-            settings = dict(OPTIONS[flag])
+            settings = dict(OPTIONS.get(f"{name} {flag}") or OPTIONS[flag])
             if "all" in wanted or "stages" in wanted:  # no option is always required
                 settings.pop("required", None)
             command.add_argument(flag, **settings)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ def _range(text: str) -> tuple[int, int]:
     return int(first), int(end)
 
 
+# By flag; `COMMAND --flag` is the flag of one command.
 OPTIONS: dict[str, dict[str, object]] = {
     "--dataset": {"required": True, "metavar": "D", "help": "a key of `datasets`"},
     "--fraction": {"required": True, "type": float, "metavar": "F", "help": "labelled images, %%"},
@@ -42,9 +43,20 @@ OPTIONS: dict[str, dict[str, object]] = {
         "metavar": "N",
         "help": "steps per training; default: 4",
     },
-    "--pictures": {"type": int, "default": 2, "metavar": "N", "help": "images for SAM; default: 2"},
-    "--random-weights": {"action": "store_true", "help": "use random weights of the same sizes"},
-    "--synthetic-data": {"action": "store_true", "help": "use generated data of the same size"},
+    "--pictures": {
+        "type": int,
+        "default": 2,
+        "metavar": "N",
+        "help": "images for each source of proposals; default: 2",
+    },
+    "--random-weights": {
+        "action": "store_true",
+        "help": "use random weights of the configured sizes",
+    },
+    "--synthetic-data": {
+        "action": "store_true",
+        "help": "use generated data with the published counts",
+    },
     "--profile": {"action": "store_true", "help": "also write a trace for Perfetto"},
     "--on": {
         "choices": ("val", "labelled"),
@@ -55,9 +67,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "--image": {"required": True, "help": "an image file; with --expressions, a folder"},
     "--expression": {"metavar": "TEXT", "help": "an expression that refers to one object"},
     "--expressions": {"metavar": "CSV", "help": "a file with the columns image and expression"},
-    "--output": {
-        "help": "a PNG file; with --expressions, a folder; with --shards and --merge, a URL of "
-        "fsspec such as s3://bucket/folder"
+    "--output": {"help": "a PNG file; with --expressions, a folder"},
+    "propose --output": {
+        "metavar": "URL",
+        "help": "with --shards and --merge: a folder or a URL of fsspec such as s3://bucket/folder",
     },
     "--shards": {
         "type": _range,

@@ -162,6 +162,7 @@ def stages(params: Params) -> dict[str, dict[str, Item]]:
             }
             for key in runs
             if key.method == SUPERVISED and key.model is None
+            if key.fraction < 100  # there are unlabelled references
             if (params.owner(key.dataset), params.proposals.source) in proposals
         ),
         "tune": _named(_item(params, key) for key in searched),

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from semires.config.grid import expand
+from semires.config.grid import expand, stages
 from semires.config.schema import Params
 from semires.data.tables import Tables
 from semires.runs.key import SUPERVISED, RunKey
@@ -116,8 +116,24 @@ def evaluated_samples(params: Params, counts: Counts, key: RunKey) -> int:
     final = sum(counts.evaluated.values())  # val with shuffled expressions, and the tests
     if key.method == SUPERVISED or not params.refine[key.method].unlabelled:
         return during + final
-    refs = counts.unlabelled[key.fraction][1]
-    return during + final + min(params.evaluation.correction_refs or refs, refs)
+    return during + final + _measured_refs(params, counts, key.fraction)
+
+
+def labels_fractions(params: Params, dataset: str) -> list[float]:
+    """The fractions of the stages `labels` of a data set."""
+    items = stages(params)["labels"].values()
+    return [float(item["fraction"]) for item in items if item["dataset"] == dataset]
+
+
+def labels_refs(params: Params, counts: Counts, fraction: float) -> int:
+    """References that a stage `labels` predicts: val's, and those of the unlabelled part."""
+    return counts.val_refs + _measured_refs(params, counts, fraction)
+
+
+def _measured_refs(params: Params, counts: Counts, fraction: float) -> int:
+    """Unlabelled references on which the quality of pseudo-labels is measured."""
+    refs = counts.unlabelled[fraction][1]
+    return min(params.evaluation.correction_refs or refs, refs)
 
 
 def tune_hours(

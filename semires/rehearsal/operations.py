@@ -76,7 +76,7 @@ def count_network(params: Params) -> Operations:
     return Operations(count(forward), count(lambda: model.encode_image(pixels)), train)
 
 
-def count_training(params: Params, key: RunKey, sample: Operations) -> float:
+def count_training(params: Params, key: RunKey, sample: Operations, prompt: float = 0.0) -> float:
     """Return the TFLOP of a training for one of its samples.
 
     Args:
@@ -84,26 +84,41 @@ def count_training(params: Params, key: RunKey, sample: Operations) -> float:
         key: the run; in mutual learning the teacher predicts each unlabelled sample once, and the
             student trains on each of its views.
         sample: the operations of the model.
+        prompt: TFLOP of the proposals that are made for each unlabelled sample.
     """
     if key.method == SUPERVISED:
         return sample.train
     method, labelled = params.refine[key.method], params.mutual.labelled_batch
     unlabelled = params.mutual.unlabelled_batch if method.unlabelled else 0
     trained = labelled + unlabelled * method.views
-    total = trained * sample.train + unlabelled * sample.forward
+    total = trained * sample.train + unlabelled * (sample.forward + prompt)
     return total / (labelled + unlabelled)
 
 
 def count_sam(params: Params, source: str = "sam") -> tuple[float, float]:
-    """Return the TFLOP of SAM for one image: the encoder, and the decoder for all points."""
+    """Return the TFLOP of SAM for one image or label: the encoder, and the decoder.
+
+    Args:
+        params: the sections ``sam`` and ``proposals`` are used.
+        source: a source of kind ``segment_anything``, which decodes a grid of points, or
+            ``sam_prompts``, which decodes the prompts of one label.
+    """
     from segment_anything import sam_model_registry
 
+    from semires.proposals.tiny_sam import build_tiny_sam
+
     settings: Any = params.proposals.sources[source]
+    if settings.kind == "sam_prompts":
+        batch, tokens, batches = 1, settings.points + 1 + settings.box, 1
+    else:  # a point and a second token, which stands for no box
+        batch, tokens = settings.points_per_batch, 2
+        batches = -(-(settings.points_per_side**2) // batch)
+    model = params.sam.model
     with torch.device("meta"), torch.no_grad():
-        sam = sam_model_registry[params.sam.model]()
-        encoder = count(lambda: sam.image_encoder(torch.empty(1, 3, 1024, 1024)))
-        image, sparse = torch.empty(1, 256, 64, 64), torch.empty(settings.points_per_batch, 2, 256)
-        dense = image.expand(settings.points_per_batch, -1, -1, -1)
+        sam = (build_tiny_sam if model == "tiny" else sam_model_registry[model])()
+        side, width = sam.image_encoder.img_size, sam.prompt_encoder.embed_dim
+        image = torch.empty(1, width, *sam.prompt_encoder.image_embedding_size)
+        sparse, dense = torch.empty(batch, tokens, width), image.expand(batch, -1, -1, -1)
+        encoder = count(lambda: sam.image_encoder(torch.empty(1, 3, side, side)))
         decoder = count(lambda: sam.mask_decoder(image, image, sparse, dense, True))
-    batches = -(-(settings.points_per_side**2) // settings.points_per_batch)
     return encoder, decoder * batches

@@ -25,7 +25,7 @@ from semires.runs.key import fraction_name
 TRIALS = 8
 LENGTHS = ("steps", "epochs", "evaluations", "patience", "trials", "storage")
 LABELLED = "labelled.json"
-# The proposals of the trainings, so that they need no SAM. It makes about as many per image as SAM.
+# The proposals of the trainings, so that they need no weights; about as many per image as SAM's.
 STAND_IN = {"kind": "felzenszwalb", "scales": [100, 300, 1000], "sigma": 0.8, "min_size_px": 200}
 
 
@@ -51,8 +51,9 @@ def few_items(params: Params, dataset: str, fraction: float, steps: int) -> Para
     tree["datasets"][dataset].update(
         splits=["train", "val"], labelled_lists={fraction_name(fraction): LABELLED}
     )
-    for name in tree["proposals"]["sources"]:
-        tree["proposals"]["sources"][name] = STAND_IN
+    for name, source in params.proposals.sources.items():
+        if source.kind != "sam_prompts":
+            tree["proposals"]["sources"][name] = STAND_IN
     for section in ("burn_in", "mutual"):
         tree[section].update(steps=steps, epochs=None, evaluations=1)
     tree["mutual"]["patience"] = None
@@ -79,6 +80,8 @@ def cut_pictures(params: Params, dataset: str, whole: Path, count: int, invented
 def cut_few(params: Params, dataset: str, fraction: float, whole: Path, invented: bool) -> None:
     """Write tables, split and stand-in proposals of a few steps to the current project.
 
+    A source that prompts SAM with each label has no stand-in.
+
     Labelled and unlabelled images have enough expressions for a batch, and val for a batch of
     evaluation.
     """
@@ -93,7 +96,8 @@ def cut_few(params: Params, dataset: str, fraction: float, whole: Path, invented
     _write(params, dataset, images, pd.concat([labelled, unlabelled, val]), invented)
     make_split(params, dataset, fraction)
     for source in sources_of(params):
-        propose(params, dataset, source)
+        if params.proposals.sources[source].kind != "sam_prompts":
+            propose(params, dataset, source)
 
 
 def _whole_tables(dataset: str, whole: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

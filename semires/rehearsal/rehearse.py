@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,26 @@ from typing import Any
 from semires.config.compose import link_raw_data
 from semires.config.grid import searches, sources_of, uses_sam
 from semires.config.messages import require
-from semires.config.resolve import resolve
-from semires.config.schema import Params
+from semires.config.resolve import resolve, source_of
+from semires.config.schema import SAM_KINDS, Params
 from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.data.refscenes import generate
-from semires.errors import ConfigError, SemiresError
+from semires.errors import ConfigError
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.workers import process_count
 from semires.rehearsal import forecast, projects, stages, synthetic
 from semires.rehearsal.forecast import Counts, Spread
-from semires.rehearsal.measure import Measured, machine, measure
-from semires.rehearsal.operations import (
-    UTILISATION,
-    Operations,
-    count_network,
-    count_sam,
-    count_training,
-)
+from semires.rehearsal.ledger import NEEDS, Ledger, demand, with_needs
+from semires.rehearsal.measure import machine, measure
+from semires.rehearsal.operations import Operations, count_network, count_sam, count_training
 from semires.rehearsal.table import Row, conditions, misfits, render
 from semires.rehearsal.weights import random_weights
+from semires.runs import layout
 from semires.runs.key import SUPERVISED, RunKey
 from semires.training.burn_in import burn_in
 from semires.training.mutual import mutual
 from semires.tuning.study import tune
-
-# The stages, in order, with those that they need.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "generate": (),
-    "prepare": ("generate",),
-    "split": ("prepare",),
-    "sam": (),
-    "propose": ("split", "sam"),
-    "burn_in": ("split",),
-    "mutual": ("burn_in",),
-    "evaluation": ("burn_in",),
-    "tune": ("burn_in",),
-    "report": ("burn_in",),
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,7 @@ def rehearse(params: Params, options: Options) -> int:
         rehearsal = Rehearsal(params, dataset, options, Path(folder))
         rehearsal.run()
         print(f"\n{rehearsal.summary()}")
-    return int(any(row.measured.fault for row in rehearsal.rows))
+    return int(any(row.measured.fault for row in rehearsal.book.rows))
 
 
 class Rehearsal:
@@ -108,17 +90,22 @@ class Rehearsal:
     def __init__(self, params: Params, dataset: str, options: Options, place: Path) -> None:
         self.real, self.dataset, self.options = params, dataset, options
         self.params = projects.own_images(params, dataset)
-        self.workspace, self.rows = Path.cwd(), list[Row]()
+        self.workspace = Path.cwd()
         self.whole, self.pictures, self.few = (place / n for n in ("whole", "pictures", "few"))
         for folder in (self.whole, self.pictures, self.few):
             folder.mkdir()
-        self.wanted = _with_needs(options.stages or NEEDS)
         self.runs = forecast.runs_of(params, dataset)
+        self.searches = [key for key in searches(params) if key.dataset == dataset]
+        self.prompts = any(map(self._prompted_by, [*self.runs, *self.searches]))
         mixed = [key for key in self.runs if key.method != SUPERVISED]
         first = (mixed or self.runs)[0]
         self.fraction, self.seed = first.fraction, first.seed
         precision = params.runtime.precision
-        self.machine: dict[str, Any] = _require(measure(place, machine, precision)).value
+        self.machine: dict[str, Any] = demand(measure(place, machine, precision))
+        wanted = set(options.stages or NEEDS)
+        if self.prompts and wanted & {"labels", "mutual", "tune"}:
+            wanted.add("propose")  # other sources have a stand-in
+        self.book = Ledger(with_needs(wanted), float(self.machine["tflops"]))
         self.operations: dict[RunKey, Operations | None] = {}  # by burn-in
         self.counts: Counts | None = None
         self.scratch_gib = 0.0
@@ -127,21 +114,19 @@ class Rehearsal:
         """Rehearse all wanted stages; a stage whose needs failed is not started."""
         self._set_up()
         self._tables()
+        self._cut()
         self._proposals()
         self._trainings()
 
     def summary(self) -> str:
         """The table, the machine, and what would not fit."""
-        facts = self.machine
+        facts, rows, scratch = self.machine, self.book.rows, self.scratch_gib
         free = shutil.disk_usage(self.workspace).free / 2**30
-        lines = [
-            render(self.rows),
-            "",
-            *conditions(facts),
-            f"Disk: {free:.0f} GiB are free; an unfinished training takes up to "
-            f"{self.scratch_gib:.2g} GiB more.",
-        ]
-        bad = misfits(self.real, self.rows, facts, self.scratch_gib, free)
+        disk = f"Disk: {free:.0f} GiB are free"
+        if scratch:
+            disk += f"; an unfinished training takes up to {scratch:.2g} GiB more"
+        lines = [render(rows), "", *conditions(facts), f"{disk}."]
+        bad = misfits(self.real, rows, facts, scratch, free)
         return "\n".join([*lines, *(f"would not fit: {line}" for line in bad)])
 
     # Set-up
@@ -153,10 +138,9 @@ class Rehearsal:
             counts = synthetic.published_counts(self.params.datasets[self.dataset])
             self.params = projects.synthetic(self.params, self.dataset)
             place = self.params.datasets[self.dataset]
-            _require(measure(self.whole, synthetic.write_annotations, place, counts))
+            demand(measure(self.whole, synthetic.write_annotations, place, counts))
         if options.random_weights:
-            made = _require(measure(self.whole, random_weights, self.params, uses_sam(self.params)))
-            self.params = validate(made.value)
+            self.params = validate(demand(measure(self.whole, random_weights, self.params)))
         self._link(self.whole, self.workspace)
         for folder in (self.pictures, self.few):
             self._link(folder, self.whole)
@@ -170,42 +154,12 @@ class Rehearsal:
         with contextlib.chdir(folder):
             link_raw_data(params, source)
 
-    def _run(
-        self, label: str, folder: Path, work: Callable[..., Any], *arguments: Any
-    ) -> Row | None:
-        """Rehearse one stage; ``label`` begins with its name. None if it is not wanted."""
-        stage = label.split()[0]
-        if stage not in self.wanted:
-            return None
-        unmet = [need for need in NEEDS[stage] if not self._is_good(need)]
-        needs = Measured(fault=f"needs {', '.join(unmet)}")
-        found = needs if unmet else measure(folder, work, *arguments)
-        print(f"rehearse: {label}: {found.fault or f'ok, {found.seconds:.1f} s'}", flush=True)
-        row = Row(stage, label, found)
-        self.rows.append(row)
-        return row
-
-    def _predict(self, row: Row, tflop: float | None) -> None:
-        """Add the seconds that the counted operations of a sample predict."""
-        if tflop:
-            rate = UTILISATION * float(self.machine["tflops"])
-            self._fill(row, predicted=tflop / rate)
-
     def _operations(self, key: RunKey) -> Operations | None:
         """The operations of the network of a run; None if they cannot be counted."""
         start = self._start_of(key)
         if start not in self.operations:
             self.operations[start] = measure(self.few, count_network, self._resolved(start)).value
         return self.operations[start]
-
-    def _is_good(self, stage: str) -> bool:
-        return not any(row.measured.fault for row in self.rows if row.stage == stage)
-
-    def _fill(self, row: Row | None, **values: Any) -> None:
-        """Add the forecast of a row that succeeded."""
-        if row is not None and not row.measured.fault:
-            place = [each.label for each in self.rows].index(row.label)
-            self.rows[place] = replace(self.rows[place], **values)
 
     # Stages
 
@@ -217,53 +171,68 @@ class Rehearsal:
         rows = []
         if dataset in params.study.generated and not self.options.synthetic_data:
             for name in dict.fromkeys([self.real.owner(dataset), dataset]):
-                rows.append(self._run("generate", whole, generate, self.real, name))
-        rows.append(self._run("prepare", whole, prepare, params, dataset, check_images))
-        rows.append(self._run("split", whole, stages.split_all, params, dataset, fractions))
+                rows.append(self.book.run("generate", whole, generate, self.real, name))
+        rows.append(self.book.run("prepare", whole, prepare, params, dataset, check_images))
+        rows.append(self.book.run("split", whole, stages.split_all, params, dataset, fractions))
         for row in rows:
             disk = projects.size_gib(whole / "data") if row and row.stage == "prepare" else None
-            self._whole(row, disk)
-        if rows[-1] is not None and self._is_good("split"):
-            counted = measure(whole, forecast.count_samples, params, dataset, fractions)
-            self.counts = _require(counted).value
+            self.book.whole(row, disk)
+        if rows[-1] is not None and self.book.is_good("split"):
+            given = params, dataset, fractions
+            self.counts = demand(measure(whole, forecast.count_samples, *given))
 
-    def _whole(self, row: Row | None, disk_gib: float | None = None) -> None:
-        """The forecast of a stage that ran as a whole: what was measured."""
-        if row is not None:
-            hours = Spread.of([row.measured.seconds / 3600])
-            self._fill(row, hours=hours, disk_gib=disk_gib)
+    def _cut(self) -> None:
+        """Make the small projects from the whole tables."""
+        dataset, invented = self.dataset, self.options.synthetic_data
+        if not self.book.is_good("split"):
+            return
+        propose = "propose" in self.book.wanted
+        if propose:
+            given = self.params, dataset, self.whole, self.options.pictures, invented
+            self._link(self.pictures, self.whole)
+            demand(measure(self.pictures, projects.cut_pictures, *given))
+        if "burn_in" in self.book.wanted or (propose and self.prompts):
+            some = self._few, dataset, self.fraction, self.whole, invented
+            self._link(self.few, self.whole)
+            demand(measure(self.few, projects.cut_few, *some))
 
     def _proposals(self) -> None:
-        """Verify SAM's checkpoint, and make the proposals of some pictures with every source."""
-        params, dataset, options = self.params, self.dataset, self.options
-        if "propose" in self.wanted and self._is_good("split"):
-            self._cut(self.pictures, projects.cut_pictures, self.whole, options.pictures)
-        if uses_sam(self.params):
-            self._whole(self._run("sam", self.pictures, prepare_checkpoint, params))
+        """Verify SAM's checkpoint, and make the proposals of some pictures with every source.
+
+        A source that is prompted with labels is prompted with those of val in the project ``few``.
+        """
+        params, dataset, counts = self.params, self.dataset, self.counts
+        if uses_sam(params):
+            self.book.whole(self.book.run("sam", self.pictures, prepare_checkpoint, params))
+            if (made := self.pictures / layout.SAM).exists():
+                (self.few / layout.SAM).symlink_to(made)
         one = params.runtime.model_copy(update={"processes": 1})
         alone = params.model_copy(update={"runtime": one})
         for source in sources_of(params):
-            row = self._run(
-                f"propose {source}", self.pictures, stages.propose_some, alone, dataset, source
+            settings = params.proposals.sources[source]
+            prompted = settings.kind == "sam_prompts"
+            folder, given = (self.few, self._few) if prompted else (self.pictures, alone)
+            row = self.book.run(
+                f"propose {source}", folder, stages.propose_some, given, dataset, source
             )
-            if row is None or row.measured.fault or self.counts is None:
+            if row is None or row.measured.fault or counts is None:
                 continue
-            settings, images = params.proposals.sources[source], self.counts.images
-            processes = measure(self.pictures, process_count, params, settings).value
+            processes, items = 1, counts.val_refs
+            if not prompted:
+                processes = measure(self.pictures, process_count, params, settings).value
+                items = counts.images
             seconds = Spread.of(row.measured.value["seconds"])
-            hours = seconds and seconds.times(images / processes / 3600)
-            disk = row.measured.value["gib"] * images
-            self._fill(row, per_sample=seconds, hours=hours, disk_gib=disk, processes=processes)
-            if settings.kind == "segment_anything":
-                counted = measure(self.pictures, count_sam, params, source).value
-                self._predict(row, counted and sum(counted))
+            hours = seconds and seconds.times(items / processes / 3600)
+            disk = row.measured.value["gib"] * counts.images
+            self.book.fill(row, per_sample=seconds, hours=hours, disk_gib=disk, processes=processes)
+            if settings.kind in SAM_KINDS:
+                self.book.predict(row, self._sam_operations(source))
 
-    def _cut(self, folder: Path, cut: Callable[..., None], *arguments: Any) -> None:
-        """Make one of the small projects from the whole tables."""
-        params = self._few if folder == self.few else self.params
-        self._link(folder, self.whole)
-        invented = self.options.synthetic_data
-        _require(measure(folder, cut, params, self.dataset, *arguments, invented))
+    def _sam_operations(self, source: str | None) -> float:
+        """TFLOP of SAM for an image or a label; 0 without a source or if they cannot be counted."""
+        if source is None:
+            return 0.0
+        return sum(measure(self.few, count_sam, self.params, source).value or (0.0,))
 
     @property
     def _few(self) -> Params:
@@ -277,30 +246,46 @@ class Rehearsal:
         """The rehearsed burn-in that stands for the one of ``key``."""
         return replace(key, method=SUPERVISED, source=None, fraction=self.fraction, seed=self.seed)
 
+    def _prompted_by(self, key: RunKey) -> str | None:
+        """The source of a run that prompts SAM with each label; None for other kinds."""
+        source = source_of(self.params, key)
+        return source if self.params.proposals.sources[source].kind == "sam_prompts" else None
+
+    def _proposals_of(self, key: RunKey) -> tuple[str, ...]:
+        """The row of the proposals that a run needs if they are no stand-in."""
+        source = self._prompted_by(key)
+        return () if source is None else (f"propose {source}",)
+
     def _group_of(self, key: RunKey) -> tuple[object, ...]:
-        """Methods of one group do the same work in a step."""
-        method = self.params.refine[key.method]
-        return (method.strategy, method.unlabelled, method.views, self._start_of(key))
+        """Runs of one group do the same work in a step."""
+        method, start = self.params.refine[key.method], self._start_of(key)
+        work = (method.strategy, method.unlabelled, method.views)
+        return (*work, self._prompted_by(key), start)
 
     def _trainings(self) -> None:
         """Burn-in, mutual learning with each strategy, evaluation, a search and the report."""
-        if "burn_in" not in self.wanted:
+        if "burn_in" not in self.book.wanted:
             return
-        if self._is_good("split"):
-            self._cut(self.few, projects.cut_few, self.fraction, self.whole)
         params, few = self._few, self.few
         starts = dict.fromkeys(self._start_of(key) for key in self.runs)
         for key in starts:
             own = [r for r in self.runs if r.method == SUPERVISED and self._start_of(r) == key]
-            row = self._run(f"burn_in {key.label}", few, stages.train_some, params, key, burn_in)
+            row = self.book.run(
+                f"burn_in {key.label}", few, stages.train_some, params, key, burn_in
+            )
             batch = resolve(params, key).burn_in.batch_size
             self._trained(row, key, own, forecast.burn_in_samples, batch)
+        if fractions := forecast.labels_fractions(self.params, self.dataset):
+            self._labels(self._start_of(replace(self.runs[0], model=None)), fractions)
         mixed = [key for key in self.runs if key.method != SUPERVISED]
         samples: list[Spread | None] = []
         for group in dict.fromkeys(map(self._group_of, mixed)):
             own = [run for run in mixed if self._group_of(run) == group]
-            key = replace(own[0], fraction=self.fraction, seed=self.seed, source=None)
-            row = self._run(f"mutual {key.label}", few, stages.train_some, params, key, mutual)
+            key = replace(own[0], fraction=self.fraction, seed=self.seed)
+            row = self.book.run(
+                f"mutual {key.label}", few, stages.train_some, params, key, mutual,
+                needs=self._proposals_of(key),
+            )  # fmt: skip
             per_step = forecast.samples_per_step(resolve(params, key), key.method)
             per_step //= params.runtime.accumulate
             samples.append(self._trained(row, key, own, forecast.mutual_samples, per_step))
@@ -321,53 +306,48 @@ class Rehearsal:
         weights = (folder / "model.safetensors").stat().st_size / 2**30
         self.scratch_gib = max(self.scratch_gib, weights * forecast.STATE_COPIES[row.stage])
         disk = projects.size_gib(folder) * len(runs)
-        self._fill(row, per_sample=seconds, hours=hours, disk_gib=disk)
+        self.book.fill(row, per_sample=seconds, hours=hours, disk_gib=disk)
         counted = self._operations(key)
         if counted is not None:
-            self._predict(row, count_training(resolve(self._few, key), key, counted))
+            prompt = self._sam_operations(self._prompted_by(key))
+            self.book.predict(row, count_training(resolve(self._few, key), key, counted, prompt))
+        if key.method != SUPERVISED:
+            (folder / "model.safetensors").unlink()  # no other stage reads it
         return seconds
+
+    def _labels(self, key: RunKey, fractions: list[float]) -> None:
+        """The quality of the pseudo-labels of every rule, after the burn-in ``key``."""
+        needs = self._proposals_of(key)
+        row = self.book.run("labels", self.few, stages.label_some, self._few, key, needs=needs)
+        if row is None or row.measured.fault or self.counts is None:
+            return
+        seconds = Spread.of(row.measured.value)
+        total = sum(forecast.labels_refs(self.params, self.counts, each) for each in fractions)
+        self.book.fill(row, per_sample=seconds, hours=seconds and seconds.times(total / 3600))
+        if (counted := self._operations(key)) is not None:
+            self.book.predict(row, counted.forward + self._sam_operations(self._prompted_by(key)))
 
     def _after_training(self, starts: list[RunKey], sample: Spread | None) -> None:
         params, few, counts = self._few, self.few, self.counts
         expression: Spread | None = None
         for key in starts:
-            row = self._run(f"evaluation {key.label}", few, stages.evaluate_some, params, key)
+            row = self.book.run(f"evaluation {key.label}", few, stages.evaluate_some, params, key)
             if row is None or row.measured.fault or counts is None:
                 continue
             expression = Spread.of(row.measured.value)
             own = [run for run in self.runs if self._start_of(run) == key]
             total = sum(forecast.evaluated_samples(self._resolved(run), counts, run) for run in own)
             hours = expression and expression.times(total / 3600)
-            self._fill(row, per_sample=expression, hours=hours)
+            self.book.fill(row, per_sample=expression, hours=hours)
             counted = self._operations(key)
-            self._predict(row, counted.forward if counted else None)
-        found = [key for key in searches(self.params) if key.dataset == self.dataset]
-        if found:
-            key = replace(found[0], fraction=self.fraction, seed=self.seed, source=None)
-            row = self._run(f"tune {key.label}", few, tune, params, key, False)
+            self.book.predict(row, counted.forward if counted else None)
+        if found := self.searches:
+            key = replace(found[0], fraction=self.fraction, seed=self.seed)
+            needs = self._proposals_of(key)
+            row = self.book.run(f"tune {key.label}", few, tune, params, key, False, needs=needs)
             if counts is not None and expression is not None:
                 tuned = forecast.tune_hours(
                     self._resolved(found[0]), counts, len(found), expression, sample
                 )
-                self._fill(row, hours=tuned)
-        self._run("report", few, stages.report_some, params, self.workspace)
-
-
-def _require(found: Measured) -> Measured:
-    """The result of a step that is no stage of the study.
-
-    Raises:
-        SemiresError: it failed.
-    """
-    if found.fault:
-        raise SemiresError(f"rehearse: {found.fault}")
-    return found
-
-
-def _with_needs(names: Iterable[str]) -> set[str]:
-    """The stages and all stages that they need."""
-    wanted = set(names)
-    for stage in reversed(NEEDS):
-        if stage in wanted:
-            wanted.update(NEEDS[stage])
-    return wanted
+                self.book.fill(row, hours=tuned)
+        self.book.run("report", few, stages.report_some, params, self.workspace)

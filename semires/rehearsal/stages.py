@@ -21,7 +21,7 @@ from semires.runs import layout
 from semires.runs.key import RunKey
 
 if TYPE_CHECKING:
-    from semires.proposals.base import Proposals, ProposalSource
+    from semires.proposals.base import ProposalSource
 
 
 def split_all(params: Params, dataset: str, fractions: list[float]) -> None:
@@ -32,38 +32,50 @@ def split_all(params: Params, dataset: str, fractions: list[float]) -> None:
         make_split(params, dataset, fraction)
 
 
+def _timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The function; it also notes the seconds of each call."""
+
+    def call(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        found = work(*arguments)
+        seconds.append(time.perf_counter() - started)
+        return found
+
+    return call
+
+
 class _TimedSource:
     """A proposal source that notes the seconds of each image."""
 
     def __init__(self, source: ProposalSource, seconds: list[float]) -> None:
-        self.source, self.seconds = source, seconds
-
-    def propose(self, image: NDArray[np.uint8]) -> Proposals:
-        """The masks of the source."""
-        started = time.perf_counter()
-        found = self.source.propose(image)
-        self.seconds.append(time.perf_counter() - started)
-        return found
+        self.propose = _timed(source.propose, seconds)
 
 
 def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
     """The stage `propose` for the images of the current project, in this process.
 
     Returns:
-        ``seconds`` of each image, ``gib`` of disk per image.
+        ``seconds`` of each image, or of each label of val that a source is prompted with, without
+        the first one; ``gib`` of disk per image.
     """
     from semires import files
+    from semires.proposals.prompted import PromptedImage
     from semires.proposals.propose import propose
     from semires.proposals.registry import SOURCES
 
     seconds: list[float] = []
     kind = params.proposals.sources[source].kind
-    build = SOURCES[kind]
-    SOURCES[kind] = lambda settings, folder: _TimedSource(build(settings, folder), seconds)
+    if kind == "sam_prompts":
+        prompt = _timed(PromptedImage.prompt, seconds)
+        PromptedImage.prompt = prompt  # type: ignore[method-assign]
+    else:
+        build = SOURCES[kind]
+        SOURCES[kind] = lambda settings, folder: _TimedSource(build(settings, folder), seconds)
     propose(params, dataset, source)
     folder = layout.proposals(dataset, source)
     manifest = files.read_json(folder / "manifest.json")
-    return {"seconds": seconds, "gib": size_gib(folder) / manifest["n_images"]}
+    some = seconds[1:] if kind == "sam_prompts" else seconds  # the first prompt loads SAM
+    return {"seconds": some, "gib": size_gib(folder) / manifest["n_images"]}
 
 
 @contextlib.contextmanager
@@ -86,8 +98,24 @@ def _step_ends() -> Iterator[list[float]]:
         handle.remove()
 
 
+def _fill_empty_labels() -> None:
+    """Prompt SAM also for empty labels, which a burn-in of few steps gives, with a square."""
+    from semires.proposals.prompted import PromptedImage
+
+    prompt = PromptedImage.prompt
+
+    def always(image: PromptedImage, label: NDArray[np.bool_], probability: Any) -> Any:
+        if not label.any():
+            label = label.copy()
+            label[tuple(slice(side // 4, 3 * side // 4) for side in label.shape)] = True
+        return prompt(image, label, probability)
+
+    PromptedImage.prompt = always  # type: ignore[assignment,method-assign]
+
+
 def train_some(params: Params, key: RunKey, stage: Callable[[Params, RunKey], Any]) -> list[float]:
     """The stage `burn-in` or `mutual`; the seconds of each step after the first, the warm-up."""
+    _fill_empty_labels()
     with _step_ends() as ends:
         stage(params, key)
     return [float(s) for s in np.diff(ends)]
@@ -114,6 +142,25 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
         table = context.evaluate(model, samples)
         seconds.append((time.perf_counter() - started) / len(table))
     return seconds[1:]
+
+
+def label_some(params: Params, key: RunKey) -> list[float]:
+    """The stage `labels`, and its work on val two more times; the seconds of a reference there."""
+    from semires.training.context import RunContext
+    from semires.tuning import counts, labels
+
+    _fill_empty_labels()
+    labels.write_labels(params, key, params.evaluation.correction_refs)
+    partitions = RunContext(params, key, ("data", "model")).partitions
+    seconds = []
+    for _ in range(2):
+        pseudo_labels = counts.labels_of(params, key)
+        started = time.perf_counter()
+        counted = counts.count(pseudo_labels, partitions)
+        for _row in labels.measure(counted, labels.groups(counted, {})):
+            pass
+        seconds.append((time.perf_counter() - started) / len(counted))
+    return seconds
 
 
 def report_some(params: Params, workspace: Path) -> None:

@@ -143,6 +143,6 @@ def _remedy(params: Params, row: Row, short: str) -> str:
         if short == "gpu":
             return f"lower {batch}, and raise runtime.accumulate by as much"
         return f"lower runtime.workers or {batch}"
-    if row.stage in ("evaluation", "tune"):
+    if row.stage in ("evaluation", "labels", "tune"):
         return "lower evaluation.batch_size"
     return "use a machine with more memory"

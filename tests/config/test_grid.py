@@ -130,6 +130,9 @@ def test_every_run_starts_from_a_burn_in_of_the_grid_on_proposals_of_the_grid():
         assert f"{name}-{item['seed']}" in made["burn_in"]
         assert name in made["split"]
         assert f"{item['dataset']}-{item['source']}" in made["propose"]
+    # At 100 % there is no pseudo-label to measure.
+    names = {f"refscenes-{fraction}-{seed}" for fraction in ("0.1", "5") for seed in (0, 1)}
+    assert set(made["labels"]) == names
 
 
 def test_a_tuned_method_depends_on_the_search_s_result():

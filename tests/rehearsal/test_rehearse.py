@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+# Imported here, so that the process of each stage, a fork, need not import it again.
+import segment_anything  # noqa: F401
+import skimage.segmentation  # noqa: F401
 from helpers.small_study import small_params
+from transformers import BertModel, SwinModel  # noqa: F401
 
 from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.data.refer import read_refer
 from semires.errors import ConfigError, DataError
-from semires.rehearsal import forecast, rehearse, synthetic
+from semires.proposals.registry import build_source
+from semires.rehearsal import forecast, rehearse, synthetic, weights
 from semires.rehearsal.forecast import Counts, Spread
 from semires.rehearsal.measure import GIB, Measured, measure
 from semires.rehearsal.operations import Operations, count_training
@@ -39,8 +47,9 @@ def refcoco_params(**changes: Any) -> Params:
     tree["datasets"] = {"refcoco": tree["datasets"]["refscenes"] | {"dataset": "refcoco"}}
     tree["study"].update(generated=[], tune=[])
     tree["study"]["runs"] = [
-        {"datasets": ["refcoco"], "fractions": [25], "methods": ["cpi-u"], "seeds": [0]}
-    ]
+        {"datasets": ["refcoco"], "fractions": [25], "methods": ["cpi-u"], "seeds": [0],
+         "sources": ["sam", "sam-prompts"]}
+    ]  # fmt: skip
     tree["proposals"]["source"] = "sam"
     tree["proposals"]["sources"]["sam"].update(points_per_side=2)
     tree["sam"]["checkpoint"] = "nowhere.safetensors"
@@ -69,6 +78,8 @@ def test_samples_of_the_papers_study():
     val, tests = 10_834, 5_657 + 5_095
     assert forecast.evaluated_samples(params, counts, burn_in) == 40 * val + val + tests
     assert forecast.evaluated_samples(params, counts, cpi) == 41 * val + tests + 41_980
+    assert forecast.labels_refs(params, counts, 1.0) == 3_811 + 41_980
+    assert forecast.labels_fractions(params, "refscenes") == [25]
     hours = forecast.tune_hours(params, counts, 2, Spread(1, 2, 4), None)
     assert hours == Spread(2 * 3811 / 3600, 4 * 3811 / 3600, 8 * 3811 / 3600)
 
@@ -81,6 +92,8 @@ def test_operations_of_a_sample_of_each_training():
     for method, expected in methods.items():
         key = RunKey("refcoco", 1.0, method, 0)
         assert count_training(params, key, sample) == pytest.approx(expected)
+    prompted = RunKey("refcoco", 1.0, "cpi-u", 0, "sam-prompts")
+    assert count_training(params, prompted, sample, prompt=6.0) == pytest.approx(64 / 12)
 
 
 def test_a_busy_machine_is_named():
@@ -179,11 +192,16 @@ def test_a_whole_rehearsal(
     capsys: pytest.CaptureFixture[str],
     invented: bool,
 ):
-    monkeypatch.chdir(tmp_path)
+    project, place = tmp_path / "project", tmp_path / "place"
+    project.mkdir()
+    place.mkdir()
+    monkeypatch.chdir(project)
+    temporary = contextlib.nullcontext(str(place))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda prefix: temporary)
     monkeypatch.setattr(synthetic, "published_counts", lambda place: SMALL)
     monkeypatch.setattr(synthetic, "HEIGHT", 96)
     monkeypatch.setattr(synthetic, "WIDTH", 128)
-    stages = ("propose", "mutual", "evaluation") if invented else ("propose",)
+    stages = ("propose", "labels", "mutual", "evaluation") if invented else ("propose",)
     options = Options(
         stages=stages, steps=2, pictures=1, random_weights=invented, synthetic_data=True
     )
@@ -191,20 +209,65 @@ def test_a_whole_rehearsal(
     said = capsys.readouterr().out
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in said.splitlines()
             if line.startswith("| ")}  # fmt: skip
-    assert list(tmp_path.iterdir()) == []  # nothing touches the project
+    assert list(project.iterdir()) == []  # nothing touches the project
     if not invented:
         assert code == 1
         assert "nowhere.safetensors: no such file" in rows["sam"][0]
         assert rows["propose sam"][0].strip() == "needs sam"
+        assert "unfinished training" not in said
         return
     assert code == 0, said
-    named = ["sam", "propose sam", "burn_in supervised", "mutual cpi-u"]
+    trained = ["burn_in supervised", "mutual cpi-u", "mutual cpi-u+sam-prompts"]
+    named = ["sam", "propose sam", "propose sam-prompts", "labels", *trained]
     assert set(rows) >= {"prepare", "split", *named, "evaluation supervised", "the study"}
     assert all(rows[name][0].strip() == "ok" for name in named)
     assert all(rows[name][5].strip() != "–" for name in named)  # hours
-    for name in ("burn_in supervised", "mutual cpi-u", "evaluation supervised"):
-        assert float(rows[name][2]) > 0  # predicted seconds
+    predicted = {name: float(rows[name][2]) for name in (*named[1:], "evaluation supervised")}
+    assert min(predicted.values()) > 0  # seconds
+    assert predicted["mutual cpi-u+sam-prompts"] > predicted["mutual cpi-u"]
+    seconds, hours = (float(rows["labels"][i].split()[0]) for i in (1, 5))
+    assert hours == pytest.approx(seconds * (12 + 6) / 3600, rel=0.02)  # val, correction_refs
     assert "no GPU" in said or "GiB)" in said
+    # The weights of finished runs that no other stage reads are deleted.
+    kept = (place / "few/runs").rglob("model.safetensors")
+    assert [path.parts[-3] for path in kept] == ["supervised"]
+    with np.load(place / "few/runs/refcoco/25/cpi-u+sam-prompts/seed0/panels.npz") as panels:
+        assert panels["atoms"].max() > 0  # SAM was prompted
+
+
+def test_random_weights_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Networks of equal sizes share a file; sources of the hub can be used."""
+    monkeypatch.chdir(tmp_path)
+    swin = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4,
+            "window_size": 4, "out_features": [f"stage{i}" for i in (1, 2, 3, 4)]}  # fmt: skip
+    decoder = {"hidden_dim": 32, "mask_feature_size": 32, "feature_size": 32, "num_queries": 9,
+               "encoder_layers": 1, "encoder_feedforward_dim": 32, "decoder_layers": 2,
+               "dim_feedforward": 32, "num_attention_heads": 2, "num_labels": 5}  # fmt: skip
+    sam = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 64,
+           "global_attn_indexes": [0]}  # fmt: skip
+    sides = {"MASK2FORMER_IMAGE": {"height": 64, "width": 64}, "SAM_SIDE": 64}
+    sizes = {"SWIN_LARGE": swin, "MASK2FORMER": decoder, "SAM_VISION": sam, **sides}
+    for name, value in sizes.items():
+        monkeypatch.setattr(weights, name, value)
+    tree = refcoco_params().model_dump()
+    (block,) = tree["study"]["runs"]
+    block["sources"] = ["mask2former", "sam-hub"]
+    tree["study"]["runs"].append({**block, "model": "rela"})
+    tree["models"]["rela"]["model"]["swin"]["pretrained"] = "elsewhere.safetensors"
+    tree["proposals"]["sources"]["mask2former"].update(model="owner/mask2former", threshold=0.0)
+    tree["proposals"]["sources"]["sam-hub"] = {
+        "kind": "transformers", "model": "owner/sam", "points_per_side": 2, "points_per_batch": 4,
+        "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0,
+    }  # fmt: skip
+    made = validate(weights.random_weights(validate(tree)))
+    first, second = made.model.swin, made.models["rela"].model.swin
+    assert (first.pretrained, first) == (second.pretrained, second)
+    assert len(list(Path("random").glob("swin*"))) == 1
+    for name in ("mask2former", "sam-hub"):
+        source = made.proposals.sources[name]
+        assert Path(source.model).is_dir()
+        found = build_source(source).propose(np.zeros((48, 64, 3), np.uint8))
+        assert found.masks.shape[1:] == (48, 64)
 
 
 def test_options_are_checked():
