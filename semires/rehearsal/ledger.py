@@ -10,7 +10,6 @@ from typing import Any
 from semires.errors import SemiresError
 from semires.rehearsal.forecast import Spread
 from semires.rehearsal.measure import Measured, measure
-from semires.rehearsal.operations import UTILISATION
 from semires.rehearsal.table import Row
 
 # The stages, in order, with those that they need.
@@ -54,12 +53,10 @@ class Ledger:
 
     Args:
         wanted: the stages to rehearse.
-        tflops: the rate of large products of this machine.
     """
 
-    def __init__(self, wanted: set[str], tflops: float) -> None:
-        self.wanted, self.tflops = wanted, tflops
-        self.rows: list[Row] = []
+    def __init__(self, wanted: set[str]) -> None:
+        self.wanted, self.rows = wanted, list[Row]()
 
     def run(
         self, label: str, folder: Path, work: Callable[..., Any], *arguments: Any,
@@ -99,8 +96,3 @@ class Ledger:
         """The forecast of a stage that ran as a whole: what was measured."""
         if row is not None:
             self.fill(row, hours=Spread.of([row.measured.seconds / 3600]), disk_gib=disk_gib)
-
-    def predict(self, row: Row, tflop: float | None) -> None:
-        """Add the seconds that the counted operations of a sample predict."""
-        if tflop:
-            self.fill(row, predicted=tflop / (UTILISATION * self.tflops))

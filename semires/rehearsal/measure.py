@@ -130,8 +130,8 @@ def _gpu_gib() -> float | None:
     return float(torch.cuda.max_memory_reserved()) / GIB
 
 
-def machine(precision: str) -> dict[str, Any]:
-    """The first GPU (name, GiB) or None, host memory (GiB), threads, load, and `product_rate`."""
+def machine() -> dict[str, Any]:
+    """The first GPU (name, GiB) or None, the memory of the host (GiB), threads, and the load."""
     import torch
 
     load = os.getloadavg()[0]  # before this process adds to it
@@ -140,28 +140,5 @@ def machine(precision: str) -> dict[str, Any]:
         about = torch.cuda.get_device_properties(0)
         facts = {"gpu": about.name, "gpu_gib": about.total_memory / GIB}
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        **facts, "host_gib": pages / GIB, "threads": torch.get_num_threads(),
-        "load": load, "tflops": product_rate(precision),
-    }  # fmt: skip
-
-
-def product_rate(precision: str) -> float:
-    """TFLOP/s of a large matrix product on the device of trainings, the best of five.
-
-    Args:
-        precision: `runtime.precision`; a CPU computes in fp32.
-    """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    side, kind = (8192, kinds[precision]) if cuda else (1024, torch.float32)
-    matrix = torch.ones(side, side, dtype=kind, device="cuda" if cuda else "cpu")
-    seconds = []
-    for _ in range(6):
-        started = time.perf_counter()
-        product = matrix @ matrix
-        product[0, 0].item()  # waits for the GPU
-        seconds.append(time.perf_counter() - started)
-    return 2 * side**3 / min(seconds[1:]) / 1e12
+    threads = torch.get_num_threads()
+    return {**facts, "host_gib": pages / GIB, "threads": threads, "load": load}

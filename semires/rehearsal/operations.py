@@ -20,7 +20,6 @@ from semires.models.encoder import FusedEncoder, new_bert
 from semires.runs.key import SUPERVISED, RunKey
 
 VOCABULARY = 30_522  # BERT-base, uncased
-UTILISATION = 0.4  # the assumed share of the rate of large products that a network reaches
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,11 @@ class Rehearsal:
         mixed = [key for key in self.runs if key.method != SUPERVISED]
         first = (mixed or self.runs)[0]
         self.fraction, self.seed = first.fraction, first.seed
-        precision = params.runtime.precision
-        self.machine: dict[str, Any] = demand(measure(place, machine, precision))
+        self.machine: dict[str, Any] = demand(measure(place, machine))
         wanted = set(options.stages or NEEDS)
         if self.prompts and wanted & {"labels", "mutual", "tune"}:
             wanted.add("propose")  # other sources have a stand-in
-        self.book = Ledger(with_needs(wanted), float(self.machine["tflops"]))
+        self.book = Ledger(with_needs(wanted))
         self.operations: dict[RunKey, Operations | None] = {}  # by burn-in
         self.counts: Counts | None = None
         self.scratch_gib = 0.0
@@ -125,7 +124,7 @@ class Rehearsal:
         disk = f"Disk: {free:.0f} GiB are free"
         if scratch:
             disk += f"; an unfinished training takes up to {scratch:.2g} GiB more"
-        lines = [render(rows), "", *conditions(facts), f"{disk}."]
+        lines = [render(rows), "", *conditions(facts, self.book.rows), f"{disk}."]
         bad = misfits(self.real, rows, facts, scratch, free)
         return "\n".join([*lines, *(f"would not fit: {line}" for line in bad)])
 
@@ -226,7 +225,7 @@ class Rehearsal:
             disk = row.measured.value["gib"] * counts.images
             self.book.fill(row, per_sample=seconds, hours=hours, disk_gib=disk, processes=processes)
             if settings.kind in SAM_KINDS:
-                self.book.predict(row, self._sam_operations(source))
+                self.book.fill(row, tflop=self._sam_operations(source))
 
     def _sam_operations(self, source: str | None) -> float:
         """TFLOP of SAM for an image or a label; 0 without a source or if they cannot be counted."""
@@ -310,7 +309,7 @@ class Rehearsal:
         counted = self._operations(key)
         if counted is not None:
             prompt = self._sam_operations(self._prompted_by(key))
-            self.book.predict(row, count_training(resolve(self._few, key), key, counted, prompt))
+            self.book.fill(row, tflop=count_training(resolve(self._few, key), key, counted, prompt))
         if key.method != SUPERVISED:
             (folder / "model.safetensors").unlink()  # no other stage reads it
         return seconds
@@ -325,7 +324,9 @@ class Rehearsal:
         total = sum(forecast.labels_refs(self.params, self.counts, each) for each in fractions)
         self.book.fill(row, per_sample=seconds, hours=seconds and seconds.times(total / 3600))
         if (counted := self._operations(key)) is not None:
-            self.book.predict(row, counted.forward + self._sam_operations(self._prompted_by(key)))
+            self.book.fill(
+                row, tflop=counted.forward + self._sam_operations(self._prompted_by(key))
+            )
 
     def _after_training(self, starts: list[RunKey], sample: Spread | None) -> None:
         params, few, counts = self._few, self.few, self.counts
@@ -340,7 +341,7 @@ class Rehearsal:
             hours = expression and expression.times(total / 3600)
             self.book.fill(row, per_sample=expression, hours=hours)
             counted = self._operations(key)
-            self.book.predict(row, counted.forward if counted else None)
+            self.book.fill(row, tflop=counted.forward if counted else None)
         if found := self.searches:
             key = replace(found[0], fraction=self.fraction, seed=self.seed)
             needs = self._proposals_of(key)

@@ -9,7 +9,6 @@ from typing import Any
 from semires.config.schema import Params
 from semires.rehearsal.forecast import Spread
 from semires.rehearsal.measure import Measured
-from semires.rehearsal.operations import UTILISATION
 
 HEAD = (
     "stage", "result", "s per sample", "predicted", "host GiB", "GPU GiB", "hours of the study",
@@ -28,7 +27,7 @@ class Row:
         label: the stage with its source or method, for the table.
         measured: the result.
         per_sample: seconds of an image (`propose`), sample (training) or expression (evaluation).
-        predicted: the same from counted operations, see :mod:`.operations`.
+        tflop: counted operations of the same, see :mod:`.operations`.
         hours: of the stage in the whole study.
         disk_gib: of the stage's output in the whole study.
         processes: how many such processes run at once on this machine.
@@ -38,7 +37,7 @@ class Row:
     label: str
     measured: Measured
     per_sample: Spread | None = None
-    predicted: float | None = None
+    tflop: float | None = None
     hours: Spread | None = None
     disk_gib: float | None = None
     processes: int = 1
@@ -47,12 +46,13 @@ class Row:
 def render(rows: list[Row]) -> str:
     """The rows and their sum as a Markdown table."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + " --- |" * len(HEAD)]
+    rate = _rate(rows)
     for row in rows:
         found = row.measured
         cells = (
             row.label, found.fault.replace("|", "/") or "ok", _spread(row.per_sample),
-            _number(row.predicted), _number(found.host_gib or None), _number(found.gpu_gib),
-            _spread(row.hours), _number(row.disk_gib),
+            _number(row.tflop and rate and row.tflop / rate), _number(found.host_gib or None),
+            _number(found.gpu_gib), _spread(row.hours), _number(row.disk_gib),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     hours = [row.hours for row in rows if row.hours is not None]
@@ -76,15 +76,26 @@ def _spread(spread: Spread | None) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def conditions(machine: dict[str, Any]) -> list[str]:
-    """What the times hold for: the machine, its rate of products, and whether it was busy."""
+def _rate(rows: list[Row]) -> float | None:
+    """TFLOP/s of the first burn-in; None if none was measured."""
+    for row in rows:
+        if row.stage == "burn_in" and row.per_sample and row.tflop:
+            return row.tflop / row.per_sample.middle
+    return None
+
+
+def conditions(machine: dict[str, Any], rows: list[Row]) -> list[str]:
+    """What the times hold for: the machine, the rate of its burn-in, and whether it was busy."""
     gpu = f"{machine['gpu']} ({machine['gpu_gib']:.0f} GiB)" if machine["gpu"] else "no GPU"
     lines = [
         f"Hours of one process on this machine: {gpu}, {machine['threads']} threads, "
         f"{machine['host_gib']:.0f} GiB. Median, and lowest to highest measurement.",
-        f"Predicted: counted operations at {100 * UTILISATION:.0f} % of "
-        f"{_number(machine['tflops'])} TFLOP/s, the measured rate of a large matrix product.",
     ]
+    if rate := _rate(rows):
+        lines.append(
+            f"Predicted: counted operations (matrix products and convolutions) at {_number(rate)} "
+            "TFLOP/s, the rate of the first burn-in."
+        )
     cores = os.cpu_count() or 1
     if machine["load"] > BUSY * cores:
         lines.append(

@@ -33,7 +33,7 @@ from semires.rehearsal.table import Row, conditions, misfits, render
 from semires.runs.key import RunKey
 
 MACHINE = {
-    "gpu": "a GPU", "gpu_gib": 24.0, "host_gib": 32.0, "threads": 2, "load": 0.0, "tflops": 0.25,
+    "gpu": "a GPU", "gpu_gib": 24.0, "host_gib": 32.0, "threads": 2, "load": 0.0,
 }  # fmt: skip
 SMALL = {
     "train": SplitCounts(40, 16, 90), "val": SplitCounts(12, 6, 30),
@@ -97,10 +97,11 @@ def test_operations_of_a_sample_of_each_training():
 
 
 def test_a_busy_machine_is_named():
-    assert "Predicted: counted operations at 40 % of 0.25 TFLOP/s" in conditions(MACHINE)[1]
-    assert len(conditions(MACHINE)) == 2
-    busy = conditions(MACHINE | {"load": 0.75 * (os.cpu_count() or 1)})
-    assert busy[2].startswith("This machine was busy (load ")
+    assert len(conditions(MACHINE, [])) == 1
+    burn_in = Row("burn_in", "burn_in supervised", Measured(), Spread(3, 4, 5), tflop=1.0)
+    assert "at 0.25 TFLOP/s, the rate of the first burn-in" in conditions(MACHINE, [burn_in])[1]
+    busy = conditions(MACHINE | {"load": 0.75 * (os.cpu_count() or 1)}, [])
+    assert busy[1].startswith("This machine was busy (load ")
 
 
 def test_synthetic_data_has_the_published_counts(tmp_path: Path):
@@ -164,12 +165,12 @@ def test_table_and_what_would_not_fit():
     ok = Measured(seconds=1.0, host_gib=9.0, gpu_gib=20.0)
     rows = [
         Row("propose", "propose sam", ok, processes=4),
-        Row("burn_in", "burn_in supervised", ok, one, 1.5, hours=one, disk_gib=40.0),
+        Row("burn_in", "burn_in supervised", ok, one, 1.0, hours=one, disk_gib=40.0),
         Row("mutual", "mutual cpi-u", Measured(gpu_gib=24.0, fault="a | b", lacks="gpu"),
             hours=two, disk_gib=1.0),
     ]  # fmt: skip
     table = render(rows).splitlines()
-    assert table[3] == "| burn_in supervised | ok | 2 (1 to 3) | 1.5 | 9 | 20 | 2 (1 to 3) | 40 |"
+    assert table[3] == "| burn_in supervised | ok | 2 (1 to 3) | 2 | 9 | 20 | 2 (1 to 3) | 40 |"
     assert table[4] == "| mutual cpi-u | a / b | – | – | – | 24 | 3 (2 to 5) | 1 |"
     assert table[5] == "| the study | | | | | | 5 (3 to 8) | 41 |"
     lines = misfits(params, rows, MACHINE, scratch_gib=8.0, free_gib=48.0)
