@@ -6,16 +6,17 @@ Without any `labels/D/F/seedS/`, nothing is written.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from semires.config.grid import expand
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
 from semires.reporting.definitions import section_title
 from semires.reporting.markup import pipe_table
 from semires.runs import layout
+from semires.runs.key import SUPERVISED
 from semires.tuning.labels import BEST, COLUMNS, MEASURES, TEACHER
 
 if TYPE_CHECKING:
@@ -48,14 +49,16 @@ possible: the unions of atoms of the proposals that have the largest IoU with ea
 """
 
 
-def read_labels(folder: Path = layout.LABELS) -> pd.DataFrame:
-    """All results of `semires labels`; without any, a table without rows.
+def read_labels(params: Params) -> pd.DataFrame:
+    """The results of `semires labels` for the study's burn-ins; without any, a table without rows.
 
     Raises:
         CorruptCacheError: a file is not what the command writes.
     """
     tables = []
-    for path in sorted(folder.glob("*/*/seed*/labels.csv")):
+    burn_ins = (key for key in expand(params) if key.method == SUPERVISED and key.model is None)
+    paths = (layout.labels_folder(key) / "labels.csv" for key in burn_ins)
+    for path in sorted(path for path in paths if path.is_file()):
         try:
             table = pd.read_csv(path, dtype={"fraction": str, "dataset": str})[list(COLUMNS)]
             tables.append(table.astype(dict.fromkeys(("references", *MEASURES, "ece"), float)))

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Tables = list[tuple[FilledTable, FilledTable | None]]
-#: What `make bench`, `make gpu` and `make study` write into the report's folder; a new report keeps
-#: it.
-KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study")
+#: What `make bench`, `make gpu` and the studies of experiments/study.yaml and experiments/beyond.yaml
+#: write into the report's folder; a new report keeps it.
+KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study", "beyond")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _write_figures_and_page(params: Params, results: Results, folder: Path) -> N
 
 def _write_labels(params: Params, folder: Path) -> bytes | None:
     """Write labels.md, labels.csv and the figure; return its PNG, or None without measurements."""
-    table = labels.read_labels()
+    table = labels.read_labels(params)
     if not len(table):
         return None
     write_text(folder / "labels.csv", labels.to_csv(table))
