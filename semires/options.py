@@ -29,8 +29,10 @@ OPTIONS: dict[str, dict[str, object]] = {
         "help": "a key of `proposals.sources`; default: `proposals.source`",
     },
     "--model": {"metavar": "N", "help": "a key of `models`; default: the section `model`"},
-    "--refs": {"type": int, "metavar": "N", "help": "unlabelled references at most; default: "
-        "`evaluation.correction_refs`",
+    "--refs": {
+        "type": int,
+        "metavar": "N",
+        "help": "unlabelled references at most; default: `evaluation.correction_refs`",
     },
     "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
     "--stages": {

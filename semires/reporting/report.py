@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Tables = list[tuple[FilledTable, FilledTable | None]]
-#: What `make bench`, `make gpu` and the studies of experiments/study.yaml and experiments/beyond.yaml
-#: write into the report's folder; a new report keeps it.
+#: What `make bench` and `make gpu` write into the report's folder, and the reports of the studies
+#: experiments/study.yaml and experiments/beyond.yaml; a new report keeps it.
 KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study", "beyond")
 
 

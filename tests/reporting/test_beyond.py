@@ -12,6 +12,7 @@ from semires.reporting import quality
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.figures import FigureMaker
 from semires.reporting.records import load_records
+from semires.reporting.render import to_csv, to_markdown
 from semires.reporting.style import save
 from semires.reporting.tables import TableBuilder
 from semires.runs.key import RunKey
@@ -46,6 +47,23 @@ def test_every_difference_is_to_cpi_u(records, params):
     runs = {m: records.find("refscenes", 1, m) for m in ("cpi-u", "expected-iou")}
     means = {m: np.mean([run.sums("val").percent for run in each]) for m, each in runs.items()}
     assert row.values["val"].value == pytest.approx(means["expected-iou"] - means["cpi-u"])
+
+
+def test_the_quality_of_the_labels_has_columns(records, params):
+    definition = load_definitions()[0]["beyond"]
+    table = TableBuilder(params, records, PaperValues()).build("beyond", definition)
+    rows = {row.method: row for row in next(s for s in table.sections if s.fraction == "1").rows}
+    corrected = [run.corrections for run in records.find("refscenes", 1, "baseline")]
+    wanted = [(t.intersection_after / t.union_after.clip(lower=1)).mean() * 100 for t in corrected]
+    metrics = [run.metrics["pseudo"] for run in records.find("refscenes", 1, "baseline")]
+    assert rows["baseline"].columns == {
+        "labels": pytest.approx(np.mean([m["refined_oIoU"] for m in metrics])),
+        "labels_miou": pytest.approx(np.mean(wanted)),
+    }
+    assert rows["supervised"].columns == rows["sepl"].columns == {}
+    text = to_markdown(table)
+    assert "| Method | Labels' oIoU | Labels' mIoU | val |" in text
+    assert "labels,labels_miou" in to_csv(table).splitlines()[0]
 
 
 def test_a_point_is_the_mean_over_seeds_of_labels_and_student(records, params):
