@@ -116,7 +116,8 @@ class TableDefinition(Section):
 class FigureDefinition(Section):
     """A figure, drawn by the function of `figures.py` that ``kind`` names.
 
-    ``in_paper`` and ``where``: as for a table.
+    ``in_paper`` and ``where``: as for a table. ``against``: the method that the values of the kind
+    ``quality`` are differences to; None: the first one.
     """
 
     kind: Literal["curves", "corrections", "panels", "cost", "quality"]
@@ -126,6 +127,7 @@ class FigureDefinition(Section):
     in_paper: bool = True
     fractions: Fractions = "study"
     methods: list[Name] = Field(min_length=1)
+    against: Name | None = None
     paper: str | None = None
     notes: list[str] = Field(default_factory=list)
 
@@ -223,6 +225,20 @@ def _descend(node: Any, path: str) -> Any:
     keys = (key for key in node if f"{path}/".startswith(f"{key}/"))
     found = (_descend(node[key], path[len(key) + 1 :]) for key in keys)
     return next((value for value in found if value is not None), None)
+
+
+def method_names(tables: dict[str, TableDefinition]) -> dict[str, str]:
+    """Display names of methods: the labels of their rows in the tables, the first one of each.
+
+    Rows of another network, source, fraction or part of the references are not used.
+    """
+    rows = [row for table in tables.values() for row in table.rows]
+    plain = [
+        row
+        for row in rows
+        if not (row.source or row.model or row.fraction or row.smallest or row.shuffled)
+    ]
+    return {row.method: row.label for row in reversed(plain)}
 
 
 def paper_name(params: Params, dataset: str) -> str | None:

@@ -5,8 +5,9 @@ The same records give the same bytes (`semires.reporting.style`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,11 +39,24 @@ Point = tuple[float, float, str]  # hours of labelling, val oIoU, labelled fract
 
 
 class FigureMaker:
-    """Draws definitions from records; every drawing method gives {file stem: Figure}."""
+    """Draws definitions from records; every drawing method gives {file stem: Figure}.
 
-    def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
+    Args:
+        params: the active parameters.
+        records: all runs.
+        paper: the paper's values.
+        names: display names of methods (:func:`method_names`).
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        records: Records,
+        paper: PaperValues,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         fix_style()
-        self.params, self.records, self.paper = params, records, paper
+        self.params, self.records, self.paper, self.names = params, records, paper, names
 
     def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:
         """The figures of one definition, one or more per data set; empty without runs."""
@@ -133,22 +147,9 @@ class FigureMaker:
         return {"": figure}
 
     def quality(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
-        """Val oIoU of the student against the oIoU of its labels; one panel per fraction."""
-        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
-        found = {
-            fraction: points
-            for fraction in fractions_of(self.params, definition)
-            if (points := quality.points(
-                self.records, dataset, fraction, definition.methods, split
-            ))
-        }  # fmt: skip
-        if not found:
-            return {}
-        figure, axes = new_axes(len(found), height=3.4, width=3.6)
-        for axis, (fraction, points) in zip(axes, found.items(), strict=True):
-            quality.draw(axis, points, section_title(self.params, dataset, fraction))
-        axes[0].set_ylabel(f"{split} oIoU of the student (%)")
-        return {"": figure}
+        """The student's oIoU against the oIoU of its labels, both as differences to one method."""
+        figure = quality.figure(self.params, self.records, definition, dataset, self.names)
+        return {} if figure is None else {"": figure}
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:
         """Val oIoU by seed."""

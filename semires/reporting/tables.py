@@ -344,8 +344,7 @@ _COLUMN_NOTES = {
         "in percent; where SAM is prompted, with prompts from the ground truth."
     ),
     ("labels", "labels_miou"): (
-        "Labels' oIoU, mIoU: of the burn-in teacher's labels after refinement, on unlabelled "
-        "references."
+        "Labels: those of the burn-in teacher after refinement, on unlabelled references."
     ),
 }
 
