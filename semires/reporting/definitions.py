@@ -227,20 +227,6 @@ def _descend(node: Any, path: str) -> Any:
     return next((value for value in found if value is not None), None)
 
 
-def method_names(tables: dict[str, TableDefinition]) -> dict[str, str]:
-    """Display names of methods: the labels of their rows in the tables, the first one of each.
-
-    Rows of another network, source, fraction or part of the references are not used.
-    """
-    rows = [row for table in tables.values() for row in table.rows]
-    plain = [
-        row
-        for row in rows
-        if not (row.source or row.model or row.fraction or row.smallest or row.shuffled)
-    ]
-    return {row.method: row.label for row in reversed(plain)}
-
-
 def paper_name(params: Params, dataset: str) -> str | None:
     """The paper's name of a data set of params.yaml; None if the paper does not use it."""
     entry = params.datasets[dataset]

@@ -5,9 +5,8 @@ The same records give the same bytes (`semires.reporting.style`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import product
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,24 +38,11 @@ Point = tuple[float, float, str]  # hours of labelling, val oIoU, labelled fract
 
 
 class FigureMaker:
-    """Draws definitions from records; every drawing method gives {file stem: Figure}.
+    """Draws definitions from records; every drawing method gives {file stem: Figure}."""
 
-    Args:
-        params: the active parameters.
-        records: all runs.
-        paper: the paper's values.
-        names: display names of methods (:func:`method_names`).
-    """
-
-    def __init__(
-        self,
-        params: Params,
-        records: Records,
-        paper: PaperValues,
-        names: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
         fix_style()
-        self.params, self.records, self.paper, self.names = params, records, paper, names
+        self.params, self.records, self.paper = params, records, paper
 
     def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:
         """The figures of one definition, one or more per data set; empty without runs."""
@@ -148,7 +134,7 @@ class FigureMaker:
 
     def quality(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
         """The student's oIoU against the oIoU of its labels, both as differences to one method."""
-        figure = quality.figure(self.params, self.records, definition, dataset, self.names)
+        figure = quality.figure(self.params, self.records, definition, dataset)
         return {} if figure is None else {"": figure}
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:

@@ -18,7 +18,7 @@ from semires.evaluation.bootstrap import Interval, paired_difference
 from semires.reporting.definitions import FigureDefinition, fractions_of, section_title
 from semires.reporting.records import Records, Run
 from semires.reporting.render import signed
-from semires.reporting.style import STYLES, distinct_styles, new_axes, style_of
+from semires.reporting.style import distinct_styles, new_axes, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,11 +95,7 @@ def rank_correlation(found: Mapping[str, Point]) -> float | None:
 
 
 def figure(
-    params: Params,
-    records: Records,
-    definition: FigureDefinition,
-    dataset: str,
-    names: Mapping[str, str],
+    params: Params, records: Records, definition: FigureDefinition, dataset: str
 ) -> Figure | None:
     """Students against labels, a panel for each fraction; None where less than two methods ran.
 
@@ -108,7 +104,6 @@ def figure(
         records: all runs.
         definition: the figure's methods and fractions, and the method to compare with.
         dataset: a data set of the study.
-        names: display names by method; a method without one is shown by its key.
     """
     against = definition.against or definition.methods[0]
     split = next(s for s in params.datasets[dataset].splits if s != "train")
@@ -133,8 +128,7 @@ def figure(
     for axis in axes:
         axis.set_xlabel(f"oIoU of the labels − {name}'s (points)")
     axes[0].set_ylabel(f"{split} oIoU of the student − {name}'s (points)")
-    labels = [style_of(m)[3] if m in STYLES else names.get(m, m) for m in shown]
-    _legend(drawn, labels, list(styles.values()), columns)
+    _legend(drawn, styles, columns)
     return drawn
 
 
@@ -167,10 +161,12 @@ def draw(
     axis.margins(x=0.1, y=0.1)
 
 
-def _legend(drawn: Figure, labels: list[str], styles: list[tuple[str, str]], columns: int) -> None:
+def _legend(drawn: Figure, styles: Mapping[str, tuple[str, str]], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, marker=marker, ls="none", ms=6) for colour, marker in styles
+        Line2D([], [], color=colour, marker=marker, ls="none", ms=6)
+        for colour, marker in styles.values()
     ]
-    drawn.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    names = [style_of(method)[3] for method in styles]
+    drawn.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)

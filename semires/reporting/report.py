@@ -21,12 +21,7 @@ from semires.reporting import labels
 from semires.reporting.claims import Judge, Judgement, load_claims
 from semires.reporting.claims_render import claims_csv, claims_markdown
 from semires.reporting.curves import curves_csv
-from semires.reporting.definitions import (
-    PaperValues,
-    TableDefinition,
-    load_definitions,
-    method_names,
-)
+from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
 from semires.reporting.records import Records, load_records
 from semires.reporting.render import OTHERS, body, to_csv, to_markdown
 from semires.reporting.render_tex import tex_table, to_tex
@@ -150,8 +145,8 @@ def _write_figures_and_page(params: Params, results: Results, folder: Path) -> N
     from semires.reporting.page import DrawnFigure, render_page
     from semires.reporting.threshold_figures import threshold_figures
 
-    tables, definitions = load_definitions()
-    maker = FigureMaker(params, results.records, PaperValues(), method_names(tables))
+    _, definitions = load_definitions()
+    maker = FigureMaker(params, results.records, PaperValues())
     drawn = []
     for name, definition in definitions.items():
         if definition.kind == "panels" and (overview := maker.overview(definition)) is not None:

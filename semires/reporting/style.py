@@ -27,6 +27,29 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
     "cpi-u": (COLOURS["cpi-u"], "o", "-", "CPI-U"),
     "cpi-o": (COLOURS["cpi-o"], "X", "-.", "CPI-O"),
 }
+#: Names of further methods and rules, as in experiments/tables/beyond.yaml.
+NAMES = {
+    "fixmatch": "FixMatch",
+    "softmatch": "SoftMatch",
+    "corrmatch": "CorrMatch",
+    "unimatch": "UniMatch",
+    "cpi-u-softmatch": "CPI-U, weights of SoftMatch",
+    "cpi-u-views": "CPI-U, two strong views",
+    "cpi-u-labelled": "CPI-U, labelled images",
+    "cpi-u-pwa": "CPI-U, PWA",
+    "f-beta": "F-beta",
+    "sepl": "SEPL",
+    "majority": "Majority vote",
+    "mean-score": "Mean score",
+    "soft-cpi": "Soft CPI",
+    "soft-cpi-u": "Soft CPI-U",
+    "expected-iou-atoms": "Expected IoU, atoms",
+    "expected-iou": "Expected IoU, proposals",
+    "expected-iou-one": "Expected IoU, one proposal",
+    "expected-iou-one-weighted": "Expected IoU, one proposal, weighted",
+    "expected-iou-gated": "Expected IoU, gated",
+    "expected-iou-weighted": "Expected IoU, weighted",
+}
 # Of other methods: 7 colours and 8 markers that the paper's methods do not have, so 56 pairs.
 _COLOURS = ("#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "<>hp*d8H"
@@ -38,7 +61,7 @@ def style_of(method: str) -> tuple[str, str, str, str]:
     if method in STYLES:
         return STYLES[method]
     number = sum(map(ord, method))
-    return *_other(number), _DASHES[number % len(_DASHES)], method
+    return *_other(number), _DASHES[number % len(_DASHES)], NAMES.get(method, method)
 
 
 def distinct_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:

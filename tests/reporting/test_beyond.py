@@ -8,12 +8,13 @@ from helpers import fake_runs
 
 from semires.config.load import load_params
 from semires.evaluation.bootstrap import Interval
+from semires.refine.strategies import STRATEGIES
 from semires.reporting import quality
-from semires.reporting.definitions import PaperValues, load_definitions, method_names
+from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.figures import FigureMaker
 from semires.reporting.records import load_records
 from semires.reporting.render import to_csv, to_markdown
-from semires.reporting.style import save
+from semires.reporting.style import NAMES, STYLES, distinct_styles, save, style_of
 from semires.reporting.tables import TableBuilder
 from semires.runs.key import RunKey
 
@@ -103,12 +104,25 @@ def test_the_rank_correlation_of_labels_and_students():
     assert quality.rank_correlation(dict.fromkeys("012", found["0"])) is None
 
 
-def test_the_figure_is_the_same_bytes(records, params):
+def test_every_method_of_a_figure_has_its_own_marker_and_the_name_of_its_row():
     tables, figures = load_definitions()
-    definition, names = figures["quality"], method_names(tables)
+    methods = figures["quality"].methods
+    styles = distinct_styles(methods)
+    assert len(set(styles.values())) == len(methods) == 22
+    rows = {row.method: row.label for row in tables["beyond"].rows}
+    assert {m: style_of(m)[3] for m in NAMES.keys() & rows.keys()} == {
+        method: label for method, label in rows.items() if method not in STYLES
+    }
+    searched = {"cpi-u-labelled", "cpi-u-pwa"}
+    assert NAMES.keys() <= rows.keys() | STRATEGIES.keys() | searched
+    assert {name for name in STRATEGIES if name not in STYLES} - {"none"} <= NAMES.keys()
+
+
+def test_the_figure_is_the_same_bytes(records, params):
+    definition = load_definitions()[1]["quality"]
     pictures = []
     for _ in range(2):
-        drawn = FigureMaker(params, records, PaperValues(), names).draw("quality", definition)
+        drawn = FigureMaker(params, records, PaperValues()).draw("quality", definition)
         (figure,) = drawn.values()
         (legend,) = figure.legends
         shown = [text.get_text() for text in legend.get_texts()]

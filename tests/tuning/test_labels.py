@@ -121,6 +121,10 @@ def test_the_report_shows_the_same_bytes(measured):
     text = shown.markdown(measured, table)
     assert text == shown.markdown(measured, shown.read_labels(measured))
     assert "## RefScenes, 25 % labelled, seed 0" in text
+    small = table[(table["part"] == "unlabelled") & (table["group"] == "small")]
+    cpi_u = small[small["rule"] == "cpi-u"].iloc[0]
+    assert f"| CPI-U | {cpi_u['oIoU']:.1f} / {cpi_u['mIoU']:.1f} |" in text
+    assert f"| CPI-U | {cpi_u['better']:.1f} / {cpi_u['worse']:.1f} |" in text
     assert f"Expected calibration error of the teacher: val {table['ece'][0]:.2f} %" in text
     assert shown.to_csv(table).splitlines()[0] == ",".join(COLUMNS)
     assert save(shown.figure(measured, table)) == save(shown.figure(measured, table))
