@@ -30,7 +30,11 @@ OPTIONS: dict[str, dict[str, object]] = {
         "help": "a key of `proposals.sources`; default: `proposals.source`",
     },
     "--model": {"metavar": "N", "help": "a key of `models`; default: the section `model`"},
-    "--refs": {"type": int, "metavar": "N", "help": "unlabelled references at most"},
+    "--refs": {
+        "type": int,
+        "metavar": "N",
+        "help": "unlabelled references at most; default: `evaluation.correction_refs`",
+    },
     "--all": {"action": "store_true", "help": "run all searches in `study.tune`"},
     "--stages": {
         "type": lambda text: tuple(text.split(",")),
@@ -116,8 +120,10 @@ def check_arguments(arguments: argparse.Namespace, params: Params) -> None:
                 require([name], known, f"--{option}", where)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-    seed, fraction = getattr(arguments, "seed", None), getattr(arguments, "fraction", None)
+    seed, fraction, refs = (getattr(arguments, n, None) for n in ("seed", "fraction", "refs"))
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"--seed: {seed} is not between 0 and 2**32")
     if fraction is not None and not 0 < fraction <= 100:
         raise ConfigError(f"--fraction: {fraction:g} is not a percentage above 0 and up to 100")
+    if refs is not None and refs < 1:
+        raise ConfigError(f"--refs: {refs} is not a number of references; it is at least 1")

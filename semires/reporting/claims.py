@@ -220,8 +220,8 @@ class Judge:
     def judge(self, claims: list[Claim]) -> list[Judgement]:
         """One judgement for each claim, data set, fraction, split and right-hand side.
 
-        Of the data sets after the study's first one, only those for which the paper has numbers or
-        the study has the runs.
+        Where the study lacks the runs: the paper's claims alone, and of the data sets after the
+        study's first one only those for which the paper has numbers.
         """
         datasets = self.params.study.datasets
         return [
@@ -229,7 +229,8 @@ class Judge:
             for claim in claims
             for dataset in datasets
             for judgement in self._on(claim, dataset)
-            if dataset == datasets[0] or judgement.planned or judgement.paper is not None
+            if judgement.planned
+            or (claim.in_paper and (dataset == datasets[0] or judgement.paper is not None))
         ]
 
     def _on(self, claim: Claim, dataset: str) -> Iterator[Judgement]:

@@ -21,6 +21,13 @@ from semires.runs import layout
 from semires.runs.key import fraction_name
 
 Fractions = list[Percent] | Literal["study"]
+Column = Literal["proposals", "best_iou", "labels", "labels_miou"]
+
+#: Columns that a table can have before its splits, and their titles.
+COLUMNS: dict[Column, str] = {
+    "proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels' oIoU",
+    "labels_miou": "Labels' mIoU",
+}  # fmt: skip
 
 #: `datasets.D.dataset` of params.yaml -> the name in the paper's tables.
 PAPER_NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref(UMD)"}
@@ -76,8 +83,7 @@ class TableDefinition(Section):
     are adjacent columns, as in the paper's Table 1. ``in_paper`` is false for a table that the
     paper does not have; its ``where`` then says what it is. ``splits``: the columns, None for all.
     ``against``: the method that all paired differences are to; None compares each pair of rows.
-    ``proposals`` adds columns about each row's proposals: their number, their best IoU, the IoU of
-    the labels.
+    ``columns``: further columns before the splits, see :data:`COLUMNS`.
     """
 
     kind: Literal["table"]
@@ -90,7 +96,7 @@ class TableDefinition(Section):
     joined: bool = False
     marks: list[str] = Field(default_factory=list)
     splits: list[Name] | None = None
-    proposals: bool = False
+    columns: list[Column] = Field(default_factory=list)
     against: Name | None = None
     rows: list[TableRow] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)
@@ -108,7 +114,8 @@ class TableDefinition(Section):
 class FigureDefinition(Section):
     """A figure, drawn by the function of `figures.py` that ``kind`` names.
 
-    ``in_paper`` and ``where``: as for a table.
+    ``in_paper`` and ``where``: as for a table. ``against``: the method that the values of the kind
+    ``quality`` are differences to; None: the first one.
     """
 
     kind: Literal["curves", "corrections", "panels", "cost", "quality"]
@@ -118,6 +125,7 @@ class FigureDefinition(Section):
     in_paper: bool = True
     fractions: Fractions = "study"
     methods: list[Name] = Field(min_length=1)
+    against: Name | None = None
     paper: str | None = None
     notes: list[str] = Field(default_factory=list)
 

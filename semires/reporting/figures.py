@@ -133,22 +133,9 @@ class FigureMaker:
         return {"": figure}
 
     def quality(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
-        """Val oIoU of the student against the oIoU of its labels; one panel per fraction."""
-        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
-        found = {
-            fraction: points
-            for fraction in fractions_of(self.params, definition)
-            if (points := quality.points(
-                self.records, dataset, fraction, definition.methods, split
-            ))
-        }  # fmt: skip
-        if not found:
-            return {}
-        figure, axes = new_axes(len(found), height=3.4, width=3.6)
-        for axis, (fraction, points) in zip(axes, found.items(), strict=True):
-            quality.draw(axis, points, section_title(self.params, dataset, fraction))
-        axes[0].set_ylabel(f"{split} oIoU of the student (%)")
-        return {"": figure}
+        """The student's oIoU against the oIoU of its labels, both as differences to one method."""
+        figure = quality.figure(self.params, self.records, definition, dataset)
+        return {} if figure is None else {"": figure}
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:
         """Val oIoU by seed."""

@@ -6,39 +6,26 @@ Without any `labels/D/F/seedS/`, nothing is written.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from semires.config.grid import expand
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
 from semires.reporting.definitions import section_title
 from semires.reporting.markup import pipe_table
+from semires.reporting.style import new_axes, style_of
 from semires.runs import layout
+from semires.runs.key import SUPERVISED
 from semires.tuning.labels import BEST, COLUMNS, MEASURES, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NAMES = {
-    TEACHER: "teacher's label",
-    "iom": "IOM",
-    "cpi": "CPI",
-    "cpi-u": "CPI-U",
-    "cpi-o": "CPI-O",
-    "f-beta": "F-beta",
-    "sepl": "SEPL",
-    "majority": "majority vote",
-    "mean-score": "mean score",
-    "soft-cpi": "soft CPI",
-    "soft-cpi-u": "soft CPI-U",
-    "expected-iou-atoms": "expected IoU, atoms",
-    "expected-iou": "expected IoU, proposals",
-    "expected-iou-one": "expected IoU, one proposal",
-    "expected-iou-gated": "expected IoU, gated",
-    BEST: "best possible on atoms",
-}
+_NAMES = {TEACHER: "teacher's label", BEST: "best possible on atoms"}
+# The measures of the tables by group, by title.
+_PAIRS = {"oIoU / mIoU": ["oIoU", "mIoU"], "Better / worse": ["better", "worse"]}
 _SHARES = ("better", "worse", "unmatched")
 _NOTE = """\
 oIoU and mIoU of the pseudo-labels of the burn-in teacher, and the shares of labels that a rule
@@ -48,14 +35,16 @@ possible: the unions of atoms of the proposals that have the largest IoU with ea
 """
 
 
-def read_labels(folder: Path = layout.LABELS) -> pd.DataFrame:
-    """All results of `semires labels`; without any, a table without rows.
+def read_labels(params: Params) -> pd.DataFrame:
+    """The results of `semires labels` for the study's burn-ins; without any, a table without rows.
 
     Raises:
         CorruptCacheError: a file is not what the command writes.
     """
     tables = []
-    for path in sorted(folder.glob("*/*/seed*/labels.csv")):
+    burn_ins = (key for key in expand(params) if key.method == SUPERVISED and key.model is None)
+    paths = (layout.labels_folder(key) / "labels.csv" for key in burn_ins)
+    for path in sorted(path for path in paths if path.is_file()):
         try:
             table = pd.read_csv(path, dtype={"fraction": str, "dataset": str})[list(COLUMNS)]
             tables.append(table.astype(dict.fromkeys(("references", *MEASURES, "ece"), float)))
@@ -86,7 +75,7 @@ def markdown(params: Params, table: pd.DataFrame) -> str:
         whole = {part: _means(rows, part, "all") for part in parts}
         measures = ("oIoU", "mIoU", *_SHARES)
         titles = [f"{part} {measure}" for part in parts for measure in measures]
-        columns = [whole[part][measure] for part in parts for measure in measures]
+        columns = [whole[part][[measure]] for part in parts for measure in measures]
         out.write(_table(titles, columns))
         errors = (f"{part} {whole[part]['ece'].iloc[0]:.2f} %" for part in parts)
         out.write(f"\nExpected calibration error of the teacher: {', '.join(errors)}.\n")
@@ -94,15 +83,15 @@ def markdown(params: Params, table: pd.DataFrame) -> str:
         groups = [group for group in dict.fromkeys(last["group"]) if group != "all"]
         means = {group: _means(rows, parts[-1], group) for group in groups}
         titles = [f"{g} (n = {mean['references'].iloc[0]:.0f})" for g, mean in means.items()]
-        out.write(f"\nmIoU on {parts[-1]} references by object size and kind of expression:\n\n")
-        out.write(_table(titles, [mean["mIoU"] for mean in means.values()]))
+        of = f"on {parts[-1]} references by object size and kind of expression"
+        for title, pair in _PAIRS.items():
+            out.write(f"\n{title} {of}:\n\n")
+            out.write(_table(titles, [mean[pair] for mean in means.values()]))
     return out.getvalue()
 
 
 def figure(params: Params, table: pd.DataFrame) -> Figure:
     """The labels' oIoU and mIoU on the unlabelled part after every rule; a panel per fraction."""
-    from semires.reporting.style import new_axes
-
     sections = _sections(table)
     drawn, axes = new_axes(len(sections), height=3.2, width=4.2)
     for axis, ((dataset, fraction), rows) in zip(axes, sections, strict=True):
@@ -123,7 +112,7 @@ def _sections(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]
 
 
 def _name(rule: str) -> str:
-    return _NAMES.get(rule, rule)
+    return _NAMES.get(rule) or style_of(rule)[3]
 
 
 def _means(rows: pd.DataFrame, part: str, group: str) -> pd.DataFrame:
@@ -132,9 +121,13 @@ def _means(rows: pd.DataFrame, part: str, group: str) -> pd.DataFrame:
     return chosen.groupby("rule", sort=False).mean(numeric_only=True)
 
 
-def _table(titles: list[str], columns: list[pd.Series[float]]) -> str:
-    """A Markdown table with one row per rule, the index of every column."""
+def _table(titles: list[str], columns: list[pd.DataFrame]) -> str:
+    """A Markdown table with one row per rule, the index of every column.
+
+    A cell has the measures of its column, with a slash between them.
+    """
     rows = (
-        [_name(rule), *(f"{column[rule]:.1f}" for column in columns)] for rule in columns[0].index
+        [_name(rule), *(" / ".join(f"{v:.1f}" for v in column.loc[rule]) for column in columns)]
+        for rule in columns[0].index
     )
     return "\n".join(pipe_table(["Rule", *titles], rows)) + "\n"

@@ -19,7 +19,7 @@ import numpy as np
 
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
-from semires.evaluation.metrics import iou_per_expression
+from semires.evaluation.metrics import iou_per_expression, segmentation_metrics
 from semires.files import read_json, read_parquet
 from semires.runs.key import RUNS, SUPERVISED, RunKey, fraction_name
 from semires.runs.record import RunRecord, run_folders
@@ -84,6 +84,15 @@ class Run:
         """corrections.parquet, or None if the run has none (burn-in, control)."""
         path = self.record.verified(self.folder, "corrections.parquet")
         return read_parquet(path) if path.is_file() else None
+
+    @cached_property
+    def labels(self) -> tuple[float, float] | None:
+        """Percent oIoU and mIoU of the refined labels of unlabelled references, or None."""
+        table = self.corrections
+        if table is None or not len(table):
+            return None
+        metrics = segmentation_metrics(table["intersection_after"], table["union_after"])
+        return metrics["oIoU"], metrics["mIoU"]
 
     @cached_property
     def panels(self) -> dict[str, NDArray[Any]] | None:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 from semires.evaluation.bootstrap import Interval
 from semires.reporting import markup
-from semires.reporting.definitions import FigureDefinition
+from semires.reporting.definitions import COLUMNS, FigureDefinition
 from semires.reporting.joined import Groups, groups_of, side_by_side
 from semires.reporting.records import METRICS
-from semires.reporting.selection import PROPOSALS
 from semires.reporting.tables import FilledRow, FilledTable, TableSection
 from semires.runs.key import RunKey
 
@@ -87,8 +86,8 @@ def headers(table: FilledTable, metrics: Sequence[str] = MAIN) -> list[str]:
     first = "Pair" if table.is_difference else "Method"
     several = metrics != MAIN
     titles = [first, *table.marks]
-    if table.proposals and not several:
-        titles += PROPOSALS.values()
+    if not several:
+        titles += [COLUMNS[name] for name in table.columns]
     titles += [f"{s} {m}" if several else s for s in table.splits for m in metrics]
     if table.has_paper and not several and not table.joined:
         names = "" if table.comparable else f" ({', '.join(table.paper_names)})"
@@ -107,10 +106,10 @@ def _cells(
     table: FilledTable, section: TableSection, row: FilledRow, metrics: Sequence[str]
 ) -> list[Text]:
     cells = [Text(row.label), *(Text("✓" if mark else "") for mark in row.marks)]
-    if table.proposals and metrics == MAIN:
+    if metrics == MAIN:
         cells += [
-            Text(f"{row.proposals[name]:.1f}" if name in row.proposals else "–")
-            for name in PROPOSALS
+            Text(f"{row.columns[name]:.1f}" if name in row.columns else "–")
+            for name in table.columns
         ]
     cells += [_number(table, section, row, m, split) for split in table.splits for m in metrics]
     if not table.has_paper or metrics != MAIN or table.joined:
@@ -168,7 +167,7 @@ def _paper_below(
 def to_csv(table: FilledTable) -> str:
     """One line per row and split: the machine-readable form, which `semires verify` compares."""
     return csv_of(
-        [*CSV_COLUMNS, *(PROPOSALS if table.proposals else ())],
+        [*CSV_COLUMNS, *table.columns],
         (
             _csv_line(table, section, row, split)
             for section in table.sections
@@ -215,9 +214,7 @@ def _csv_line(
     if row.paper and split in row.paper:
         line |= {"paper": plain(row.paper[split])}
         line |= {"comparable": "yes" if section.comparable else "no"}
-    if table.proposals:
-        line |= {name: plain(number) for name, number in row.proposals.items()}
-    return line
+    return line | {n: plain(row.columns[n]) for n in table.columns if n in row.columns}
 
 
 def csv_number(metric: str, number: Interval) -> dict[str, str]:
@@ -333,7 +330,7 @@ def _html_row(
     )
     links = f' <span class="logs">log {links}</span>' if links else ""
     cells = [html.escape(row.label) + links]
-    extra = len(PROPOSALS) * table.proposals  # columns that the other metrics do not have
+    extra = len(table.columns)  # columns that the other metrics do not have
     first = 1 + len(row.marks) + extra
     main = _cells(table, section, row, MAIN)
     others = [_cells(table, section, row, (metric,)) for metric in OTHERS]

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Tables = list[tuple[FilledTable, FilledTable | None]]
-#: What `make bench`, `make gpu` and `make study` write into the report's folder; a new report keeps
-#: it.
-KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study", "part")
+#: What `make bench` and `make gpu` write into the report's folder, and the reports of the studies
+#: experiments/study.yaml (whole or in part) and experiments/beyond.yaml; a new report keeps them.
+KEPT = ("benchmarks.md", "growth.svg", "gpu.md", "study", "beyond", "part")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _write_figures_and_page(params: Params, results: Results, folder: Path) -> N
 
 def _write_labels(params: Params, folder: Path) -> bytes | None:
     """Write labels.md, labels.csv and the figure; return its PNG, or None without measurements."""
-    table = labels.read_labels()
+    table = labels.read_labels(params)
     if not len(table):
         return None
     write_text(folder / "labels.csv", labels.to_csv(table))

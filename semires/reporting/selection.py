@@ -19,12 +19,9 @@ from semires.evaluation.bootstrap import (
     confidence_interval,
     paired_difference,
 )
-from semires.reporting.definitions import TableRow
+from semires.reporting.definitions import Column, TableRow
 from semires.reporting.records import Records, Run
 from semires.reporting.study import run_of
-
-#: Columns of a table that shows the rows' proposals, and their titles.
-PROPOSALS = {"proposals": "Proposals", "best_iou": "Best IoU", "labels": "Labels' oIoU"}
 
 
 @dataclass(frozen=True)
@@ -67,20 +64,25 @@ class Selection:
         each = [s.percent for s in sums]
         return _value(confidence_interval(sums, self.samples), each, sums[0])
 
-    def proposals(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float]:
-        """The keys of PROPOSALS that are known, on val; empty for a method without matching."""
+    def columns(self, row: TableRow, dataset: str, fraction: float) -> dict[Column, float]:
+        """The values of COLUMNS that are known: of the proposals on val, and of the labels.
+
+        A method without matching has no proposals. Labels: means over seeds, percent.
+        """
+        found: dict[Column, float] = {}
         key = run_of(self.params, row, dataset, fraction)
         method = self.params.refine.get(key.method)
-        if method is None or method.strategy == "none":
-            return {}
-        place = proposals_of(self.params, key)
-        quality = self.records.quality.get((place.parent.name, place.name), {}).get("val", {})
-        count = quality.get("proposals_per_label", quality.get("proposals_per_image"))
-        found = {} if count is None else {"proposals": count, "best_iou": 100 * quality["best_iou"]}
-        runs = self.runs(row, dataset, fraction)
-        refined = [run.metrics.get("pseudo", {}).get("refined_oIoU") for run in runs]
-        if refined and None not in refined:
-            found["labels"] = sum(refined) / len(refined)
+        if method is not None and method.strategy != "none":
+            place = proposals_of(self.params, key)
+            quality = self.records.quality.get((place.parent.name, place.name), {}).get("val", {})
+            count = quality.get("proposals_per_label", quality.get("proposals_per_image"))
+            if count is not None:
+                found |= {"proposals": count, "best_iou": 100 * quality["best_iou"]}
+        labels = [run.labels for run in self.runs(row, dataset, fraction)]
+        measured = [values for values in labels if values is not None]
+        if measured and len(measured) == len(labels):
+            oiou, miou = np.mean(measured, axis=0)
+            found |= {"labels": float(oiou), "labels_miou": float(miou)}
         return found
 
     def difference(

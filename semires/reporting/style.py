@@ -7,6 +7,8 @@ Agg backend, matplotlib's own settings and fonts, fixed SVG ids, no date or vers
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from semires.config.resolve import COLOURS
@@ -25,15 +27,51 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
     "cpi-u": (COLOURS["cpi-u"], "o", "-", "CPI-U"),
     "cpi-o": (COLOURS["cpi-o"], "X", "-.", "CPI-O"),
 }
-_OTHERS = [("#0072B2", "<", "--"), ("#CC79A7", ">", "-."), ("#F0E442", "h", ":")]
+#: Names of further methods and rules, as in experiments/tables/beyond.yaml.
+NAMES = {
+    "fixmatch": "FixMatch",
+    "softmatch": "SoftMatch",
+    "corrmatch": "CorrMatch",
+    "unimatch": "UniMatch",
+    "cpi-u-softmatch": "CPI-U, weights of SoftMatch",
+    "cpi-u-views": "CPI-U, two strong views",
+    "cpi-u-labelled": "CPI-U, labelled images",
+    "cpi-u-pwa": "CPI-U, PWA",
+    "f-beta": "F-beta",
+    "sepl": "SEPL",
+    "majority": "Majority vote",
+    "mean-score": "Mean score",
+    "soft-cpi": "Soft CPI",
+    "soft-cpi-u": "Soft CPI-U",
+    "expected-iou-atoms": "Expected IoU, atoms",
+    "expected-iou": "Expected IoU, proposals",
+    "expected-iou-one": "Expected IoU, one proposal",
+    "expected-iou-one-weighted": "Expected IoU, one proposal, weighted",
+    "expected-iou-gated": "Expected IoU, gated",
+    "expected-iou-weighted": "Expected IoU, weighted",
+}
+# Of other methods: 7 colours and 8 markers that the paper's methods do not have, so 56 pairs.
+_COLOURS = ("#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "<>hp*d8H"
+_DASHES = ("--", "-.", ":")
 
 
 def style_of(method: str) -> tuple[str, str, str, str]:
-    """Colour, marker, dash and name of a method, fixed for the seven of the paper."""
+    """Colour, marker, dash and name of a method, fixed for those of STYLES."""
     if method in STYLES:
         return STYLES[method]
-    colour, marker, dash = _OTHERS[sum(map(ord, method)) % len(_OTHERS)]
-    return colour, marker, dash, method
+    number = sum(map(ord, method))
+    return *_other(number), _DASHES[number % len(_DASHES)], NAMES.get(method, method)
+
+
+def distinct_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each method of one figure; up to 56 methods without STYLES differ."""
+    others = (_other(number) for number in itertools.count())
+    return {m: STYLES[m][:2] if m in STYLES else next(others) for m in methods}
+
+
+def _other(number: int) -> tuple[str, str]:
+    return _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
 
 
 def fix_style() -> None:

@@ -6,13 +6,14 @@ split. Numbers stay unrounded here; `render.py` rounds when it writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 
 from semires.config.schema import Params
 from semires.reporting import study
 from semires.reporting.definitions import (
+    Column,
     PaperValues,
     TableDefinition,
     TableRow,
@@ -31,8 +32,8 @@ from semires.runs.key import RunKey, fraction_name
 class FilledRow:
     """One row: values by metric and split, the paper's by split, the reason if it is empty.
 
-    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``proposals`` has keys of
-    PROPOSALS. ``runs`` are its sources. ``footnotes``: the reasons by split, where they differ.
+    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``columns`` has keys of
+    COLUMNS. ``runs`` are its sources. ``footnotes``: the reasons by split, where they differ.
     """
 
     label: str
@@ -43,7 +44,7 @@ class FilledRow:
     paper: dict[str, float] | None = None
     footnote: int | None = None
     others: dict[str, dict[str, Value]] = field(default_factory=dict)
-    proposals: dict[str, float] = field(default_factory=dict)
+    columns: dict[Column, float] = field(default_factory=dict)
     runs: tuple[RunKey, ...] = ()
     footnotes: dict[str, int] = field(default_factory=dict)
 
@@ -76,8 +77,8 @@ class FilledTable:
     """A filled table. ``footnotes`` explain empty rows, ``notes`` explain the numbers.
 
     ``is_difference``: the numbers are differences of two methods, in percentage points. ``joined``:
-    readable forms show the data sets beside each other (`joined.py`). ``proposals``: the rows have
-    columns about their proposals.
+    readable forms show the data sets beside each other (`joined.py`). ``columns``: those of COLUMNS
+    that the rows have.
     """
 
     name: str
@@ -92,7 +93,7 @@ class FilledTable:
     is_difference: bool = False
     in_paper: bool = True
     joined: bool = False
-    proposals: bool = False
+    columns: Sequence[Column] = ()
 
     @property
     def has_paper(self) -> bool:
@@ -138,7 +139,7 @@ class TableBuilder:
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=list(splits), marks=definition.marks, sections=sections, notes=[],
             footnotes=missing.footnotes(), in_paper=definition.in_paper, joined=definition.joined,
-            proposals=definition.proposals,
+            columns=definition.columns,
         )  # fmt: skip
         shown = {section.dataset for section in sections}
         left_out = (d for d in self.params.study.datasets if d not in shown)
@@ -214,7 +215,7 @@ class TableBuilder:
             paper=self.plan.paper_values(row, dataset, fraction),
             footnote=None if values[METRICS[0]] else missing.add(key),
             others={metric: values[metric] for metric in METRICS[1:]},
-            proposals=self.selection.proposals(row, dataset, fraction),
+            columns=self.selection.columns(row, dataset, fraction),
             runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
         )
 
@@ -289,6 +290,18 @@ def _difference_notes(sections: Iterable[TableSection], samples: int) -> list[st
     return notes
 
 
+_COLUMN_NOTES = {
+    ("proposals", "best_iou"): (
+        "Proposals: their mean number per image, or per pseudo-label where SAM is prompted "
+        "with it. Best IoU: mean over the objects of val of the largest IoU of any proposal, "
+        "in percent; where SAM is prompted, with prompts from the ground truth."
+    ),
+    ("labels", "labels_miou"): (
+        "Labels: those of the burn-in teacher after refinement, on unlabelled references."
+    ),
+}
+
+
 def _joined_note(table: FilledTable) -> str:
     pairs = {s.name: s.paper_name for s in table.sections if s.name != s.paper_name}
     names = ", ".join(f"{theirs} for {ours}" for ours, theirs in pairs.items())
@@ -307,13 +320,7 @@ def _standard_notes(table: FilledTable, samples: int) -> list[str]:
         "expressions with an IoU of at least 0.5. Brackets: 95 % confidence interval by bootstrap "
         f"over images ({samples:,} resamples)."
     ]
-    if table.proposals:
-        notes.append(
-            "Proposals: their mean number per image, or per pseudo-label where SAM is prompted "
-            "with it. Best IoU: mean over the objects of val of the largest IoU of any proposal, "
-            "in percent; where SAM is prompted, with prompts from the ground truth. Labels' oIoU: "
-            "of the burn-in teacher's labels after refinement, on unlabelled references."
-        )
+    notes += [note for columns, note in _COLUMN_NOTES.items() if set(columns) & set(table.columns)]
     counts = sorted({v.seeds for v in values})
     if counts and counts[-1] > 1:
         several = f"{counts[-1]} seeds" if counts == counts[-1:] else "the seeds that were run"

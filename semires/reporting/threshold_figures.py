@@ -1,4 +1,4 @@
-"""Figures of the searches: response curves with the trainings below them, and planes."""
+"""Figures of the searches: response curves with the trainings beside them, and planes."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ def test_every_claim_of_the_paper_is_there():
     assert [claim.id for claim in claims if not claim.in_paper] == [
         "baseline-above-longer-supervised",
         *(f"tuning-helps-{method}" for method in ("cpi-u", "iom", "cpi")),
+        "expected-iou-one-above-cpi-u",
     ]
 
 
@@ -143,6 +144,19 @@ def test_a_claim_without_runs_names_the_command(workspace, small_params):
     text = claims_markdown(small_params, judged)
     (line,) = [line for line in text.splitlines() if line.endswith(f"; {found.reason}.")]
     assert "cpi-o-above-baseline" in line
+
+
+def test_a_claim_of_our_own_is_left_out_unless_the_study_has_its_runs(own_workspace, small_params):
+    id_ = "expected-iou-one-above-cpi-u"
+    assert not [j for j in judge(small_params) if j.id == id_]
+    for seed in (0, 1):
+        fake_runs.write_run(RunKey("refscenes", 1, "expected-iou-one", seed), gain=20)
+    (val, test_a) = (j for j in judge(small_params) if j.id == id_)  # 5 and 10 % are not planned
+    assert (val.fraction, val.split, test_a.split) == ("1", "val", "testA")
+    assert val.verdict == test_a.verdict == "supported"
+    planned = with_study(small_params, methods=["baseline", "cpi-u", "expected-iou-one"])
+    found = [j for j in judge(planned) if j.id == id_]
+    assert [(j.fraction, j.verdict) for j in found[2:]] == [("10", "not run")] * 2
 
 
 def rewrite(seed, method, **columns):

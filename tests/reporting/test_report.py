@@ -57,10 +57,11 @@ def test_metrics_are_the_main_tables_numbers(made):
 
 def test_the_same_records_give_the_same_bytes(made, own_workspace, small_params):
     (own_workspace / "reports").mkdir()
-    # of `make bench`, `make gpu` and `make study`
+    # of `make bench`, `make gpu` and the reports of other studies
     kept = {"benchmarks.md": b"fast", "growth.svg": b"<svg/>", "gpu.md": b"a GPU"}
-    kept["study/main.csv"] = b"1"
-    (own_workspace / "reports/study").mkdir()
+    for folder in ("study", "beyond"):
+        (own_workspace / "reports" / folder).mkdir()
+        kept[f"{folder}/main.csv"] = folder.encode()
     for name, content in {**kept, "old.md": b"?", "logs.csv": b"?"}.items():
         (own_workspace / "reports" / name).write_bytes(content)
     report(small_params)

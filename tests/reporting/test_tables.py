@@ -20,7 +20,6 @@ from semires.reporting import render
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
 from semires.reporting.report import build_tables
-from semires.reporting.selection import PROPOSALS
 from semires.reporting.tables import TableBuilder
 from semires.runs.key import RunKey
 
@@ -175,8 +174,8 @@ def test_proposals_have_columns_beside_the_scores(own_workspace, small_params):
     table, pairs = build(small_params, "table8")
     rows = {row.label: row for row in table.sections[0].rows}
     sam, about = (
-        rows["SemiRES, SAM"].proposals,
-        rows["SemiRES, SAM prompted with the label"].proposals,
+        rows["SemiRES, SAM"].columns,
+        rows["SemiRES, SAM prompted with the label"].columns,
     )
     assert {name: sam[name] for name in ("proposals", "best_iou")} == {
         "proposals": 41.2, "best_iou": pytest.approx(81),
@@ -184,15 +183,15 @@ def test_proposals_have_columns_beside_the_scores(own_workspace, small_params):
     assert (about["proposals"], about["best_iou"]) == (2.0, pytest.approx(90))
     metrics = [files.read_json(run.folder / "metrics.json") for run in rows["SemiRES, SAM"].runs]
     assert sam["labels"] == pytest.approx(np.mean([m["pseudo"]["refined_oIoU"] for m in metrics]))
-    assert rows["Supervised"].proposals == {}
-    titles = [*PROPOSALS.values(), *table.splits]
+    assert rows["Supervised"].columns == {}
+    titles = ["Proposals", "Best IoU", "Labels' oIoU", *table.splits]
     assert render.headers(table)[1 : len(titles) + 1] == titles
     text = render.to_markdown(table)
     line = next(line for line in text.splitlines() if line.startswith("| SemiRES, SAM |"))
     assert line.startswith("| SemiRES, SAM | 41.2 | 81.0 |")
     lines = list(csv.DictReader(io.StringIO(render.to_csv(table))))
     assert {li["best_iou"] for li in lines if li["row"] == "SemiRES, SAM"} == {"81.00"}
-    assert not pairs.proposals
+    assert not pairs.columns
     page = render.to_html(table)
     assert page.count('<span class="m1">') == 3 * len(table.splits)  # three rows have runs
 

@@ -94,9 +94,8 @@ def test_labels_and_students_with_the_papers_and_the_best_values(here, params):
     assert ours.verdict() == SUPPORTED
     with open(here / "claims.csv", newline="") as file:
         claims = [line for line in csv.DictReader(file) if line["id"] == "tuning-helps-cpi-u"]
-    assert [(line["fraction"], line["verdict"]) for line in claims] == [
-        ("1", SUPPORTED), ("10", "not run"),
-    ]  # fmt: skip
+    # at 10 %, the study has no training with tuned thresholds
+    assert [(line["fraction"], line["verdict"]) for line in claims] == [("1", SUPPORTED)]
     text = (here / "thresholds.md").read_text()
     assert f"threshold\\_u 0.70 → {ours.search.best['threshold_u']:.2f}" in text
     assert "No search yet: cpi-o-10-seed0; `dvc repro` runs them." in text

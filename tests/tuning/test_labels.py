@@ -1,5 +1,6 @@
 """The label quality of every rule: right numbers, the whole command, and what the report shows."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +117,14 @@ def test_without_a_burn_in_the_command_names_the_file(measured, capsys):
 
 
 def test_the_report_shows_the_same_bytes(measured):
-    table = shown.read_labels()
+    table = shown.read_labels(measured)
     text = shown.markdown(measured, table)
-    assert text == shown.markdown(measured, shown.read_labels())
+    assert text == shown.markdown(measured, shown.read_labels(measured))
     assert "## RefScenes, 25 % labelled, seed 0" in text
+    small = table[(table["part"] == "unlabelled") & (table["group"] == "small")]
+    cpi_u = small[small["rule"] == "cpi-u"].iloc[0]
+    assert f"| CPI-U | {cpi_u['oIoU']:.1f} / {cpi_u['mIoU']:.1f} |" in text
+    assert f"| CPI-U | {cpi_u['better']:.1f} / {cpi_u['worse']:.1f} |" in text
     assert f"Expected calibration error of the teacher: val {table['ece'][0]:.2f} %" in text
     assert shown.to_csv(table).splitlines()[0] == ",".join(COLUMNS)
     assert save(shown.figure(measured, table)) == save(shown.figure(measured, table))
@@ -129,11 +134,35 @@ def test_the_report_shows_the_same_bytes(measured):
     assert f"{first + 1:.1f}" in row
 
 
-def test_no_measurement_is_an_empty_table_and_a_damaged_one_is_named(tmp_path):
-    assert len(shown.read_labels(tmp_path)) == 0
-    path = tmp_path / "refscenes/1/seed0/labels.csv"
+def test_the_report_shows_the_labels_of_the_study_alone(measured, tmp_path, monkeypatch):
+    table = shown.read_labels(measured)
+    copied = tmp_path / "labels"
+    shutil.copytree("labels", copied)
+    others = ("refscenes/25/seed1", "refscenes/10/seed0", "refscenes+/25/seed0")
+    for place in others:  # of another study in the same project
+        dataset, fraction, seed = place.split("/")
+        (copied / place).mkdir(parents=True)
+        other = table.assign(dataset=dataset, fraction=fraction, seed=int(seed[-1]), oIoU=0.0)
+        other.to_csv(copied / place / "labels.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    pd.testing.assert_frame_equal(shown.read_labels(measured), table)
+
+
+def test_fewer_references_than_one_are_refused(measured, capsys):
+    for number in ("0", "-3"):
+        command = ["labels", "--dataset", "refscenes", "--fraction", "25", "--refs", number]
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--refs: {number} is not a number of references" in line
+
+
+def test_no_measurement_is_an_empty_table_and_a_damaged_one_is_named(tmp_path, monkeypatch):
+    params = small_params()
+    monkeypatch.chdir(tmp_path)
+    assert len(shown.read_labels(params)) == 0
+    path = tmp_path / "labels/refscenes/25/seed0/labels.csv"
     path.parent.mkdir(parents=True)
     for text in ("", "a,b\n1,2\n", ",".join(COLUMNS) + "\n" + "x," * len(COLUMNS) + "\n"):
         path.write_text(text)
         with pytest.raises(CorruptCacheError, match=r"labels\.csv: damaged"):
-            shown.read_labels(tmp_path)
+            shown.read_labels(params)
