@@ -5,12 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from semires.config.load import load_params
+from semires.config.compose import composed
+from semires.config.load import load_params, validate_file
+from semires.config.validate import parse_yaml
 from semires.errors import ConfigError
 from semires.reporting.definitions import PaperValues, load_definitions, paper_name
+from semires.reporting.report import check_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "experiments/tables"
+NOT_PARAMETERS = ("claims", "grid")
+SHIPPED = [
+    "params.yaml",
+    *(
+        f"experiments/{path.name}"
+        for path in sorted((ROOT / "experiments").glob("*.yaml"))
+        if path.stem not in NOT_PARAMETERS
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +36,14 @@ def test_every_table_and_figure_of_the_paper_is_there(definitions):
     assert list(figures) == ["figure1", "figure3", "figure6", "figure7", "quality"]
 
 
-def test_every_method_is_one_of_params(definitions):
-    known = {"supervised", *load_params(ROOT / "params.yaml").refine}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_method_is_one_of_every_shipped_parameter_file(definitions, name):
+    """`semires report` works with each of them."""
+    params = validate_file(parse_yaml(composed(ROOT / name)), name)
     tables, figures = definitions
-    assert {row.method for table in tables.values() for row in table.rows} <= known
+    for stem, table in tables.items():
+        check_methods(params, stem, table)
+    known = {"supervised", *params.refine}
     assert {method for figure in figures.values() for method in figure.methods} <= known
 
 
