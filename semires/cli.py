@@ -170,25 +170,21 @@ def _mutual(arguments: Arguments) -> None:
 def _tune(arguments: Arguments) -> None:
     from semires.errors import ConfigError
 
-    for option in ("dataset", "fraction", "method"):
+    for option in ("dataset", "fraction", "method", "seed", "source", "model"):
         given = getattr(arguments, option) is not None
-        if given == arguments.all:
-            reason = "not with --all" if given else "missing (or give --all)"
-            raise ConfigError(f"--{option}: {reason}")
+        if given and arguments.all:
+            raise ConfigError(f"--{option}: not with --all, which runs the searches of study.tune")
+        if not given and not arguments.all and option in ("dataset", "fraction", "method"):
+            raise ConfigError(f"--{option}: missing (or give --all)")
     params = _params(arguments)
-    if arguments.on is not None:
-        from semires.config.validate import validate
-
-        tree = params.model_dump()
-        tree["tune"]["on"] = arguments.on
-        params = validate(tree, "--on")
     from semires.config.grid import searches
     from semires.tuning.study import tune, tune_all
 
     if arguments.all:
-        tune_all(params, searches(params))
+        tune_all(params, searches(params), arguments.on)
     else:
-        tune(params, _run(arguments, params))
+        arguments.seed = arguments.seed or 0
+        tune(params, _run(arguments, params), on=arguments.on)
 
 
 def _labels(arguments: Arguments) -> None:
@@ -376,6 +372,8 @@ def _parser() -> argparse.ArgumentParser:
             settings = dict(OPTIONS.get(f"{name} {flag}") or OPTIONS[flag])
             if "all" in wanted or "stages" in wanted:  # no option is always required
                 settings.pop("required", None)
+            if "all" in wanted:  # whether an option was given
+                settings.pop("default", None)
             command.add_argument(flag, **settings)  # type: ignore[arg-type]
     track = commands.add_parser("track", help="update the MLflow store", description="MLflow store")
     actions = track.add_subparsers(title="actions", metavar="ACTION", required=True)

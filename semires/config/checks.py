@@ -105,8 +105,10 @@ def _tuning(params: Params) -> None:
         if not block.methods or SUPERVISED in block.methods:
             raise ValueError(f"{key}.methods: list the methods to search, keys of `refine`")
         for name in block.methods:
-            if not params.refine[name].threshold_values:
-                raise ValueError(f"{key}.methods: {name} has no threshold to search")
+            method = params.refine[name]
+            objective = method.overrides.get("tune.objective", params.tune.objective)
+            if not method.threshold_values and objective != "training":
+                raise ValueError(f"{key}.methods: {name}: {no_thresholds(method.strategy)}")
         for search in searches(params, [block]):
             if search.burn_in not in runs:
                 raise ValueError(
@@ -128,6 +130,14 @@ def _tuning(params: Params) -> None:
                 f"a search of {needed.label} for {run.dataset} at {fraction_name(run.fraction)} %; "
                 "add it to study.tune"
             )
+
+
+def no_thresholds(strategy: str) -> str:
+    """Why the labels of a strategy cannot be searched, and what can."""
+    return (
+        f"the strategy `{strategy}` has no thresholds; search the weighting and the training with "
+        "`tune.objective: training`"
+    )
 
 
 def _tuned_names(params: Params) -> None:

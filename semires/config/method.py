@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from semires.config.messages import nearest
 from semires.config.types import PositiveFloat, Section, Unit
 from semires.refine.strategies import STRATEGIES
+from semires.refine.weightings import PWA, WEIGHTINGS
 
 Overrides = dict[str, bool | int | float | str | list[float] | list[str] | None]
 
@@ -31,7 +32,7 @@ class Method(Section):
     values, for ablations and for searches with other settings.
 
     ``weighting`` names the weight of the pixels of unmatched samples, a key of ``WEIGHTINGS``
-    (``semires/refine/weighting.py``); ``pwa: true`` is short for ``pwa``, and ``pwa: false`` for
+    (``semires/refine/weightings.py``); ``pwa: true`` is short for ``pwa``, and ``pwa: false`` for
     ``none``. ``confidence`` is the threshold of ``confidence`` (FixMatch) and the first threshold
     of ``corrmatch``; ``momentum`` is that of ``softmatch`` and ``corrmatch``. ``matched_weight:
     expected-iou`` weighs a matched sample by the expected IoU of its refined label. ``views: 2``
@@ -44,9 +45,7 @@ class Method(Section):
 
     strategy: str
     pwa: bool
-    weighting: Literal["none", "pwa", "confidence", "softmatch", "corrmatch"] | None = _optional(
-        None
-    )
+    weighting: str | None = _optional(None)
     confidence: Unit | None = _optional(None)
     momentum: Unit | None = _optional(None)
     matched_weight: Literal["one", "expected-iou"] = _optional("one")
@@ -61,12 +60,20 @@ class Method(Section):
     @property
     def threshold_values(self) -> dict[str, float]:
         """The values of the thresholds, by name."""
-        return dict(self.__pydantic_extra__)
+        declared = STRATEGIES[self.strategy].thresholds
+        return {k: v for k, v in self.__pydantic_extra__.items() if k in declared}
 
     @property
     def weight_rule(self) -> str:
         """The weighting of unmatched samples, a key of ``WEIGHTINGS``."""
         return self.weighting or ("pwa" if self.pwa else "none")
+
+    @field_validator("weighting")
+    @classmethod
+    def _known_weighting(cls, name: str | None) -> str | None:
+        if name is not None and name not in WEIGHTINGS:
+            raise ValueError(f"no weighting {name!r}{nearest(name, WEIGHTINGS)}")
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -82,14 +89,19 @@ class Method(Section):
     @model_validator(mode="before")
     @classmethod
     def _thresholds_match_strategy(cls, values: Any) -> Any:
-        """Require the thresholds of the strategy, and reject any other additional key."""
+        """Require the thresholds of the strategy, and reject any other additional key.
+
+        The parameters of the weighting may be given, except PWA's, which are in `loss.pwa`.
+        """
         name = values.get("strategy") if isinstance(values, dict) else None
         if not isinstance(name, str):
             return values  # pydantic reports the error
         if name not in STRATEGIES:
             raise ValueError(f"no strategy {name!r}{nearest(name, STRATEGIES)}")
         declared = STRATEGIES[name].thresholds
-        known = [*cls.model_fields, *declared]
+        rule = WEIGHTINGS.get(str(values.get("weighting")), WEIGHTINGS["none"])
+        own = (name for name in rule.parameters if not name.startswith(PWA))
+        known = [*cls.model_fields, *declared, *own]
         if unknown := [key for key in values if key not in known]:
             raise ValidationError.from_exception_data("Method", [
                 _unknown_key(str(key), nearest(key, known)) for key in unknown

@@ -12,9 +12,11 @@ from typing import Any
 
 from semires.config.grid import search_of
 from semires.config.messages import nearest
+from semires.config.method import Method
 from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
+from semires.refine.weightings import PWA, WEIGHTINGS
 from semires.runs import layout
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
 
@@ -102,16 +104,27 @@ def set_values(tree: dict[str, Any], method: str, values: Mapping[str, float]) -
     Args:
         tree: all parameters.
         method: a key of ``refine``.
-        values: by name: thresholds of the method; ``pwa_mean``, ``pwa_variance`` and ``pwa_offset``
-            of ``loss.pwa``; ``lambda_unsup`` and ``ema`` of ``mutual``.
+        values: by name: thresholds and parameters of the weighting of the method; ``pwa_mean``,
+            ``pwa_variance`` and ``pwa_offset`` of ``loss.pwa``; ``lambda_unsup`` and ``ema`` of
+            ``mutual``.
     """
     for name, value in values.items():
-        if name.startswith("pwa_"):
-            tree["loss"]["pwa"][name.removeprefix("pwa_")] = value
+        if name.startswith(PWA):
+            tree["loss"]["pwa"][name.removeprefix(PWA)] = value
         elif name in ("lambda_unsup", "ema"):
             tree["mutual"][name] = value
         else:
             tree["refine"][method][name] = value
+
+
+def weight_values(params: Params, method: Method) -> dict[str, float]:
+    """The parameters of a method's weighting, by the names of `WEIGHTINGS`."""
+    pwa = {f"{PWA}{name}": value for name, value in params.loss.pwa.model_dump().items()}
+    values = {}
+    for name, parameter in WEIGHTINGS[method.weight_rule].parameters.items():
+        value = pwa.get(name, getattr(method, name, None))
+        values[name] = parameter.default if value is None else float(value)
+    return values
 
 
 def tuned_values(search: RunKey, thresholds: Iterable[str]) -> dict[str, float]:

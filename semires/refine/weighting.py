@@ -3,16 +3,19 @@
 A weighting is a module from the teacher's foreground probability (B,H,W) to weights float32
 (B,H,W). Its state, if it has one, consists of buffers; it changes in training mode only. Under
 several processes, ``concat`` joins tensors (B,...) of all processes in order of rank, so that all
-have the same state.
+have the same state. ``WEIGHTINGS`` (:mod:`semires.refine.weightings`) has an entry for each.
 """
 
 from __future__ import annotations
 
 import math
+import pkgutil
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from semires.refine.weightings import WEIGHTINGS
 
 Concat = Callable[[torch.Tensor], torch.Tensor]
 
@@ -36,6 +39,8 @@ def pwa_weight(
 
 class Weighting(nn.Module):
     """Weight 1 for every pixel: no weighting, and the base class of the others."""
+
+    concat: Concat = staticmethod(lambda tensor: tensor)
 
     def forward(self, probability: torch.Tensor) -> torch.Tensor:
         """Weights float32 (B,H,W) for the foreground probability (B,H,W)."""
@@ -76,9 +81,9 @@ class SoftMatch(Weighting):
     mean: torch.Tensor
     variance: torch.Tensor
 
-    def __init__(self, momentum: float = 0.999, concat: Concat = lambda x: x) -> None:
+    def __init__(self, momentum: float = 0.999) -> None:
         super().__init__()
-        self.momentum, self.concat = momentum, concat
+        self.momentum = momentum
         self.register_buffer("mean", torch.tensor(0.5))
         self.register_buffer("variance", torch.tensor(1.0))
 
@@ -102,11 +107,9 @@ class CorrMatch(Weighting):
 
     threshold: torch.Tensor
 
-    def __init__(
-        self, start: float = 0.85, momentum: float = 0.999, concat: Concat = lambda x: x
-    ) -> None:
+    def __init__(self, start: float = 0.85, momentum: float = 0.999) -> None:
         super().__init__()
-        self.momentum, self.concat = momentum, concat
+        self.momentum = momentum
         self.register_buffer("threshold", torch.tensor(start))
 
     def forward(self, probability: torch.Tensor) -> torch.Tensor:
@@ -127,29 +130,18 @@ def confidence_of(probability: torch.Tensor) -> torch.Tensor:
     return torch.maximum(probability, 1 - probability)
 
 
-def make_weighting(
-    name: str,
-    *,
-    pwa: tuple[float, float, float] = (0.5, 0.1, 1.3),
-    confidence: float | None = None,
-    momentum: float | None = None,
-    concat: Concat = lambda x: x,
-) -> Weighting:
-    """The weighting of this name; None stands for the value of its source.
+def make_weighting(name: str, *, concat: Concat | None = None, **given: float | None) -> Weighting:
+    """The weighting of this name.
 
     Args:
-        name: ``none``, ``pwa``, ``confidence``, ``softmatch`` or ``corrmatch``.
-        pwa: mean, variance and offset of PWA.
-        confidence: the threshold of ``confidence`` (0.95), the first one of ``corrmatch`` (0.85).
-        momentum: of the moving averages (0.999).
-        concat: see above.
+        name: a key of ``WEIGHTINGS``.
+        concat: see above; None for one process.
+        given: values by parameter; without a value, or with None, a parameter has that of its
+            source. Those of other weightings are ignored.
     """
-    decay = 0.999 if momentum is None else momentum
-    makers: dict[str, Callable[[], Weighting]] = {
-        "none": Weighting,
-        "pwa": lambda: Pwa(*pwa),
-        "confidence": lambda: Confidence(0.95 if confidence is None else confidence),
-        "softmatch": lambda: SoftMatch(decay, concat),
-        "corrmatch": lambda: CorrMatch(0.85 if confidence is None else confidence, decay, concat),
-    }
-    return makers[name]()
+    rule = WEIGHTINGS[name]
+    values = {key: parameter.default for key, parameter in rule.parameters.items()}
+    values |= {key: value for key, value in given.items() if key in values and value is not None}
+    weighting: Weighting = pkgutil.resolve_name(rule.module)(*values.values())
+    weighting.concat = concat or weighting.concat
+    return weighting

@@ -8,6 +8,7 @@ which git ignores.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,6 +45,14 @@ def tune_folder(cell: RunKey) -> Path:
 def tuned_file(key: RunKey) -> Path:
     """YAML with the thresholds that a search found; all seeds share it."""
     return TUNED / f"{key.dataset}-{fraction_name(key.fraction)}-{key.label}.yaml"
+
+
+def unplanned(key: RunKey, on: str) -> RunKey:
+    """The name of a search of ``key`` on other images (``tune.on``) than params.yaml states.
+
+    No method in params.yaml can have this name.
+    """
+    return replace(key, method=f"{key.method}@{on}")
 
 
 def labels_folder(key: RunKey) -> Path:

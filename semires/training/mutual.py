@@ -21,7 +21,7 @@ from torch import nn
 
 from semires import tracking
 from semires.config.method import Method
-from semires.config.resolve import resolve
+from semires.config.resolve import resolve, weight_values
 from semires.config.schema import Params
 from semires.evaluation.calibration import calibration_sums
 from semires.evaluation.corrections import measure_corrections, overlap_sums
@@ -59,17 +59,12 @@ def make_refiner(
         concat: joins tensors of all processes, see :mod:`semires.refine.weighting`.
         fitted_temperature: of the burn-in, for ``temperature: fitted``.
     """
-    pwa = params.loss.pwa
     temperature = method.temperature if method.temperature != "fitted" else fitted_temperature
     return PseudoLabelRefiner(
         strategy=method.strategy,
         thresholds=method.threshold_values,
         weighting=make_weighting(
-            method.weight_rule,
-            pwa=(pwa.mean, pwa.variance, pwa.offset),
-            confidence=method.confidence,
-            momentum=method.momentum,
-            concat=concat,
+            method.weight_rule, concat=concat, **weight_values(params, method)
         ),
         matched_weight=method.matched_weight,
         temperature=temperature,

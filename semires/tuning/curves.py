@@ -15,6 +15,7 @@ from semires.evaluation.bootstrap import confidence_interval, image_sums
 from semires.evaluation.metrics import overall_iou
 from semires.tuning.refined import Outcome, Table, summarise
 
+COLUMNS = ("half", "threshold", "value", "mark", "oIoU", "low", "high", "mIoU")
 ALL_EQUAL = "all thresholds equal"  # the diagonal of the paper's Table 3
 CURVE_POINTS = 101
 PLANE_POINTS = 41
@@ -34,7 +35,7 @@ def response_curves(
         best: the best thresholds.
 
     Returns:
-        Columns half, threshold, value, mark, oIoU, low, high, mIoU. ``mark`` is ``paper`` or
+        A table with the columns ``COLUMNS``; no row without thresholds. ``mark`` is ``paper`` or
         ``best`` in the rows of these values, otherwise empty. ``low`` to ``high`` is the 95 %
         interval of the oIoU over images. IoU in percent.
     """
@@ -51,7 +52,7 @@ def response_curves(
                 outcome = table.outcome({**best, **dict.fromkeys(changed, value)})
                 row = {"half": half, "threshold": name, "value": value, "mark": mark}
                 rows.append({**row, **_point(table, outcome)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _point(table: Table, outcome: Outcome) -> dict[str, float]:

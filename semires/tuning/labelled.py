@@ -57,10 +57,14 @@ def labelled_counts(params: Params, key: RunKey) -> Counts:
         Interrupted: a signal arrived; the next call continues.
     """
     open_proposals(params, key)  # complete and of these parameters, or an error
-    partitions = RunContext(params, key, SECTIONS).partitions
     made_from = fingerprint(sources(params, key))
     path = counts_path(params, key, "folds", made_from)
-    counts = cached(path, made_from, lambda: count(_labels(params, key, path.parent), partitions))
+
+    def make() -> Counts:
+        partitions = RunContext(params, key, SECTIONS).partitions
+        return count(_labels(params, key, path.parent), partitions)
+
+    counts = cached(path, made_from, make)
     for weights in path.parent.glob("fold*.safetensors*"):
         weights.unlink()
     return counts

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semires.config.checks import no_thresholds
 from semires.config.messages import require
-from semires.config.resolve import set_values
+from semires.config.resolve import set_values, weight_values
 from semires.errors import ConfigError
+from semires.refine.weightings import WEIGHTINGS
 from semires.tuning.refined import Table, replaced_quality, summarise, thresholds_of
 
 if TYPE_CHECKING:
     import optuna
 
+    from semires.config.method import Method
     from semires.config.schema import Params
     from semires.runs.key import RunKey
 
@@ -43,14 +46,19 @@ def space(params: Params, key: RunKey) -> dict[str, Axis]:
     """The parameters that ``tune`` searches for a method, by name.
 
     The objectives on labels search the thresholds of the method's strategy. ``training`` also
-    searches parameters that do not change the labels: PWA (its ranges keep the weight of Eq. 9
-    positive), lambda and EMA. ``tune.parameters`` selects some of them.
+    searches parameters that do not change the labels: those of the weighting, lambda and EMA.
+    ``tune.parameters`` selects some of them.
 
     Raises:
-        ConfigError: there is no such method, it has no thresholds, or ``tune.parameters`` names a
-            parameter that cannot be searched.
+        ConfigError: there is no such method, it has nothing to search, or ``tune.parameters`` names
+            a parameter that cannot be searched.
     """
-    axes = _axes(params, key)
+    if key.method not in params.refine:
+        raise ConfigError(f"refine.{key.method}: no such method")
+    axes = _axes(params, params.refine[key.method])
+    if not axes:
+        strategy = params.refine[key.method].strategy
+        raise ConfigError(f"refine.{key.method}: {no_thresholds(strategy)}")
     chosen = params.tune.parameters or list(axes)
     try:
         require(chosen, axes, "tune.parameters", f"the parameters of {key.method}'s search")
@@ -59,29 +67,20 @@ def space(params: Params, key: RunKey) -> dict[str, Axis]:
     return {name: axis for name, axis in axes.items() if name in chosen}
 
 
-def _axes(params: Params, key: RunKey) -> dict[str, Axis]:
-    """All parameters that can be searched."""
-    method = params.refine.get(key.method)
-    if method is None or not thresholds_of(method.strategy):
-        reason = "no such method" if method is None else f"strategy {method.strategy} has none"
-        raise ConfigError(f"refine.{key.method}: thresholds cannot be searched: {reason}")
+def _axes(params: Params, method: Method) -> dict[str, Axis]:
+    """All parameters that can be searched; each range contains the given value."""
     axes = {
         name: Axis(0, 1, method.threshold_values[name]) for name in thresholds_of(method.strategy)
     }
     if params.tune.objective != "training":
         return axes
-    if method.weight_rule == "pwa":
-        pwa = params.loss.pwa
-        axes["pwa_mean"] = Axis(0.3, 0.7, pwa.mean)
-        axes["pwa_variance"] = Axis(0.1, 1.0, pwa.variance, log=True)
-        axes["pwa_offset"] = Axis(1.27, 2.0, pwa.offset)
-    if method.weight_rule == "confidence":
-        axes["confidence"] = Axis(
-            0.5, 1.0, 0.95 if method.confidence is None else method.confidence
-        )
+    declared = WEIGHTINGS[method.weight_rule].parameters
+    for name, given in weight_values(params, method).items():
+        parameter = declared[name]
+        axes[name] = Axis(parameter.low, parameter.high, given, parameter.log)
     axes["lambda_unsup"] = Axis(0.1, 10.0, params.mutual.lambda_unsup, log=True)
     axes["ema"] = Axis(0.9, 0.9999, params.mutual.ema)
-    return {  # each range contains the given value
+    return {
         name: replace(axis, low=min(axis.low, axis.given), high=max(axis.high, axis.given))
         for name, axis in axes.items()
     }

@@ -42,8 +42,10 @@ def _plots(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "history", _history(result)
     names = PARTS[result.params.tune.on]
     given, best = result.at(result.given), result.at(result.best)
-    yield "curves", curves_figure(result.curves, names, given, best)
-    yield "importances", _importances(result)
+    if len(result.curves):
+        yield "curves", curves_figure(result.curves, names, given, best)
+    if any((shares := importances(result)).values()):
+        yield "importances", _importances(shares)
     if result.plane is not None:
         trials = [result.at(trial.params) for trial in result.trials]
         yield "plane", plane_figure(result.plane, _unit(result), given, best, trials)
@@ -212,14 +214,9 @@ def importances(result: Result) -> dict[str, float]:
             return unknown
 
 
-def _importances(result: Result) -> Figure:
+def _importances(shares: Mapping[str, float]) -> Figure:
     figure, (axes,) = _figure()
-    shares = importances(result)
     names = sorted(shares, key=lambda name: shares[name])
     axes.barh(names, [shares[name] for name in names], color="tab:blue")
     axes.set(xlabel="importance (PED-ANOVA)", xlim=(0, 1))
-    if not any(shares.values()):
-        axes.text(
-            0.5, 0.5, "one parameter, or too few trials", ha="center", transform=axes.transAxes
-        )
     return figure

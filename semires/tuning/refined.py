@@ -218,7 +218,7 @@ def thresholds_of(strategy: str) -> tuple[str, ...]:
 
 
 def make_table(counts: Counts, strategy: str, references: list[Reference] | None = None) -> Table:
-    """Compute the table for the trials of a strategy.
+    """Compute the table for the trials of a strategy; without a rule it changes no label.
 
     Args:
         counts: of the pseudo-labels.
@@ -227,10 +227,10 @@ def make_table(counts: Counts, strategy: str, references: list[Reference] | None
             strategies; None computes them.
 
     Raises:
-        ConfigError: the strategy uses no proposals or is unknown.
+        ConfigError: the strategy is unknown.
     """
-    if strategy not in STRATEGIES or not STRATEGIES[strategy].uses_proposals:
-        raise ConfigError(f"strategy {strategy!r}: has no rule to evaluate")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"no strategy {strategy!r}")
     rule = STRATEGIES[strategy]
     if references is None:
         references = references_of(counts)

@@ -25,7 +25,6 @@ from semires.evaluation.bootstrap import (
 from semires.files import atomic_folder, write_json, write_text
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
-from semires.runs.layout import tuned_file
 from semires.tuning.counts import Counts, save
 from semires.tuning.curves import response_curves, response_plane
 from semires.tuning.front import front_of, front_table
@@ -41,7 +40,7 @@ PARTS = {  # the names of both parts of the labels, by `tune.on`
 
 
 def value_of(trial: Any) -> Any:
-    """What the best trial has most of; None if the trial has no value.
+    """The value that the best trial maximises; None if the trial has no value.
 
     With one objective it is the trial's value, with two the oIoU (percent) of all labels.
     """
@@ -55,7 +54,8 @@ class Result:
     """A finished search.
 
     ``parts``: the counts of ``seen`` and ``held_out`` labels, see `labelled.parts_of`; ``tables``:
-    their tables; ``trials``: those that are done, by number.
+    their tables; ``trials``: those that are done, by number; ``name``: the key in the names of
+    the outputs.
     """
 
     params: Params
@@ -66,6 +66,7 @@ class Result:
     trials: list[Any]
     study: str
     storage: str
+    name: RunKey
 
     @cached_property
     def best(self) -> dict[str, float]:
@@ -179,7 +180,7 @@ def publish(result: Result, report: bool = True) -> None:
     from semires import tracking
     from semires.tuning import plots
 
-    folder = layout.tune_folder(result.key)
+    folder = layout.tune_folder(result.name)
     with atomic_folder(folder) as temporary:
         write_text(temporary / "best.yaml", best_yaml(result))
         result.trial_table.to_csv(temporary / "trials.csv", index=False)
@@ -192,13 +193,11 @@ def publish(result: Result, report: bool = True) -> None:
         for name, counts in result.parts.items():
             save(counts, temporary / f"{name}.npz", made_from="")
         plots.draw(result, temporary)
-    path = tuned_file(result.key)
-    planned = searches(result.params)
-    seeds = [key.seed for key in planned if tuned_file(key) == path] or [k.seed for k in planned]
-    if not seeds or result.key.seed in seeds:
-        write_text(path, best_yaml(result, all_thresholds=True))
+    path = layout.tuned_file(result.key)
+    if reason := _not_for_training(result):
+        print(f"{path}: not changed, because {reason}; the result is in {folder}")
     else:
-        print(f"{path}: not changed, because the seed of study.tune is {seeds[0]}")
+        write_text(path, best_yaml(result, all_thresholds=True))
     tracking.sync_in_background()
     if report:
         print(text_table(result))
@@ -206,23 +205,38 @@ def publish(result: Result, report: bool = True) -> None:
             print(front_table(result.front, len(result.trials)))
 
 
+def _not_for_training(result: Result) -> str:
+    """Why no method trains with the result; empty if methods do."""
+    if result.name != result.key:
+        return f"params.yaml searches {result.key.label} on other images than `--on`"
+    path, planned = layout.tuned_file(result.key), searches(result.params)
+    same = [key.seed for key in planned if layout.tuned_file(key) == path]
+    seeds = same or [key.seed for key in planned]
+    if seeds and result.key.seed not in seeds:
+        return f"the seed of study.tune is {seeds[0]}"
+    return ""
+
+
 def best_yaml(result: Result, all_thresholds: bool = False) -> str:
     """The best values as YAML, with a comment that states their origin.
 
     ``all_thresholds`` adds the thresholds that were not searched.
     """
-    held_out = result.summary["held_out"]
-    difference = held_out["best_minus_paper"]
+    settings, held_out = result.params.tune, result.summary["held_out"]
     lines = [
-        f"# Best of {len(result.trials)} trials, objective {result.params.tune.objective}, "
+        f"# Best of {len(result.trials)} trials, objective {settings.objective}, "
         f"{result.key.dataset}, {fraction_name(result.key.fraction)} % labelled, "
-        f"{result.key.label}, seed {result.key.seed}.",
-        f"# Pseudo-labels' oIoU on {PARTS[result.params.tune.on]['held_out']}: "
-        f"{held_out['best']['oIoU']:.2f}, "
-        f"with params.yaml's thresholds {held_out['paper']['oIoU']:.2f} (difference "
-        f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
-        f"{difference['high']:+.2f}).",
+        f"{result.name.label}, seed {result.key.seed}.",
     ]
+    if result.thresholds:
+        difference = held_out["best_minus_paper"]
+        lines.append(
+            f"# Pseudo-labels' oIoU on {PARTS[settings.on]['held_out']}: "
+            f"{held_out['best']['oIoU']:.2f}, "
+            f"with params.yaml's thresholds {held_out['paper']['oIoU']:.2f} (difference "
+            f"{difference['value']:+.2f}, 95 % interval {difference['low']:+.2f} to "
+            f"{difference['high']:+.2f})."
+        )
     values = {**(result.at(result.best) if all_thresholds else {}), **result.best}
     return "\n".join([*lines, *(f"{name}: {value!r}" for name, value in values.items()), ""])
 
@@ -266,7 +280,7 @@ def text_table(result: Result) -> str:
 
 
 def comparison(results: Sequence[Result]) -> str:
-    """Several searches as one table for the terminal: oIoU of the labels on both halves of val."""
+    """Several searches as one table for the terminal: oIoU of the labels on both parts."""
     from tabulate import tabulate
 
     rows = []
@@ -276,17 +290,18 @@ def comparison(results: Sequence[Result]) -> str:
             [
                 result.key.dataset,
                 fraction_name(result.key.fraction),
-                result.key.label,
+                result.name.label,
+                PARTS[result.params.tune.on]["seen"],
                 _shown(result.given),
                 _shown(result.best),
                 *(f"{half[name]['oIoU']:.2f}" for half in halves for name in ROWS),
                 _shown_difference(halves[1]["best_minus_paper"]),
             ]
         )
-    head = ["data set", "%", "method", "paper's values", "best values"]
+    head = ["data set", "%", "method", "images seen", "paper's values", "best values"]
     head += [f"{half}: {name}" for half in ("seen", "held out") for name in ROWS]
     head.append("held out: best - paper")
     if not rows:
         return "params.yaml lists no search: study.tune is empty"
     table: str = tabulate(rows, headers=head, disable_numparse=True)
-    return f"oIoU of the refined labels of val, percent\n{table}"
+    return f"oIoU of the refined labels, percent\n{table}"

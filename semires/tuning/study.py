@@ -19,9 +19,11 @@ from optuna.trial import TrialState
 from semires import process
 from semires.config.resolve import resolve
 from semires.config.schema import Params
+from semires.config.validate import validate
 from semires.errors import Interrupted, SemiresError
 from semires.files import fingerprint
 from semires.progress import progress
+from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.tuning.counts import sources
 from semires.tuning.labelled import parts_of
@@ -97,16 +99,16 @@ class Search:
         return f"{self.stem}-{fingerprint(self.made_from)[:8]}"
 
 
-def tune_all(params: Params, keys: Iterable[RunKey]) -> None:
+def tune_all(params: Params, keys: Iterable[RunKey], on: str | None = None) -> None:
     """Search several methods in this process, then print one table of all results.
 
     Raises:
         SemiresError: as :func:`tune`; the earlier searches are complete and are kept.
     """
-    print(comparison([tune(params, key, report=False) for key in keys]))
+    print(comparison([tune(params, key, report=False, on=on) for key in keys]))
 
 
-def tune(params: Params, key: RunKey, report: bool = True) -> Result:
+def tune(params: Params, key: RunKey, report: bool = True, on: str | None = None) -> Result:
     """Search a method's thresholds (``tune`` in params.yaml) and write the result.
 
     A search that was stopped is continued: ``tune.trials`` is the number of trials in all. Several
@@ -116,14 +118,17 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
         params: all parameters, before `resolve`.
         key: the method, and the burn-in whose teacher is used.
         report: print the summary.
+        on: in place of the method's ``tune.on``. A search on other images than in params.yaml has a
+            folder of its own, and no method trains with its result.
 
     Raises:
-        ConfigError: the method has no thresholds, or the sampler cannot search them.
+        ConfigError: the method has nothing to search, or the sampler cannot search it.
         SemiresError: burn-in or proposals are missing, or the storage cannot be used.
         Interrupted: a signal arrived between two trials; the next call continues.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    params = resolve(params, key, tuned=False)
+    planned = resolve(params, key, tuned=False)
+    params = planned if on is None else _searched_on(planned, on)
     axes = space(params, key)
     parts = parts_of(params, key)
     strategy = params.refine[key.method].strategy
@@ -139,9 +144,17 @@ def tune(params: Params, key: RunKey, report: bool = True) -> Result:
     run(study, search, objective)
     with explained(search.url, Exception):
         trials = finished(study)[: search.total]
-    result = Result(params, key, axes, parts, tables, trials, search.name, search.url)
+    name = key if params.tune.on == planned.tune.on else layout.unplanned(key, params.tune.on)
+    result = Result(params, key, axes, parts, tables, trials, search.name, search.url, name)
     publish(result, report)
     return result
+
+
+def _searched_on(params: Params, on: str) -> Params:
+    """The parameters with another ``tune.on``."""
+    tree = params.model_dump()
+    tree["tune"]["on"] = on
+    return validate(tree, "--on")
 
 
 def plan(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> Search:

@@ -150,7 +150,8 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("study/generated", ["refscenes+"], "images_of: add refscenes to study.generated"),
         ("study/tune/0/fractions", [3], "study.tune.0: refscenes at 3 %, seed 0, has no burn-in"),
         ("study/tune/0/seeds", [4], "study.tune.0: refscenes at 1 %, seed 4, has no burn-in"),
-        ("study/tune/0/methods", ["baseline"], "baseline has no threshold to search"),
+        ("study/tune/0/methods", ["baseline"], "study.tune.0.methods: baseline: the strategy "
+         "`none` has no thresholds"),
         ("study/tune/0/methods", [], "study.tune.0.methods: list the methods to search"),
         ("study/tune/0/methods", ["supervised"], "study.tune.0.methods: list the methods"),
         ("refine/baseline/thresholds", "tuned", "refine.baseline: `thresholds: tuned` needs a "
@@ -356,6 +357,11 @@ def test_weighting_and_pwa():
     both = {"strategy": "none", "pwa": True, "weighting": "softmatch"}
     assert "refine.rival: `pwa` contradicts `weighting`" in refusal(changed("refine/rival", both))
     wrong = {"strategy": "none", "weighting": "softmax"}
-    assert "refine.rival.weighting" in refusal(changed("refine/rival", wrong))
+    assert "refine.rival.weighting: no weighting 'softmax'; did you mean 'softmatch'" in refusal(
+        changed("refine/rival", wrong)
+    )
+    for weighting in ("pwa", "softmatch"):  # PWA's are in `loss.pwa`
+        other = {"strategy": "none", "weighting": weighting, "pwa_mean": 0.5}
+        assert "refine.rival.pwa_mean: unknown key" in refusal(changed("refine/rival", other))
     assert "views" in refusal(changed("refine/cpi-u/views", 3))
     assert "temperature" in refusal(changed("refine/cpi-u/temperature", 0))

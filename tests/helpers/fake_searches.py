@@ -62,6 +62,8 @@ def write_search(params: Params, key: RunKey, seed: int = 0, trials: int = 8) ->
     )
     study.enqueue_trial({name: axis.given for name, axis in axes.items()})
     study.optimize(labels_objective(axes, tables["seen"]), n_trials=trials)
-    result = Result(params, key, axes, taken, tables, study.trials, "fake", "sqlite:///fake.db")
+    result = Result(
+        params, key, axes, taken, tables, study.trials, "fake", "sqlite:///fake.db", key
+    )
     publish(result, report=False)
     return result

@@ -12,6 +12,7 @@ from semires.proposals import Partition
 from semires.refine import PseudoLabelRefiner
 from semires.refine.refiner import foreground
 from semires.refine.weighting import CorrMatch, SoftMatch, make_weighting, pwa_weight
+from semires.refine.weightings import WEIGHTINGS
 
 
 def batch(seed, count=3):
@@ -104,7 +105,7 @@ def logits_and_partitions(seed=0):
     return logits, [Partition.from_masks(mask) for mask in masks]
 
 
-@pytest.mark.parametrize("name", ["none", "pwa", "confidence", "softmatch", "corrmatch"])
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_every_weighting_composes_with_a_rule(name):
     logits, partitions = logits_and_partitions()
     out = PseudoLabelRefiner("cpi-u", weighting=make_weighting(name))(logits, partitions)
@@ -116,9 +117,9 @@ def test_every_weighting_composes_with_a_rule(name):
 
 def test_pwa_by_name_and_by_argument_is_the_same():
     logits, partitions = logits_and_partitions()
-    values = (0.4, 0.2, 1.5)
-    old = PseudoLabelRefiner("cpi-u", pwa_mean=0.4, pwa_variance=0.2, pwa_offset=1.5)
-    new = PseudoLabelRefiner("cpi-u", weighting=make_weighting("pwa", pwa=values))
+    values = {"pwa_mean": 0.4, "pwa_variance": 0.2, "pwa_offset": 1.5}
+    old = PseudoLabelRefiner("cpi-u", **values)
+    new = PseudoLabelRefiner("cpi-u", weighting=make_weighting("pwa", **values))
     assert torch.equal(old(logits, partitions).weights, new(logits, partitions).weights)
 
 

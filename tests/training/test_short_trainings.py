@@ -11,13 +11,15 @@ import pytest
 from helpers.small_study import small_params
 
 from semires import process, tracking
+from semires.config.resolve import resolve
 from semires.config.schema import Params
-from semires.config.validate import read_yaml
+from semires.config.validate import read_yaml, validate
 from semires.errors import Interrupted, NonFiniteLossError
 from semires.runs.key import RunKey
 from semires.runs.layout import tuned_file
 from semires.samples.dataset import LabelledDataset
 from semires.training.context import RunContext
+from semires.training.mutual import make_refiner
 from semires.tuning import study as studies
 from semires.tuning.counts import counts_of, halves
 from semires.tuning.refined import make_table, summarise
@@ -87,6 +89,33 @@ def test_the_first_trials_are_the_papers_and_the_best_for_the_labels(teacher: Pa
     assert reached[0] == max(reached)
     given = [name for name in trials() if name.startswith("params_") and "threshold" not in name]
     assert trials()[given].nunique().eq(1).all(), "the rest of the warm start stays as given"
+
+
+def test_a_weighting_is_searched_without_any_threshold(teacher: Path, tmp_path: Path):
+    """FixMatch: its labels stay as they are, and a method trains with the confidence found."""
+    params = searching(
+        f"sqlite:///{tmp_path / 'study.db'}", trials=2, steps=1, parameters=["confidence"]
+    )
+    cell = RunKey("refscenes", 25, "fixmatch", 0)
+    studies.tune(params, cell)
+    folder = Path("tune/refscenes/25/fixmatch/seed0")
+    names = {path.stem for path in folder.glob("*.png")}
+    assert names == {"history", "slices"}
+    table = pd.read_csv(folder / "trials.csv")
+    assert table["params_confidence"].between(0.5, 0.99).all()
+    assert table["params_confidence"].nunique() == 2
+    assert table.loc[0, "params_confidence"] == 0.95
+    assert table["matched"].eq(0).all()
+    best = read_yaml(tuned_file(cell))
+    assert list(best) == ["confidence"]
+    tree = params.model_dump()
+    rule = {"strategy": "none", "weighting": "confidence", "confidence": 0.95}
+    tree["refine"]["mine"] = {**rule, "thresholds": "tuned:fixmatch"}
+    block = {"datasets": ["refscenes"], "fractions": [25.0], "seeds": [0]}
+    tree["study"]["runs"].append({**block, "methods": ["mine"]})
+    tree["study"]["tune"].append({**block, "methods": ["fixmatch"]})
+    tuned = resolve(validate(tree), RunKey("refscenes", 25, "mine", 0))
+    assert make_refiner(tuned, tuned.refine["mine"]).weighting.threshold == best["confidence"]
 
 
 def test_trials_are_valued_on_their_half_of_val(

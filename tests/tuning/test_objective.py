@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semires.config.load import load_params
+from semires.config.validate import validate
 from semires.errors import ConfigError
 from semires.refine import PartitionBatch, PseudoLabelRefiner
 from semires.refine.partition import Partition
 from semires.refine.strategies import STRATEGIES, Strategy
+from semires.refine.weighting import Weighting
+from semires.refine.weightings import WEIGHTINGS, Parameter, WeightingRule
 from semires.runs.key import RunKey
+from semires.training.mutual import make_refiner
 from semires.tuning.counts import PseudoLabel, count
-from semires.tuning.objective import space, with_values
+from semires.tuning.objective import Axis, space, with_values
 from semires.tuning.refined import ChoiceTable, make_table, summarise, thresholds_of
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -168,19 +172,28 @@ def test_threshold_outside_the_unit_interval(value):
             make_table(counts, strategy).outcome(dict.fromkeys(names, value))
 
 
-def test_unknown_strategy():
+def test_strategies_without_a_rule():
     masks, labels = world(0)
     counts = count(labels, {i: Partition.from_masks(m) for i, m in masks.items()})
-    with pytest.raises(ConfigError, match="'none': has no rule"):
-        make_table(counts, "none")
+    table = make_table(counts, "none")
+    outcome, untouched = table.outcome({}), table.labels.untouched()
+    assert outcome.intersection.tolist() == untouched.intersection.tolist()
+    assert outcome.union.tolist() == untouched.union.tolist()
+    assert not outcome.matched.any()
+    with pytest.raises(ConfigError, match="no strategy 'nonesuch'"):
+        make_table(counts, "nonesuch")
 
 
 def test_space_of_labels_and_of_training():
     params = load_params(PARAMS)
     cell = RunKey("refscenes", 1, "cpi-u", 0)
     assert list(space(params, cell)) == ["threshold_u"]
-    for method in ("baseline", "nonesuch"):
-        with pytest.raises(ConfigError, match=f"refine.{method}: thresholds cannot be searched"):
+    for method, reason in {
+        "baseline": "the strategy `none` has no thresholds; .* `tune.objective: training`",
+        "expected-iou-one": "the strategy `expected-iou-one` has no thresholds",
+        "nonesuch": "no such method",
+    }.items():
+        with pytest.raises(ConfigError, match=f"refine.{method}: {reason}"):
             space(params, RunKey("refscenes", 1, method, 0))
     tune = params.tune.model_copy(update={"objective": "training"})
     training = params.model_copy(update={"tune": tune})
@@ -198,6 +211,53 @@ def test_space_of_labels_and_of_training():
     # Eq. 9 stays positive all over the space.
     lowest = axes["pwa_offset"].low - 1 / np.sqrt(2 * np.pi * axes["pwa_variance"].low)
     assert lowest > 0
+
+
+def test_every_weighting_is_searched_by_trainings(monkeypatch):
+    """One entry in WEIGHTINGS: its parameters are searched, and a trial's values reach it."""
+    monkeypatch.setattr("semires.refine.weighting.Sharp", Sharp, raising=False)
+    rule = WeightingRule(
+        "semires.refine.weighting:Sharp", {"sharpness": Parameter(0.5, 0.1, 1.0, log=True)}
+    )
+    monkeypatch.setitem(WEIGHTINGS, "sharp", rule)
+    tree = load_params(PARAMS).model_dump()
+    tree["tune"]["objective"] = "training"
+    tree["refine"]["mine"] = {"strategy": "none", "weighting": "sharp", "sharpness": 0.25}
+    tree["study"]["tune"][0]["methods"] += ["fixmatch", "mine"]
+    params, always = validate(tree), {"lambda_unsup", "ema"}
+    searched = {
+        "baseline": set(),
+        "baseline-pwa": {"pwa_mean", "pwa_variance", "pwa_offset"},
+        "fixmatch": {"confidence"},
+        "softmatch": {"momentum"},
+        "corrmatch": {"confidence", "momentum"},
+        "cpi-u-softmatch": {"threshold_u", "momentum"},
+        "expected-iou-one": {"pwa_mean", "pwa_variance", "pwa_offset"},
+        "mine": {"sharpness"},
+    }
+    for method, names in searched.items():
+        axes = space(params, RunKey("refscenes", 1, method, 0))
+        assert set(axes) == names | always
+        assert all(axis.low <= axis.given <= axis.high for axis in axes.values())
+    assert space(params, RunKey("refscenes", 1, "corrmatch", 0))["confidence"].given == 0.85
+    found = space(params, RunKey("refscenes", 1, "mine", 0))["sharpness"]
+    assert found == Axis(0.1, 1.0, 0.25, log=True)
+    changed = with_values(params, RunKey("refscenes", 1, "mine", 0), {"sharpness": 0.75})
+    assert make_refiner(changed, changed.refine["mine"]).weighting.power == 0.75
+    fixmatch = RunKey("refscenes", 1, "fixmatch", 0)
+    changed = with_values(params, fixmatch, {"confidence": 0.6})
+    assert make_refiner(changed, changed.refine["fixmatch"]).weighting.threshold == 0.6
+
+
+class Sharp(Weighting):
+    """A weighting of one's own."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, probability):
+        return probability**self.power
 
 
 def test_trial_values_reach_the_parameters():

@@ -29,6 +29,8 @@ from semires.tuning.refined import make_table
 from semires.tuning.storage import hidden
 from semires.tuning.study import tune, tune_all
 
+TUNED = "experiments/tuned"
+
 
 def counts_path(params, cell):
     key = fingerprint(sources(params, cell))
@@ -204,6 +206,36 @@ def test_one_search_serves_all_seeds_of_a_method(workspace, capsys):
     assert f"{tuned}: not changed, because the seed of study.tune is 0" in capsys.readouterr().out
 
 
+def test_a_search_on_other_images_than_planned_is_kept_apart(workspace, capsys):
+    """`--on labelled` changes neither the planned search's folder nor its tuned file."""
+    params, cell = searching(configured(trials=5), ["cpi-u"]), RunKey("refscenes", 1, "cpi-u", 0)
+    remember_counts(params, cell)
+    tune(params, cell)
+    planned = [*Path("tune/refscenes/1/cpi-u/seed0").iterdir(), *Path(TUNED).iterdir()]
+    before = {path: path.read_bytes() for path in planned}
+    assert "not changed" not in capsys.readouterr().out
+    on_labelled = params.model_copy(
+        update={"tune": params.tune.model_copy(update={"on": "labelled"})}
+    )
+    write_json(layout.split_file("refscenes", 1), {})
+    key = fingerprint(sources(on_labelled, cell))
+    path = layout.work("folds-refscenes-1-sam-seed0", key) / "counts.npz"
+    save(count(*pseudo_labels(3)), path, key)
+    tune(params, cell, on="labelled")
+    assert {path: path.read_bytes() for path in planned} == before
+    folder = "tune/refscenes/1/cpi-u@labelled/seed0"
+    assert read_json(f"{folder}/summary.json")["on"] == "labelled"
+    assert sorted(path.name for path in Path(TUNED).iterdir()) == ["refscenes-1-cpi-u.yaml"]
+    out = capsys.readouterr().out
+    reason = "params.yaml searches cpi-u on other images than `--on`"
+    line = f"{TUNED}/refscenes-1-cpi-u.yaml: not changed, because {reason}; the result is in"
+    assert f"{line} {folder}\n" in out
+    # The same images as in params.yaml: the planned search.
+    tune(params, cell, on="val")
+    assert {path: path.read_bytes() for path in planned} == before
+    assert "not changed" not in capsys.readouterr().out
+
+
 def test_all_searches_of_the_study_in_one_process(workspace, capsys):
     methods = ["iom", "cpi", "cpi-o", "cpi-u"]
     params = searching(configured(trials=8), methods)
@@ -212,8 +244,9 @@ def test_all_searches_of_the_study_in_one_process(workspace, capsys):
     remember_counts(params, keys[0])
     tune_all(params, keys)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "oIoU of the refined labels of val, percent"
+    assert lines[0] == "oIoU of the refined labels, percent"
     assert [line.split()[2] for line in lines[3:]] == methods
+    assert all("seen half of val" in line for line in lines[3:])
     for method in methods:
         summary = read_json(f"tune/refscenes/1/{method}/seed0/summary.json")
         (row,) = [line for line in lines if f" {method} " in line]
@@ -265,7 +298,9 @@ def test_no_password_of_a_storage_is_shown():
 
 def test_bad_input_is_one_line(workspace):
     cell = RunKey("refscenes", 1, "baseline", 0)
-    with pytest.raises(ConfigError, match=r"refine\.baseline: .* strategy none has none"):
+    with pytest.raises(
+        ConfigError, match=r"refine\.baseline: the strategy `none` has no thresholds; search the"
+    ):
         tune(configured(), cell)
     (RunKey("refscenes", 1, "supervised", 0).folder / "model.safetensors").unlink()
     with pytest.raises(SemiresError, match=r"model\.safetensors: no such file; run the burn-in"):
