@@ -24,6 +24,7 @@ from semires.reporting.render import Grid, claimed, place, to_html
 from semires.reporting.runs_table import log_path
 from semires.reporting.style import style_of
 from semires.reporting.tables import FilledTable
+from semires.reporting.threshold_figures import caption
 from semires.reporting.thresholds_render import PURPOSE, TITLE, thresholds_html
 from semires.runs.key import RunKey
 from semires.runs.record import flatten
@@ -152,7 +153,7 @@ def _thresholds_entry(grids: list[Grid], pictures: list[Picture]) -> dict[str, A
         "where": PURPOSE,
         "html": thresholds_html(grids) if grids else "",
         "files": [f"{grid.name}.tex" for grid in grids],
-        "images": [(stem, _data_uri(png)) for stem, png in pictures],
+        "images": [(stem, _data_uri(png), caption(stem)) for stem, png in pictures],
     }
 
 

@@ -109,12 +109,9 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 <p class="small">Also as <a href="thresholds.md">thresholds.md</a>,
 <a href="thresholds.csv">thresholds.csv</a>{% for name in thresholds.files %},
 <a href="{{ name }}">{{ name }}</a>{% endfor %}.</p>
-{% for stem, uri in thresholds.images %}<figure>
+{% for stem, uri, caption in thresholds.images %}<figure>
 <div class="scroll"><img src="{{ uri }}" alt="{{ stem }}" loading="lazy"></div>
-<figcaption>{{ stem }}: {% if stem.endswith("plane") %}overall IoU of the labels over both
-thresholds, with the trials on it.{% else %}response of the refined labels to each threshold, the
-others at their best values; bands are 95 % intervals over images. Points, if any: students trained
-with these thresholds.{% endif %}</figcaption>
+<figcaption>{{ stem }}: {{ caption }}</figcaption>
 </figure>
 {% endfor %}</section>
 {% endif %}<section id="s-labels"><h2>Pseudo-labels and proposals</h2>

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from semires.config.grid import searches
+from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
 from semires.evaluation.bootstrap import ImageSums, image_sums
@@ -23,6 +24,8 @@ from semires.reporting.records import ratio
 from semires.runs import layout
 from semires.runs.key import RunKey
 from semires.tuning.counts import load
+from semires.tuning.objective import Axis, space
+from semires.tuning.plots import Trials, unit_of
 from semires.tuning.refined import Table, make_table
 from semires.tuning.results import PARTS
 
@@ -31,12 +34,13 @@ _FILES = ("summary.json", "trials.csv", "curves.csv", "seen.npz", "held_out.npz"
 
 @dataclass(frozen=True)
 class Search:
-    """A finished search: its key, strategy, ``summary.json`` and folder."""
+    """A finished search: its key, strategy, ``summary.json``, folder and parameters."""
 
     key: RunKey
     strategy: str
     summary: Mapping[str, Any]
     folder: Path
+    axes: Mapping[str, Axis]
 
     @property
     def best(self) -> dict[str, float]:
@@ -86,10 +90,22 @@ class Search:
         """See `tuning.curves.response_plane`; None for one threshold."""
         return self._csv("plane.csv") if (self.folder / "plane.csv").is_file() else None
 
+    @property
+    def front(self) -> pd.DataFrame | None:
+        """See `tuning.front.front_of`; None for one objective."""
+        return self._csv("front.csv") if (self.folder / "front.csv").is_file() else None
+
+    @property
+    def drawn(self) -> Trials:
+        """The trials for the plots."""
+        paper = float(self.summary["seen"]["paper"]["oIoU"]) if self.of_labels else None
+        unit = unit_of(str(self.summary["objective"]), self.parts["seen"])
+        return Trials(self.trials, self.axes, self.summary["values"], unit, paper)
+
     def _csv(self, name: str) -> pd.DataFrame:
         path = self.folder / name
         try:
-            return pd.read_csv(path)
+            return pd.read_csv(path, float_precision="round_trip")
         except (OSError, ValueError, pd.errors.ParserError) as error:
             raise CorruptCacheError(f"{path}: no readable table ({error})") from error
 
@@ -110,10 +126,13 @@ def _read(params: Params, key: RunKey) -> Search | None:
     if not all((folder / name).is_file() for name in _FILES):
         return None
     summary = read_json(folder / "summary.json")
-    needed = {"thresholds", "paper_thresholds", "on"}
+    needed = {"values", "thresholds", "paper_thresholds", "on"}
     if not isinstance(summary, dict) or not needed <= summary.keys():
         raise CorruptCacheError(f"{folder}/summary.json: no summary; run `semires tune` again")
-    return Search(key, params.refine[key.method].strategy, summary, folder)
+    axes = space(resolve(params, key, tuned=False), key)
+    if axes.keys() != summary["values"].keys():
+        return None  # it searched other parameters
+    return Search(key, params.refine[key.method].strategy, summary, folder, axes)
 
 
 def label_sums(tables: Sequence[Table], thresholds: Mapping[str, float], metric: str) -> ImageSums:

@@ -43,7 +43,8 @@ class Change:
 class Comparison:
     """One search: ``labels`` by part and metric, ``students`` by split and metric.
 
-    ``tuned`` is the method that is trained with the result, None if there is none.
+    ``tuned`` is the method that is trained with the result, None if there is none. ``judged`` is
+    the split of the verdict: one that the search has not seen.
     """
 
     key: RunKey
@@ -51,10 +52,11 @@ class Comparison:
     labels: dict[tuple[str, str], Change]
     students: dict[tuple[str, str], Change]
     tuned: str | None
+    judged: str
 
     def verdict(self, metric: str = "oIoU") -> str:
-        """The verdict on "tuning helps": the students' difference on val."""
-        difference = self.students.get(("val", metric), Change()).difference
+        """The verdict on "tuning helps": the students' difference on ``judged``."""
+        difference = self.students.get((self.judged, metric), Change()).difference
         if difference is None:
             return NOT_RUN
         return verdict_of(difference.low, difference.high)
@@ -124,7 +126,8 @@ def _comparison(
         (split, metric): _students(selection, key, names, split, metric)
         for split, metric in product(splits, METRICS)
     }
-    return Comparison(key, search, labels, students, tuned)
+    judged = next((split for split in splits if split != "val"), "val")
+    return Comparison(key, search, labels, students, tuned, judged)
 
 
 def _students(
@@ -176,9 +179,7 @@ def _transfers(selection: Selection, done: list[Search]) -> Iterator[Transfer]:
     for target in (search for search in origins if search.on_val):
         table = target.tables["held_out"]
         paper = label_sums([table], target.given, "oIoU")
-        rule = (target.strategy, target.key.source)
-        same = [s for s in origins if (s.strategy, s.key.source) == rule]
-        for origin in (None, *same):
+        for origin in (None, *(s for s in origins if s.strategy == target.strategy)):
             sums = label_sums([table], origin.best if origin else target.given, "oIoU")
             value = confidence_interval([sums], selection.samples)
             difference = paired_difference([sums], [paper], selection.samples)
@@ -215,6 +216,7 @@ def _trained(params: Params, selection: Selection, search: Search) -> Iterator[T
 
 
 def where(search: Search) -> str:
-    """A search's fraction and, if it did not use val, its images."""
-    images = "" if search.on_val else f", {search.parts['seen']}"
-    return f"{fraction_name(search.key.fraction)} %{images}"
+    """A search's fraction and, if they are not the default ones, its model, source and images."""
+    key, images = search.key, "" if search.on_val else search.parts["seen"]
+    parts = (f"{fraction_name(key.fraction)} %", key.model, key.source, images)
+    return ", ".join(part for part in parts if part)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 
 from semires.config.schema import Params
@@ -129,10 +131,12 @@ def _notes(params: Params, results: Thresholds) -> Iterator[str]:
         "the difference in points with its 95 % interval by paired bootstrap over images, for "
         "students over images and seeds; * marks those that exclude 0."
     )
+    judged = " and ".join(dict.fromkeys(c.judged for c in results.comparisons))
     yield (
         "The best values are those of the largest oIoU of the seen labels. Tuning helps: the "
-        "verdict on the students' difference on val, as for the claims. Val includes the seen "
-        "images; testA and testB do not."
+        f"verdict on the students' difference on {judged}, as for the claims. A search on val has "
+        f"seen half of val, and val chooses the best step of a student; {judged} has no part in "
+        "either."
     )
     if any(v.seeds == 1 for c in results.comparisons for v in _student_values(c)):
         yield "With one seed, a student's interval covers images only."
@@ -157,7 +161,9 @@ def _student_values(c: Comparison) -> Iterator[Value]:
 def _gains(results: Thresholds) -> Iterator[str]:
     """How much of the gain of a search on val remains for a search on the labelled images."""
     for t in results.transfers:
-        if t.origin is None or t.origin.on_val or _cell(t.origin.key) != _cell(t.target.key):
+        if t.origin is None or t.origin.on_val:
+            continue
+        if replace(t.origin.key, method=t.target.key.method) != t.target.key:
             continue
         own = next(o for o in results.transfers if o.target is t.target and o.origin is t.target)
         yield (
@@ -173,27 +179,26 @@ def _cell(key: RunKey) -> tuple[str, float]:
 
 def _transfers(params: Params, results: Thresholds) -> Grid:
     """For each strategy: a row for each origin of thresholds, a column for each teacher."""
-    targets = list(dict.fromkeys(_target(params, t.target) for t in results.transfers))
+    names = _search_names(params, results.transfers)
+    targets = list(dict.fromkeys(names[t.target.key] for t in results.transfers))
     sections: Body = []
-    for label, group in groupby(
-        sorted(results.transfers, key=lambda t: t.target.key.label),
-        key=lambda t: t.target.key.label,
-    ):
+    for strategy in dict.fromkeys(t.target.strategy for t in results.transfers):
         rows: dict[str, dict[str, Text]] = {}
-        for t in group:
-            origin = "the paper's" if t.origin is None else _origin(params, t.origin)
+        for t in (t for t in results.transfers if t.target.strategy == strategy):
+            origin = "the paper's" if t.origin is None else names[t.origin.key]
             small = "" if t.origin is None else _difference(t.difference)
             cell = Text(f"{t.value.value:.2f}", small)
-            rows.setdefault(origin, {})[_target(params, t.target)] = cell
+            rows.setdefault(origin, {})[names[t.target.key]] = cell
         if len(rows) > 2:  # more than the paper's and one search's
             filled = [
                 [Text(origin), *(cells.get(target, _DASH) for target in targets)]
                 for origin, cells in rows.items()
             ]
-            sections.append((_name(label), filled))
+            sections.append((_name(strategy), filled))
     notes = [
         "oIoU (%) of the refined labels on the held-out half of val. Rows: the search that found "
-        "the thresholds; columns: the teacher whose labels they refine. Exact, without training. "
+        "the thresholds; columns: the teacher whose labels they refine, with its proposals. Exact, "
+        "without training. "
         "Small print: the difference from the paper's thresholds, in points, with its 95 % "
         "interval over images."
     ]
@@ -201,11 +206,18 @@ def _transfers(params: Params, results: Thresholds) -> Grid:
     return Grid("thresholds_transfer", "Transfer of thresholds", titles, sections, notes)
 
 
-def _target(params: Params, search: Search) -> str:
-    return f"{display_name(params, search.key.dataset)}, {fraction_name(search.key.fraction)} %"
+def _search_names(params: Params, transfers: list[Transfer]) -> dict[RunKey, str]:
+    """The names of searches in the matrix; with the method if a strategy has two of one name."""
+    searches = {s.key: s for t in transfers for s in (t.target, t.origin) if s is not None}
+    counts = Counter((s.strategy, _search_name(params, s)) for s in searches.values())
+    return {
+        key: name if counts[s.strategy, name] == 1 else f"{name}, {key.method}"
+        for key, s in searches.items()
+        for name in [_search_name(params, s)]
+    }
 
 
-def _origin(params: Params, search: Search) -> str:
+def _search_name(params: Params, search: Search) -> str:
     return f"{display_name(params, search.key.dataset)}, {where(search)}"
 
 
@@ -221,7 +233,7 @@ def _trained(params: Params, results: Thresholds) -> Grid:
             ]
             for t in group
         ]
-        title = f"{_target(params, search)}, {_name(search.key.label)}"
+        title = f"{_search_name(params, search)}, {_name(search.key.method)}"
         sections.append((title, rows))
     titles = ["All thresholds", *(f"{kind} {m}" for kind in ("Labels", "Student") for m in METRICS)]
     notes = [
@@ -269,14 +281,17 @@ def _comparison_lines(c: Comparison) -> Iterator[dict[str, str]]:
                 line["metric"] = "difference of oIoU"
             else:
                 line["thresholds"] = _csv_thresholds(best if name == "best" else given)
-            if (kind, place, name) == ("students", "val", "difference"):
+            if (kind, place, name) == ("students", c.judged, "difference"):
                 line["verdict"] = c.verdict()
             yield line
 
 
 def _transfer_line(t: Transfer) -> dict[str, str]:
     used = t.origin.best if t.origin else t.target.given
-    origin = f"{t.origin.key.dataset}, {where(t.origin)}" if t.origin else "paper"
+    origin = "paper"
+    if t.origin is not None:
+        method = "" if t.origin.key.method == t.target.key.method else f"{t.origin.key.method}, "
+        origin = f"{method}{t.origin.key.dataset}, {where(t.origin)}"
     line = _csv_start("thresholds_transfer", t.target.key, t.target.key.label)
     line |= {"row": f"{t.target.key.label}, from {origin}", "split": "labels held_out"}
     return line | {"thresholds": _csv_thresholds(used)} | _csv_numbers({"oIoU": t.value})

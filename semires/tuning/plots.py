@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semires.tuning.refined import replaced_quality
-from semires.tuning.results import PARTS, value_of
+from semires.tuning.objective import Axis
+from semires.tuning.refined import Table, replaced_quality
+from semires.tuning.results import PARTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,12 +24,31 @@ PAPER = {"color": "tab:red", "ls": "--", "lw": 1, "label": "params.yaml (paper)"
 BEST = {"color": "tab:green", "lw": 1, "label": "best"}
 
 
+@dataclass(frozen=True)
+class Trials:
+    """The trials of a search, for the plots.
+
+    Args:
+        table: one row per trial: number, state, value, ``params_*``.
+        axes: the parameters.
+        best: the best values.
+        unit: what ``value`` is.
+        paper: the value with params.yaml's parameters; None if it is not known.
+    """
+
+    table: pd.DataFrame
+    axes: Mapping[str, Axis]
+    best: Mapping[str, float]
+    unit: str
+    paper: float | None = None
+
+
 def draw(result: Result, folder: Path) -> None:
     """Write the plots.
 
-    ``history.png``, ``curves.png`` and ``importances.png`` always; ``plane.png`` for a strategy
-    with two thresholds; ``front.png`` for two objectives; ``slices.png`` for the objective
-    ``training``.
+    ``history.png`` always; ``curves.png`` for a strategy with thresholds, ``plane.png`` for one
+    with two; ``importances.png`` with two parameters or more; ``front.png`` for two objectives;
+    ``slices.png`` for the objective ``training``.
     """
     import matplotlib as mpl
 
@@ -39,26 +60,32 @@ def draw(result: Result, folder: Path) -> None:
 
 
 def _plots(result: Result) -> Iterator[tuple[str, Figure]]:
-    yield "history", _history(result)
-    names = PARTS[result.params.tune.on]
+    settings = result.params.tune
+    names, training = PARTS[settings.on], settings.objective == "training"
+    paper = None if training else float(result.summary["seen"]["paper"]["oIoU"])
+    unit = unit_of(settings.objective, names["seen"])
+    trials = Trials(result.trial_table, result.axes, result.best, unit, paper)
+    yield "history", history_figure({"": trials})
     given, best = result.at(result.given), result.at(result.best)
     if len(result.curves):
         yield "curves", curves_figure(result.curves, names, given, best)
-    if any((shares := importances(result)).values()):
-        yield "importances", _importances(shares)
+    if shares := importances(trials):
+        yield "importances", importances_figure({"": shares})
     if result.plane is not None:
-        trials = [result.at(trial.params) for trial in result.trials]
-        yield "plane", plane_figure(result.plane, _unit(result), given, best, trials)
+        points = [result.at(trial.params) for trial in result.trials]
+        yield "plane", plane_figure(result.plane, unit, given, best, points)
     if result.front is not None:
-        yield "front", _front(result, result.front)
-    if result.params.tune.objective == "training":
-        yield "slices", _slices(result)
+        yield (
+            "front",
+            front_figure(result.trial_table, result.front, names, result.tables, given, best),
+        )
+    if training:
+        yield "slices", slices_figure(trials)
 
 
-def _unit(result: Result) -> str:
-    """What the values of the trials are."""
-    part = PARTS[result.params.tune.on]["seen"]
-    training = result.params.tune.objective == "training"
+def unit_of(objective: str, part: str) -> str:
+    """What the values of the trials are; ``part``: the name of the seen labels."""
+    training = objective == "training"
     return f"val oIoU, {part} (%)" if training else f"oIoU of refined labels, {part} (%)"
 
 
@@ -70,17 +97,30 @@ def _figure(columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def _history(result: Result) -> Figure:
-    """The value of every trial, and the best one so far."""
-    figure, (axes,) = _figure()
-    table = result.trial_table.dropna(subset=["value"])
-    axes.plot(table["number"], table["value"], ".", color="tab:gray", label="trial")
-    best = table["value"].cummax()
-    axes.step(table["number"], best, where="post", color="tab:blue", label="best")
-    if result.params.tune.objective != "training":
-        axes.axhline(result.summary["seen"]["paper"]["oIoU"], **PAPER)
-    axes.set(xlabel="trial", ylabel=_unit(result))
-    axes.legend(frameon=False)
+def _panels(names: Iterable[str]) -> tuple[Figure, list[Any]]:
+    """A figure with a titled panel for each name, in rows of three at most."""
+    names = list(names)
+    columns = min(len(names), 3)
+    figure, panels = _figure(columns, math.ceil(len(names) / columns))
+    for panel, name in zip(panels, names, strict=False):
+        panel.set_title(name)
+    for panel in panels[len(names) :]:
+        panel.remove()
+    return figure, list(panels[: len(names)])
+
+
+def history_figure(searches: Mapping[str, Trials]) -> Figure:
+    """By title of the panel: the value of every trial of a search, and the best one so far."""
+    figure, panels = _panels(searches)
+    for panel, trials in zip(panels, searches.values(), strict=True):
+        table = trials.table.dropna(subset=["value"])
+        panel.plot(table["number"], table["value"], ".", color="tab:gray", label="trial")
+        best = table["value"].cummax()
+        panel.step(table["number"], best, where="post", color="tab:blue", label="best")
+        if trials.paper is not None:
+            panel.axhline(trials.paper, **PAPER)
+        panel.set(xlabel="trial", ylabel=trials.unit)
+    panels[0].legend(frameon=False, fontsize=7)
     return figure
 
 
@@ -115,7 +155,7 @@ def curves_figure(
                 panel.set_ylabel(f"{metric} of refined labels (%)")
         if students is not None:
             _students(row[2], students[students["threshold"] == name])
-        for panel in row:
+        for panel in (panel for panel in row if panel.get_visible()):
             for values, style in ((given, PAPER), (best, BEST)):
                 marked = {values[name]} if name in values else set(values.values())
                 if len(marked) == 1:  # of ALL_EQUAL, only if they are equal
@@ -126,13 +166,12 @@ def curves_figure(
 
 
 def _students(panel: Any, trainings: pd.DataFrame) -> None:
-    """Val oIoU of trainings with their intervals, or an empty panel."""
+    """Val oIoU of trainings with their intervals; without any, no panel."""
+    panel.set_visible(len(trainings) > 0)
     values = trainings["oIoU"]
     errors = [values - trainings["low"], trainings["high"] - values]
     panel.errorbar(trainings["value"], values, errors, fmt="ko", ms=4, capsize=2)
     panel.set_ylabel("val oIoU of students (%)")
-    if not len(trainings):
-        panel.text(0.5, 0.5, "no training", ha="center", transform=panel.transAxes)
 
 
 def plane_figure(
@@ -156,67 +195,85 @@ def plane_figure(
     return figure
 
 
-def _front(result: Result, front: pd.DataFrame) -> Figure:
-    """Quality and share of the replaced labels: every trial, and the front on both parts."""
+def front_figure(
+    trials: pd.DataFrame,
+    front: pd.DataFrame,
+    names: Mapping[str, str],
+    tables: Mapping[str, Table],
+    given: Mapping[str, float],
+    best: Mapping[str, float],
+) -> Figure:
+    """Quality and share of the replaced labels: every trial, and the front on both parts.
+
+    Args:
+        trials: one row per trial: ``matched``, ``replaced_oIoU``.
+        front: see `front.front_of`.
+        names: of both parts of the labels.
+        tables: of both parts.
+        given: the thresholds of params.yaml (the paper's).
+        best: the best thresholds.
+    """
     figure, (axes,) = _figure()
-    table = result.trial_table
-    axes.plot(table["matched"], table["replaced_oIoU"], ".", color="tab:gray", ms=3, label="trial")
+    points = trials["matched"], trials["replaced_oIoU"]
+    axes.plot(*points, ".", color="tab:gray", ms=3, label="trial")
     for half, colour in COLOURS.items():
-        name = f"front, {PARTS[result.params.tune.on][half]}"
         values = front[f"{half}_share"], front[f"{half}_oIoU"]
-        axes.plot(*values, ".-", color=colour, ms=4, label=name)
-    for label, point, style in ((PAPER["label"], result.given, "rs"), ("best", result.best, "g*")):
-        quality, share = replaced_quality(result.tables["seen"].outcome(result.at(point)))
+        axes.plot(*values, ".-", color=colour, ms=4, label=f"front, {names[half]}")
+    for label, at, style in ((PAPER["label"], given, "rs"), ("best", best, "g*")):
+        quality, share = replaced_quality(tables["seen"].outcome(at))
         axes.plot(share, quality, style, ms=8, label=label)
     axes.set(xlabel="labels that are replaced (%)", ylabel="oIoU of replaced labels (%)")
     axes.legend(frameon=False, fontsize=7)
     return figure
 
 
-def _slices(result: Result) -> Figure:
+def slices_figure(trials: Trials) -> Figure:
     """The trials' values over each parameter."""
-    columns = min(len(result.axes), 3)
-    figure, panels = _figure(columns, math.ceil(len(result.axes) / columns))
-    table = result.trial_table.dropna(subset=["value"])
-    for panel, (name, axis) in zip(panels, result.axes.items(), strict=False):
+    figure, panels = _panels(trials.axes)
+    table = trials.table.dropna(subset=["value"])
+    for panel, (name, axis) in zip(panels, trials.axes.items(), strict=True):
         points = table[f"params_{name}"], table["value"]
         panel.plot(*points, ".", color="tab:gray", ms=3, label="trial")
         panel.axvline(axis.given, **PAPER)
-        panel.axvline(result.best[name], **BEST)
-        panel.set(xlabel=name, ylabel=_unit(result))
-        panel.set_xscale("log" if axis.log else "linear")
+        panel.axvline(trials.best[name], **BEST)
+        panel.set(ylabel=trials.unit, xscale="log" if axis.log else "linear")
     panels[0].legend(frameon=False, fontsize=7)
-    for panel in panels[len(result.axes) :]:
-        panel.set_visible(False)
     return figure
 
 
-def importances(result: Result) -> dict[str, float]:
+def importances(trials: Trials) -> dict[str, float]:
     """Share of the value's variation among good trials that each parameter explains (PED-ANOVA).
 
-    All zeros if it is undefined: with one parameter, or too few different trials.
+    Empty if it is undefined: with one parameter, or too few different trials.
     """
     import optuna
 
-    unknown = dict.fromkeys(result.axes, 0.0)
-    completed = [t for t in result.trials if t.state.name == "COMPLETE"]
-    if len(result.axes) < 2 or len(completed) < 10:
-        return unknown
+    completed = trials.table[trials.table["state"] == "COMPLETE"]
+    if len(trials.axes) < 2 or len(completed) < 10:
+        return {}
+    distributions = {
+        name: optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
+        for name, axis in trials.axes.items()
+    }
     study = optuna.create_study(direction="maximize")
-    for t in completed:
-        given = {"params": t.params, "distributions": t.distributions, "value": value_of(t)}
-        study.add_trial(optuna.trial.create_trial(**given))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return {**unknown, **optuna.importance.get_param_importances(study)}
+            for row in completed.to_dict("records"):
+                params = {name: row[f"params_{name}"] for name in trials.axes}
+                given = {"params": params, "distributions": distributions, "value": row["value"]}
+                study.add_trial(optuna.trial.create_trial(**given))
+            found = optuna.importance.get_param_importances(study)
         except (ValueError, RuntimeError):
-            return unknown
+            return {}
+    return {**dict.fromkeys(trials.axes, 0.0), **found} if any(found.values()) else {}
 
 
-def _importances(shares: Mapping[str, float]) -> Figure:
-    figure, (axes,) = _figure()
-    names = sorted(shares, key=lambda name: shares[name])
-    axes.barh(names, [shares[name] for name in names], color="tab:blue")
-    axes.set(xlabel="importance (PED-ANOVA)", xlim=(0, 1))
+def importances_figure(searches: Mapping[str, Mapping[str, float]]) -> Figure:
+    """By title of the panel: :func:`importances` of a search."""
+    figure, panels = _panels(searches)
+    for panel, shares in zip(panels, searches.values(), strict=True):
+        names = sorted(shares, key=lambda name: shares[name])
+        panel.barh(names, [shares[name] for name in names], color="tab:blue")
+        panel.set(xlabel="importance (PED-ANOVA)", xlim=(0, 1))
     return figure
