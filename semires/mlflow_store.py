@@ -33,6 +33,7 @@ ARTIFACTS = "mlflow-artifacts:/"  # resolved by the UI's server, so a project ca
 TIMEOUT_S = 5  # of one request
 LOCK_S = 600.0  # how long a process waits for others of this project to leave the store
 FIRST = "val/oIoU"  # MLflow's compare page opens with the first metric of a run
+SEARCH_SETTINGS = ("objective", "on", "sampler", "trials", "seed")
 Rows = list[tuple[int, dict[str, float], int]]  # step, metrics, milliseconds since 1970
 
 
@@ -187,7 +188,8 @@ class StoredRun:
         files = sorted(path.name for path in folder.iterdir() if path.suffix != ".npz")
         self._log_files(folder, *files)
         values = [value for row in trials if math.isfinite(value := float(row["value"]))]
-        self._log_summary({"best/value": max(values, default=None)}, {}, ms)
+        best = {"best/value": max(values, default=None)}
+        self._log_summary({**best, **search_results(folder)}, {}, ms)
 
     def _log_trial(self, name: str, row: dict[str, Any], ms: int) -> None:
         from mlflow.entities import Metric, Param
@@ -244,6 +246,38 @@ def _datasets(record: RunRecord) -> list[Any]:
         )
         for name, (place, digest, context) in parts.items()
     ]
+
+
+def search_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a search, from its summary; empty for a search without one."""
+    summary = _search_summary(folder)
+    return {name: summary[name] for name in SEARCH_SETTINGS if name in summary}
+
+
+def search_results(folder: Path) -> dict[str, float]:
+    """The best values of a search, and the labels' oIoU and gain on seen and unseen labels.
+
+    Raises:
+        CorruptCacheError: the summary is damaged.
+    """
+    summary = _search_summary(folder)
+    if not summary:
+        return {}
+    try:
+        found = {f"best/{name}": value for name, value in summary["values"].items()}
+        for part in ("seen", "held_out"):
+            found[f"{part}/oIoU"] = summary[part]["best"]["oIoU"]
+            found[f"{part}/paper_oIoU"] = summary[part]["paper"]["oIoU"]
+            found[f"{part}/gain"] = summary[part]["best_minus_paper"]["value"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptCacheError(f"{folder}/summary.json: no summary of a search") from error
+    return found
+
+
+def _search_summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    summary = read_json(path) if path.is_file() else {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def _own_database() -> str:

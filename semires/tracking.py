@@ -283,7 +283,10 @@ def _searches() -> Iterator[Record]:
     for table in sorted(Path("tune").glob("*/*/*/seed*/trials.csv")):
         key = RunKey.of_folder(table.parent)
         digest, ms = files.sha256_file(table), _modified(table)
-        start = Start(key.dataset, f"tune-{key.name}", _tags(table.parent, digest, "tune", key), {})
+        tags = _tags(table.parent, digest, "tune", key)
+        settings = {"method": key.label, "fraction": tags["fraction"]}
+        settings |= mlflow_store.search_settings(table.parent)
+        start = Start(key.dataset, f"tune-{key.name}", tags, settings)
         yield Record(start, digest, table.parent, ms, ms)
 
 

@@ -174,8 +174,11 @@ def _settings(method: Method, thresholds: bool = True) -> dict[str, object]:
 
 
 def _transfers(selection: Selection, done: list[Search]) -> Iterator[Transfer]:
-    """Every search's thresholds on the held-out half of val of every search of the strategy."""
-    origins = [search for search in done if search.of_labels]
+    """Every search's thresholds on the held-out half of val of every search of the strategy.
+
+    A search with two objectives has the same labels as one without the share, and is left out.
+    """
+    origins = [search for search in done if search.of_labels and search.front is None]
     for target in (search for search in origins if search.on_val):
         table = target.tables["held_out"]
         paper = label_sums([table], target.given, "oIoU")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
@@ -179,16 +178,15 @@ def _cell(key: RunKey) -> tuple[str, float]:
 
 def _transfers(params: Params, results: Thresholds) -> Grid:
     """For each strategy: a row for each origin of thresholds, a column for each teacher."""
-    names = _search_names(params, results.transfers)
-    targets = list(dict.fromkeys(names[t.target.key] for t in results.transfers))
+    targets = list(dict.fromkeys(_search_name(params, t.target) for t in results.transfers))
     sections: Body = []
     for strategy in dict.fromkeys(t.target.strategy for t in results.transfers):
         rows: dict[str, dict[str, Text]] = {}
         for t in (t for t in results.transfers if t.target.strategy == strategy):
-            origin = "the paper's" if t.origin is None else names[t.origin.key]
+            origin = "the paper's" if t.origin is None else _search_name(params, t.origin)
             small = "" if t.origin is None else _difference(t.difference)
             cell = Text(f"{t.value.value:.2f}", small)
-            rows.setdefault(origin, {})[names[t.target.key]] = cell
+            rows.setdefault(origin, {})[_search_name(params, t.target)] = cell
         if len(rows) > 2:  # more than the paper's and one search's
             filled = [
                 [Text(origin), *(cells.get(target, _DASH) for target in targets)]
@@ -204,17 +202,6 @@ def _transfers(params: Params, results: Thresholds) -> Grid:
     ]
     titles = ["Thresholds found at", *targets]
     return Grid("thresholds_transfer", "Transfer of thresholds", titles, sections, notes)
-
-
-def _search_names(params: Params, transfers: list[Transfer]) -> dict[RunKey, str]:
-    """The names of searches in the matrix; with the method if a strategy has two of one name."""
-    searches = {s.key: s for t in transfers for s in (t.target, t.origin) if s is not None}
-    counts = Counter((s.strategy, _search_name(params, s)) for s in searches.values())
-    return {
-        key: name if counts[s.strategy, name] == 1 else f"{name}, {key.method}"
-        for key, s in searches.items()
-        for name in [_search_name(params, s)]
-    }
 
 
 def _search_name(params: Params, search: Search) -> str:
@@ -288,10 +275,7 @@ def _comparison_lines(c: Comparison) -> Iterator[dict[str, str]]:
 
 def _transfer_line(t: Transfer) -> dict[str, str]:
     used = t.origin.best if t.origin else t.target.given
-    origin = "paper"
-    if t.origin is not None:
-        method = "" if t.origin.key.method == t.target.key.method else f"{t.origin.key.method}, "
-        origin = f"{method}{t.origin.key.dataset}, {where(t.origin)}"
+    origin = f"{t.origin.key.dataset}, {where(t.origin)}" if t.origin else "paper"
     line = _csv_start("thresholds_transfer", t.target.key, t.target.key.label)
     line |= {"row": f"{t.target.key.label}, from {origin}", "split": "labels held_out"}
     return line | {"thresholds": _csv_thresholds(used)} | _csv_numbers({"oIoU": t.value})

@@ -205,6 +205,8 @@ def front_figure(
 ) -> Figure:
     """Quality and share of the replaced labels: every trial, and the front on both parts.
 
+    Trials that replace no label are left out.
+
     Args:
         trials: one row per trial: ``matched``, ``replaced_oIoU``.
         front: see `front.front_of`.
@@ -214,7 +216,8 @@ def front_figure(
         best: the best thresholds.
     """
     figure, (axes,) = _figure()
-    points = trials["matched"], trials["replaced_oIoU"]
+    replacing = trials[trials["matched"] > 0]
+    points = replacing["matched"], replacing["replaced_oIoU"]
     axes.plot(*points, ".", color="tab:gray", ms=3, label="trial")
     for half, colour in COLOURS.items():
         values = front[f"{half}_share"], front[f"{half}_oIoU"]
@@ -229,6 +232,8 @@ def front_figure(
 
 def slices_figure(trials: Trials) -> Figure:
     """The trials' values over each parameter."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, panels = _panels(trials.axes)
     table = trials.table.dropna(subset=["value"])
     for panel, (name, axis) in zip(panels, trials.axes.items(), strict=True):
@@ -236,7 +241,12 @@ def slices_figure(trials: Trials) -> Figure:
         panel.plot(*points, ".", color="tab:gray", ms=3, label="trial")
         panel.axvline(axis.given, **PAPER)
         panel.axvline(trials.best[name], **BEST)
-        panel.set(ylabel=trials.unit, xscale="log" if axis.log else "linear")
+        panel.set_ylabel(trials.unit)
+        if axis.log:
+            panel.set_xscale("log")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_locator(NullLocator())
     panels[0].legend(frameon=False, fontsize=7)
     return figure
 

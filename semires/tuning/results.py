@@ -147,7 +147,7 @@ class Result:
         summary: dict[str, Any] = {"trials": len(self.trials), "values": self.best}
         summary |= {"given": self.given, "thresholds": self.at(self.best)}
         summary |= {"paper_thresholds": self.at(self.given)}
-        summary |= self.params.tune.model_dump(include={"objective", "on"})
+        summary |= self.params.tune.model_dump(include={"objective", "on", "sampler", "seed"})
         for half, table in self.tables.items():
             outcomes = self.outcomes(half)
             images = table.labels.image_ids

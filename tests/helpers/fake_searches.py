@@ -12,7 +12,7 @@ from semires.config.schema import Params
 from semires.refine.partition import Partition
 from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count, halves
-from semires.tuning.objective import labels_objective, space
+from semires.tuning.objective import labels_objective, space, suggest
 from semires.tuning.refined import make_table
 from semires.tuning.results import Result, publish
 
@@ -57,13 +57,16 @@ def write_search(params: Params, key: RunKey, seed: int = 0, trials: int = 8) ->
     strategy = params.refine[key.method].strategy
     tables = {name: make_table(part, strategy) for name, part in taken.items()}
     axes = space(params, key)
+    share = params.tune.objective == "labels-and-share"
+    objective = labels_objective(axes, tables["seen"], share=share)
+    if params.tune.objective == "training":
+        objective = lambda trial: 50 + sum(suggest(trial, axes).values())  # noqa: E731
     study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.RandomSampler(seed=seed)
+        directions=["maximize"] * (1 + share), sampler=optuna.samplers.RandomSampler(seed=seed)
     )
     study.enqueue_trial({name: axis.given for name, axis in axes.items()})
-    study.optimize(labels_objective(axes, tables["seen"]), n_trials=trials)
-    result = Result(
-        params, key, axes, taken, tables, study.trials, "fake", "sqlite:///fake.db", key
-    )
+    study.optimize(objective, n_trials=trials)
+    names = ("fake", "sqlite:///fake.db", key)
+    result = Result(params, key, axes, taken, tables, study.trials, *names)
     publish(result, report=False)
     return result

@@ -23,8 +23,8 @@ from semires.runs.key import RunKey
 BLOCK = {"datasets": ["refscenes"], "seeds": [0]}
 
 
-def key(method, fraction=1):
-    return RunKey("refscenes", fraction, method, 0)
+def key(method, fraction=1, source=None):
+    return RunKey("refscenes", fraction, method, 0, source)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,16 @@ def params(small_params):
         {**BLOCK, "fractions": [1.0, 10.0], "methods": ["cpi", "cpi-u"]},
         {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-labelled"]},
         {**BLOCK, "fractions": [10.0], "methods": ["cpi-o"]},  # not run
+        {**BLOCK, "fractions": [1.0], "methods": ["cpi-u"], "sources": ["felzenszwalb"]},
+        {**BLOCK, "fractions": [1.0], "methods": ["expected-iou-gated", "gated-front"]},
+        {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-pwa"]},
     ]
     return validate(values)
 
 
 @pytest.fixture(scope="module")
 def searched(made_workspace, params, tmp_path_factory):
-    """A workspace with four searches and the trainings with what one of them found."""
+    """A workspace with searches and the trainings with what one of them found."""
     root = tmp_path_factory.mktemp("searched") / "workspace"
     shutil.copytree(made_workspace, root, ignore=shutil.ignore_patterns("reports"))
     with pytest.MonkeyPatch.context() as patch:
@@ -55,6 +58,10 @@ def searched(made_workspace, params, tmp_path_factory):
             for method in ("cpi", "cpi-u"):
                 write_search(params, key(method, fraction), seed)
         write_search(params, key("cpi-u-labelled"))
+        write_search(params, key("cpi-u", source="felzenszwalb"), seed=2)
+        write_search(params, key("expected-iou-gated"))
+        write_search(params, key("gated-front"))
+        write_search(params, key("cpi-u-pwa"), trials=12)
         report(params)
         yield root
 
@@ -96,7 +103,9 @@ def test_labels_and_students_with_the_papers_and_the_best_values(here, params):
         claims = [line for line in csv.DictReader(file) if line["id"] == "tuning-helps-cpi-u"]
     # at 10 %, the study has no training with tuned thresholds
     assert [(line["fraction"], line["verdict"]) for line in claims] == [("1", SUPPORTED)]
+    assert ours.judged == "testA"
     text = (here / "thresholds.md").read_text()
+    assert "the verdict on the students' difference on testA, as for the claims" in text
     assert f"threshold\\_u 0.70 → {ours.search.best['threshold_u']:.2f}" in text
     assert "No search yet: cpi-o-10-seed0; `dvc repro` runs them." in text
     assert "No method uses the result of cpi, " not in text  # cpi-tuned does, though it has no run
@@ -110,9 +119,10 @@ def test_the_csv_has_every_number(here, params):
         (line["fraction"], line["row"], line["split"]): line for line in lines(here, "thresholds")
     }
     (ours,) = [c for c in found(params).comparisons if c.key == key("cpi-u")]
-    line = rows["1", "cpi-u, difference", "students val"]
-    assert float(line["value"]) == round(ours.students["val", "oIoU"].difference.value, 2)
-    assert (line["verdict"], line["seeds"]) == (SUPPORTED, "2")
+    for split, verdict in (("val", ""), ("testA", SUPPORTED), ("testB", "")):
+        line = rows["1", "cpi-u, difference", f"students {split}"]
+        assert float(line["value"]) == round(ours.students[split, "oIoU"].difference.value, 2)
+        assert (line["verdict"], line["seeds"]) == (verdict, "2")
     assert rows["1", "cpi-u, paper", "labels seen"]["thresholds"] == "threshold_u=0.7000"
     assert rows["10", "cpi-o, best", "labels seen"]["missing"] == "not run"
     assert rows["1", "cpi, best", "students val"]["missing"] == "not run"
@@ -121,16 +131,20 @@ def test_the_csv_has_every_number(here, params):
 def test_thresholds_of_one_fraction_are_used_at_another(here, params):
     results = [t for t in found(params).transfers if t.target.key == key("cpi-u", 10)]
     origins = {t.origin.key if t.origin else None: t for t in results}
-    assert set(origins) == {None, key("cpi-u"), key("cpi-u", 10), key("cpi-u-labelled")}
+    other_source = key("cpi-u", source="felzenszwalb")
+    searched = {key("cpi-u"), key("cpi-u", 10), key("cpi-u-labelled"), other_source}
+    assert set(origins) == {None, *searched}
     summary = origins[None].target.summary["held_out"]
     assert origins[None].value.value == pytest.approx(summary["paper"]["oIoU"])
     assert origins[key("cpi-u", 10)].value.value == pytest.approx(summary["best"]["oIoU"])
     assert origins[None].difference.value == 0
     moved = origins[key("cpi-u")]
     assert moved.difference.value == pytest.approx(moved.value.value - summary["paper"]["oIoU"])
-    assert len(lines(here, "thresholds_transfer")) == 4 * 2 + 3 * 2
+    assert len(lines(here, "thresholds_transfer")) == 5 * 3 + 3 * 2 + 2
     text = (here / "thresholds.md").read_text()
     assert "| RefScenes, 1 %, labelled images |" in text
+    assert "| RefScenes, 1 %, felzenszwalb |" in text
+    assert text.count("cpi-u-labelled-1-seed0: on") == 1, "on the labels of its own source alone"
     assert "cpi-u-labelled-1-seed0: on the held-out half of val, the thresholds from" in text
 
 
@@ -147,9 +161,14 @@ def test_trained_values_stand_beside_the_curve(here, params):
 def test_the_page_and_the_figures(here):
     page = (here / "index.html").read_text()
     assert '<section id="s-thresholds">' in page
+    assert "search-history: the value of every trial" in page
+    assert "front: quality and share of the labels" in page
     names = {path.stem for path in here.glob("thresholds-*.svg")}
-    assert names == {"thresholds-cpi", "thresholds-cpi-plane", "thresholds-cpi-u"}
-    for name in names:
+    rules = ("cpi", "cpi-u", "cpi-u+felzenszwalb", "expected-iou-gated", "gated-front")
+    assert names == {*(f"thresholds-{rule}" for rule in rules), "thresholds-cpi-plane"}
+    others = {"front", "search-history", "search-importances", "search-slices-cpi-u-pwa"}
+    assert others <= {path.stem for path in here.glob("*.png")}
+    for name in names | others:
         assert f'alt="{name}"' in page
     for name in ("thresholds", "thresholds_transfer", "thresholds_trained"):
         assert f'<table id="{name}">' in page

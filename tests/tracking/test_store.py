@@ -67,9 +67,27 @@ def test_runs_of_others_are_left_alone(project: Path):
 
 def test_a_search_has_its_trials_nested(project: Path):
     folder = write_study([(0, "COMPLETE", 40.0, 0.7, 40.0), (1, "PRUNED", np.nan, 0.5, 41.0)])
+    settings = {"objective": "labels", "on": "val", "sampler": "tpe", "trials": 2, "seed": 0}
+    parts = {
+        name: {
+            "best": {"oIoU": best},
+            "paper": {"oIoU": paper},
+            "best_minus_paper": {"value": best - paper},
+        }
+        for name, best, paper in (("seen", 40.0, 39.0), ("held_out", 38.0, 38.5))
+    }
+    summary = {**settings, "values": {"threshold_u": 0.7}, **parts}
+    (folder / "summary.json").write_text(json.dumps(summary))
     assert "1 records, 1 of them new" in tracking.sync()
     study = next(r for r in Store().runs() if r.info.run_name == "tune-cpi-u-1-seed0")
-    assert study.data.metrics == {"best/value": 40.0}
+    assert study.data.metrics == {
+        "best/value": 40.0, "best/threshold_u": 0.7, "seen/oIoU": 40.0, "seen/paper_oIoU": 39.0,
+        "seen/gain": 1.0, "held_out/oIoU": 38.0, "held_out/paper_oIoU": 38.5, "held_out/gain": -0.5,
+    }  # fmt: skip
+    assert study.data.params == {
+        "method": "cpi-u", "fraction": "1", "objective": "labels", "on": "val", "sampler": "tpe",
+        "trials": "2", "seed": "0",
+    }  # fmt: skip
     trials = [r for r in Store().runs() if "mlflow.parentRunId" in r.data.tags]
     assert {r.data.tags["mlflow.parentRunId"] for r in trials} == {study.info.run_id}
     assert {r.data.params["threshold_u"] for r in trials} == {"0.7", "0.5"}
@@ -77,6 +95,13 @@ def test_a_search_has_its_trials_nested(project: Path):
     assert "1 records, 0 of them new" in tracking.sync()
     (folder / "trials.csv").write_text("")
     with pytest.raises(SemiresError, match=r"trials\.csv: not a table"):
+        tracking.sync()
+
+
+def test_a_damaged_summary_of_a_search_is_named(project: Path):
+    folder = write_study([(0, "COMPLETE", 40.0, 0.7, 40.0)])
+    (folder / "summary.json").write_text('{"values": {}, "seen": 3}')
+    with pytest.raises(SemiresError, match=r"seed0/summary\.json: no summary of a search"):
         tracking.sync()
 
 
