@@ -178,7 +178,7 @@ def _transfers(selection: Selection, done: list[Search]) -> Iterator[Transfer]:
 
     A search with two objectives has the same labels as one without the share, and is left out.
     """
-    origins = [search for search in done if search.of_labels and search.front is None]
+    origins = [search for search in done if search.summary["objective"] == "labels"]
     for target in (search for search in origins if search.on_val):
         table = target.tables["held_out"]
         paper = label_sums([table], target.given, "oIoU")
