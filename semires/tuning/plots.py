@@ -265,6 +265,7 @@ def importances(trials: Trials) -> dict[str, float]:
         name: optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
         for name, axis in trials.axes.items()
     }
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
