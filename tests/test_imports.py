@@ -1,6 +1,7 @@
 """Imports run one way, with no circle: a room imports from those before it in the story."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "semires"
@@ -36,3 +37,19 @@ def test_rooms_import_from_earlier_ones():
     for path in modules:
         later = {name for name in imported(path) if STORY.index(name) > STORY.index(room(path))}
         assert not later, f"{path.relative_to(ROOT)} imports from {later}"
+
+
+def test_modules_of_a_room_import_without_a_circle():
+    """Late imports and those for annotations count as well; a package's own file does not."""
+    modules = {
+        ".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p
+        for p in ROOT.rglob("*.py")
+        if p.name != "__init__.py"
+    }
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                targets = {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+                graph[name] |= targets & set(modules)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError

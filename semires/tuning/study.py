@@ -37,8 +37,9 @@ from semires.tuning.objective import (
     space,
     training_objective,
 )
+from semires.tuning.publish import comparison, publish
 from semires.tuning.refined import Table, make_table
-from semires.tuning.results import Result, comparison, publish, value_of
+from semires.tuning.results import Result, value_of
 from semires.tuning.samplers import SeededSampler
 from semires.tuning.storage import default_url, explained, locked, open_storage, sqlite_path
 

@@ -13,8 +13,9 @@ from semires.refine.partition import Partition
 from semires.runs.key import RunKey
 from semires.tuning.counts import PseudoLabel, count, halves
 from semires.tuning.objective import labels_objective, space, suggest
+from semires.tuning.publish import publish
 from semires.tuning.refined import make_table
-from semires.tuning.results import Result, publish
+from semires.tuning.results import Result
 
 SIZE = 24
 
