@@ -33,6 +33,8 @@ from semires.runs.record import Provenance, RunRecord, run_folders
 ROWS = {"supervised": "Supervised", "baseline": "Baseline", "cpi-u": "SemiRES (CPI-U)"}
 SPLIT = "val"
 DIGESTS = Path("experiments/numerics/digests.csv")
+README = Path("README.md")
+FILES = {"numerics": Path("docs/reliability.md")}  # blocks of other files
 #: The columns of the table of digests: column of `DIGESTS` -> title.
 DIGEST_COLUMNS = {
     "cpu": "CPU", "profile": "profile", "torch": "torch", "logits": "logits",
@@ -42,24 +44,27 @@ DIGEST_COLUMNS = {
 Line = dict[str, str]
 
 
-def update_readme(blocks: Iterable[str], path: Path = Path("README.md")) -> None:
-    """Replace the text between the marks of each block.
+def update_readme(blocks: Iterable[str], path: Path | None = None) -> None:
+    """Replace the text between the marks of each block, in ``path`` or in its own file.
 
     Raises:
         SemiresError: a block does not exist, or its marks or its source are missing.
     """
-    text = path.read_text(encoding="utf-8")
     for block in blocks:
         if block not in BLOCKS:
-            raise SemiresError(f"{block}: no block of {path}; there are {', '.join(BLOCKS)}")
-        begin, end = f"<!-- {block} -->", f"<!-- /{block} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise SemiresError(f"{path}: needs {begin} and {end} once each")
-        before, rest = text.split(begin)
-        made = BLOCKS[block]()
-        parts = (before + begin, *([made] if made else []), end + rest.split(end)[1])
-        text = "\n\n".join(parts)
-    write_text(path, text)
+            raise SemiresError(f"{block}: no such block; there are {', '.join(BLOCKS)}")
+        _update(block, path or FILES.get(block, README))
+
+
+def _update(block: str, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- {block} -->", f"<!-- /{block} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SemiresError(f"{path}: needs {begin} and {end} once each")
+    before, rest = text.split(begin)
+    made = BLOCKS[block]()
+    parts = (before + begin, *([made] if made else []), end + rest.split(end)[1])
+    write_text(path, "\n\n".join(parts))
 
 
 def _report() -> Path:
@@ -77,7 +82,8 @@ def _results() -> str:
     folder = _report()
     lines = [line for line in _lines(folder / "main.csv") if line["split"] == SPLIT]
     parts = [_claims_line(folder)]
-    for dataset in dict.fromkeys(line["dataset"] for line in lines if line["value"]):
+    made = [line for line in lines if line["method"] == "cpi-u" and line["value"]]
+    for dataset in dict.fromkeys(line["dataset"] for line in made):
         parts.append(_compact(dataset, [line for line in lines if line["dataset"] == dataset]))
     figure = folder / "figure1.png"
     parts.append(f"![Overall IoU against hours of labelling, ours and the paper's]({figure})")
@@ -117,27 +123,38 @@ def _claims_line(folder: Path) -> str:
 
 
 def _claims() -> str:
-    """One line per claim: where in the paper, our differences, the number of each verdict."""
+    """One line per claim of the paper: its place, our differences, the number of each verdict.
+
+    The last line counts the verdicts of this project's own claims.
+    """
     path = _report() / "claims.csv"
     if not path.is_file():
         return ""
     found: dict[str, list[Line]] = {}
     for line in _lines(path):
         found.setdefault(line["id"], []).append(line)
-    rows, not_run = [], 0
+    rows, own, not_run = [], Counter[str](), 0
     for claim in load_claims(*load_definitions()):
         lines = found.get(claim.id, [])
         counts = Counter(line["verdict"] for line in lines)
         if set(counts) <= {"not run"}:
             not_run += bool(lines)  # a claim that the report leaves out has no line
             continue
+        if not claim.in_paper:
+            own += counts
+            continue
         ours = ", ".join(f"{float(line['ours']):+.1f}" for line in lines if line["ours"])
-        verdict = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
         where = claim.where.partition(" (")[0]
-        rows.append([md(claim.claim), md(where), ours, verdict])
+        rows.append([md(claim.claim), md(where), ours, _verdicts(counts)])
+    if own:
+        rows.append(["Claims of this project", "not in the paper", "", _verdicts(own)])
     titles = ["claim", "where", "left - right, points", "verdict"]
     table = "\n".join(pipe_table(titles, rows, left=range(4)))
     return f"{table}\n\nNot run here: {not_run} claims." if not_run else table
+
+
+def _verdicts(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
 
 
 def _digests() -> str:

@@ -57,11 +57,16 @@ _DASHES = ("--", "-.", ":")
 
 
 def style_of(method: str) -> tuple[str, str, str, str]:
-    """Colour, marker, dash and name of a method, fixed for those of STYLES."""
+    """Colour, marker, dash and name of a method, fixed for those of STYLES.
+
+    ``METHOD+SOURCE`` is the method with another source of proposals.
+    """
     if method in STYLES:
         return STYLES[method]
     number = sum(map(ord, method))
-    return *_other(number), _DASHES[number % len(_DASHES)], NAMES.get(method, method)
+    base, _, source = method.partition("+")
+    name = f"{style_of(base)[3]}, {source}" if source else NAMES.get(method, method)
+    return *_other(number), _DASHES[number % len(_DASHES)], name
 
 
 def distinct_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:

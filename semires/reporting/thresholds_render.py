@@ -139,7 +139,7 @@ def _notes(params: Params, results: Thresholds) -> Iterator[str]:
     )
     if any(v.seeds == 1 for c in results.comparisons for v in _student_values(c)):
         yield "With one seed, a student's interval covers images only."
-    missing = [c.key.name for c in results.comparisons if c.search is None]
+    missing = [f"{c.key.dataset} {c.key.name}" for c in results.comparisons if c.search is None]
     if missing:
         yield f"No search yet: {', '.join(missing)}; `dvc repro` runs them."
     idle = [c for c in results.comparisons if c.tuned is None]

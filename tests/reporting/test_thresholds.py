@@ -109,7 +109,7 @@ def test_labels_and_students_with_the_papers_and_the_best_values(here, params):
     text = (here / "thresholds.md").read_text()
     assert "the verdict on the students' difference on testA, as for the claims" in text
     assert f"threshold\\_u 0.70 → {ours.search.best['threshold_u']:.2f}" in text
-    assert "No search yet: cpi-o-10-seed0; `dvc repro` runs them." in text
+    assert "No search yet: refscenes cpi-o-10-seed0; `dvc repro` runs them." in text
     assert "No method uses the result of cpi, " not in text  # cpi-tuned does, though it has no run
     assert text.count("**RefScenes, 1 % labelled**") == 1
     assert "**RefScenes, 10 %, CPI-U**" in text
