@@ -33,6 +33,16 @@ from make_compare import (
 
 FOLDER = Path(__file__).parent / "tuning"
 STUDIES = Path(".work/optuna/studies.db")
+# The innermost element with this text opens the list of columns, which has a box for each group.
+MORE_COLUMNS = (
+    "[...document.querySelectorAll('*')].filter("
+    "e => e.textContent.trim().startsWith('Show more columns')).pop()"
+)
+CHECKBOX = (
+    "[...document.querySelectorAll('[class*=tree-treenode]')].filter("
+    "e => e.textContent.trim().startsWith('%s')).slice(0, 1)"
+    ".map(e => e.querySelector('[class*=tree-checkbox]'))"
+)
 
 
 @contextlib.contextmanager
@@ -57,6 +67,16 @@ async def visit(page: Page, server: str, experiment: str, run: str, studies: str
     url = f"{server}/#/experiments/{experiment}/runs?{KIND}&searchFilter="
     row = "document.querySelector('[role=row] a[href*=\"/runs/\"]')"
     await page.open(url + quote("tags.stage = 'tune'"), row)
+    await page.click(f"[{MORE_COLUMNS}].filter(Boolean)")
+    for group in ("Metrics", "Attributes", "Attributes"):  # all metrics; all attributes, then none
+        await page.click(CHECKBOX % group)
+    await page.call(
+        "Input.dispatchKeyEvent",
+        type="keyDown",
+        key="Escape",
+        code="Escape",
+        windowsVirtualKeyCode=27,
+    )
     await page.picture("searches", 500, WIDE)
     artifact = "document.querySelector('[artifact-name=\"curves.png\"]')"
     await page.open(f"{server}/#/experiments/{experiment}/runs/{run}/artifacts", artifact)

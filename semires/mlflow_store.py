@@ -347,9 +347,9 @@ def quiet() -> Iterator[None]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a mapping, under names that MLflow accepts (``prec_0.5``)."""
+    """The finite numbers, under names that MLflow accepts (``prec_0.5``, ``refscenes_plus``)."""
     return {
-        name.replace("P@", "prec_"): float(value)
+        name.replace("P@", "prec_").replace("+", "_plus"): float(value)
         for name, value in values.items()
         if isinstance(value, int | float) and math.isfinite(value)
     }

@@ -246,6 +246,18 @@ def test_names_and_numbers():
     assert flatten({"a": {"b": [1], "c": {}}, "d": None}) == {"a.b": [1], "d": None}
 
 
+def test_names_of_all_metrics_are_valid_in_mlflow(tmp_path: Path):
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+    names = mlflow_store.numbers({"refscenes+/1/cpi-u+mask2former/val/P@0.5": 1.0, "a/b": 2.0})
+    assert list(names) == ["refscenes_plus/1/cpi-u_plusmask2former/val/prec_0.5", "a/b"]
+    client = MlflowClient(f"sqlite:///{tmp_path}/names.db")
+    run = client.create_run(client.create_experiment("names")).info.run_id
+    client.log_batch(run, [Metric(name, value, 0, 0) for name, value in names.items()])
+    assert client.get_run(run).data.metrics == dict(names)
+
+
 @pytest.mark.parametrize("name", [STRANGE, "plain", "a%20b", "a+b&c=d", "100%"])
 def test_sqlite_urls_of_any_path(tmp_path: Path, name: str):
     import sqlalchemy
