@@ -35,11 +35,13 @@ from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.data.splits import make_split
+from semires.evaluation.calibration import BINS
 from semires.evaluation.evaluate import summarise
 from semires.models.text import Tokenizer
 from semires.proposals import propose as stage
 from semires.proposals.cache import ProposalCache, Row
 from semires.refine.partition import Partition
+from semires.refine.strategies import PROBABILITY_STEPS
 from semires.rehearsal import synthetic
 from semires.rehearsal.projects import link_report
 from semires.rehearsal.synthetic import HEIGHT, WIDTH, SplitCounts
@@ -128,10 +130,11 @@ def search(params: Params) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     refs = files.read_parquet(layout.prepared(DATASET) / "refs.parquet", ["image_id", "split"])
-    table = make_table(random_counts(refs.loc[refs["split"] == "val", "image_id"]), "cpi-u")
-    seen, _ = tuning_counts.halves(table.labels.image_ids, 0)
+    counts = random_counts(refs.loc[refs["split"] == "val", "image_id"])
+    seen, _ = tuning_counts.halves(counts.image_ids, 0)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    study.optimize(labels_objective(space(params, KEY), table.take(seen)), n_trials=TRIALS)
+    table = make_table(counts.take(seen), "cpi-u")
+    study.optimize(labels_objective(space(params, KEY), table), n_trials=TRIALS)
 
 
 def random_counts(image_ids: pd.Series) -> tuning_counts.Counts:
@@ -142,11 +145,12 @@ def random_counts(image_ids: pd.Series) -> tuning_counts.Counts:
     label, truth = rng.binomial(area, rng.random(size)), rng.binomial(area, rng.random(size))
     rows = [np.packbits(rng.random((MASKS, ATOMS)) < 0.3) for _ in images]
     numbers = np.arange(len(image_ids))
-    total = np.minimum(label, truth).reshape(-1, ATOMS).sum(1) // 2
+    overlap = np.maximum(label + truth - area, np.minimum(label, truth) // 2)
     return tuning_counts.Counts(
         ref_ids=numbers, image_ids=image_ids.to_numpy(), sentences=numbers * 0,
-        image_index=np.searchsorted(images, image_ids), overlaps=total,
+        image_index=np.searchsorted(images, image_ids),
         offsets=np.arange(len(image_ids) + 1) * ATOMS, area=area, label=label, truth=truth,
+        overlap=overlap, probability=label * PROBABILITY_STEPS, reliability=np.zeros((BINS, 3)),
         shapes=np.tile([MASKS, ATOMS], (len(images), 1)), bits=np.concatenate(rows),
     )  # fmt: skip
 
@@ -180,7 +184,7 @@ def write_run(key: RunKey, table: pd.DataFrame) -> None:
         files={p.name: files.sha256_file(p) for p in sorted(key.folder.iterdir())},
     ).write(key.folder)  # fmt: skip
     times = "2026-01-01T00:00:00+00:00"
-    Provenance(times, times, 1.0, 1.0, "Linux", {}, None, "0" * 64).write(key.folder)
+    Provenance(times, times, 1.0, 1.0, "Linux", "3.11", {}, None, "0" * 64).write(key.folder)
 
 
 def write_report(params: Params) -> None:
