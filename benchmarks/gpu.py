@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--seconds 420] [--only tests,step,sam,matching]
 
 Runs the tests marked `gpu` and three comparisons at the paper's sizes with random weights, and
-writes reports/gpu.md with the device's name. Without torch or a GPU it says so. semires need not be
-installed. The parts need torch, transformers, pydantic and ruamel.yaml; `sam` also needs
+writes reports/gpu.md with the device's name. Without torch or a GPU it says so. semires does not
+have to be installed. The parts need torch, transformers, pydantic and ruamel.yaml; `sam` also needs
 segment-anything, and `tests` also pytest, pandas, pyarrow, scipy, scikit-image and pycocotools.
 None needs DVC, MLflow or Optuna; the page says what is missing. Each part has its own process and a
 limit of time, so that a part that fails leaves the others.
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).absolute().parent.parent
-sys.path.insert(0, str(ROOT))  # semires need not be installed
+sys.path.insert(0, str(ROOT))  # semires may be missing from the environment
 STEP_TARGET, SAM_TARGET = 2.5, 3.0
 REPEATS = 5
 

@@ -9,7 +9,8 @@ import math
 
 from semires.config.grid import expand, search_of, searches, sources_of, uses_sam
 from semires.config.messages import require
-from semires.config.schema import Block, HubSource, Params
+from semires.config.schema import Block, Params
+from semires.config.sources import HubSource
 from semires.runs.key import SUPERVISED, fraction_name
 
 

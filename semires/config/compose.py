@@ -14,7 +14,8 @@ from typing import Any
 
 from semires.config.grid import block_text, files_of, uses_sam, write_grid
 from semires.config.load import EXTENDS, validate_file
-from semires.config.schema import HubSource, Params, Study
+from semires.config.schema import Params, Study
+from semires.config.sources import HubSource
 from semires.config.validate import parse_yaml, read_yaml
 from semires.errors import ConfigError
 from semires.files import write_text

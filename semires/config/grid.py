@@ -14,7 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from semires.config.schema import SAM_KINDS, Block, Params
+from semires.config.schema import Block, Params
+from semires.config.sources import SAM_KINDS
 from semires.errors import ConfigError
 from semires.files import write_text
 from semires.runs import layout

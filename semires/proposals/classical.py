@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
-from semires.config.schema import FelzenszwalbSource
+from semires.config.sources import FelzenszwalbSource
 from semires.proposals.base import Proposals
 
 

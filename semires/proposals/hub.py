@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from semires.config.schema import PanopticSource, TransformersSource
+from semires.config.sources import PanopticSource, TransformersSource
 from semires.models.weights import from_transformers, weights_errors
 from semires.proposals.base import Proposals
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from semires.config.schema import SamPromptsSource
+from semires.config.sources import SamPromptsSource
 from semires.proposals.base import Proposals, device
 from semires.proposals.checkpoint import checkpoint_sha256, load_sam
 from semires.proposals.prompts import Bools, Floats, draw_prompt

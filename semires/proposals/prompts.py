@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from semires.config.schema import SamPromptsSource
+from semires.config.sources import SamPromptsSource
 from semires.refine.strategies import rounded
 
 Bools = NDArray[np.bool_]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semires import files
-from semires.config.schema import SAM_KINDS, HubSource, Params
+from semires.config.schema import Params
+from semires.config.sources import SAM_KINDS, HubSource
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
 from semires.progress import progress

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from semires.config.schema import (
+from semires.config.sources import (
     FelzenszwalbSource,
     PanopticSource,
     SamPromptsSource,

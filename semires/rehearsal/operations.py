@@ -17,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from semires.config.schema import Params
 from semires.models import LAVT, ReLA
 from semires.models.encoder import FusedEncoder, new_bert
+from semires.rehearsal.weights import BERT_TOKENS
 from semires.runs.key import SUPERVISED, RunKey
-
-VOCABULARY = 30_522  # BERT-base, uncased
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ def network(params: Params, samples: int) -> tuple[FusedEncoder, Callable[[], to
     settings: Any = params.model
     with torch.device("meta"):
         if settings.name == "lavt":
-            model: FusedEncoder = LAVT.from_config(settings, VOCABULARY)
+            model: FusedEncoder = LAVT.from_config(settings, BERT_TOKENS)
         else:
-            model = ReLA(settings, new_bert(settings.bert, VOCABULARY))
+            model = ReLA(settings, new_bert(settings.bert, BERT_TOKENS))
             model.pixel_decoder.eval()  # in training it reads values; without dropout all is equal
         pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
         ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
@@ -109,7 +108,7 @@ def count_sam(params: Params, source: str = "sam") -> tuple[float, float]:
     settings: Any = params.proposals.sources[source]
     if settings.kind == "sam_prompts":
         batch, tokens, batches = 1, settings.points + 1 + settings.box, 1
-    else:  # a point and a second token, which stands for no box
+    else:  # a point and a second token, which means no box
         batch, tokens = settings.points_per_batch, 2
         batches = -(-(settings.points_per_side**2) // batch)
     model = params.sam.model

@@ -18,7 +18,8 @@ from semires.config.compose import link_raw_data
 from semires.config.grid import searches, sources_of, uses_sam
 from semires.config.messages import require
 from semires.config.resolve import resolve, source_of
-from semires.config.schema import SAM_KINDS, Params
+from semires.config.schema import Params
+from semires.config.sources import SAM_KINDS
 from semires.config.validate import validate
 from semires.data.prepare import prepare
 from semires.data.refscenes import generate
@@ -106,6 +107,7 @@ class Rehearsal:
             wanted.add("propose")  # other sources have a stand-in
         self.book = Ledger(with_needs(wanted))
         self.operations: dict[RunKey, Operations | None] = {}  # by burn-in
+        self.sam_operations: dict[str | None, float] = {None: 0.0}  # by source
         self.counts: Counts | None = None
         self.scratch_gib = 0.0
 
@@ -229,9 +231,10 @@ class Rehearsal:
 
     def _sam_operations(self, source: str | None) -> float:
         """TFLOP of SAM for an image or a label; 0 without a source or if they cannot be counted."""
-        if source is None:
-            return 0.0
-        return sum(measure(self.few, count_sam, self.params, source).value or (0.0,))
+        if source not in self.sam_operations:
+            counted = measure(self.few, count_sam, self.params, source).value
+            self.sam_operations[source] = sum(counted or (0.0,))
+        return self.sam_operations[source]
 
     @property
     def _few(self) -> Params:
@@ -242,7 +245,7 @@ class Rehearsal:
         return resolve(self.params, key, tuned=False)
 
     def _start_of(self, key: RunKey) -> RunKey:
-        """The rehearsed burn-in that stands for the one of ``key``."""
+        """The rehearsed burn-in that represents the one of ``key``."""
         return replace(key, method=SUPERVISED, source=None, fraction=self.fraction, seed=self.seed)
 
     def _prompted_by(self, key: RunKey) -> str | None:

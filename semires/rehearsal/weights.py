@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from semires.config.grid import expand, searches, sources_of, uses_sam
-from semires.config.schema import HubSource, Params
+from semires.config.schema import Params
+from semires.config.sources import HubSource
 from semires.config.validate import validate
 from semires.files import sha256_file
 from semires.models.text import SPECIAL

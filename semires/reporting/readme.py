@@ -50,9 +50,11 @@ def update_readme(blocks: Iterable[str], path: Path | None = None) -> None:
     Raises:
         SemiresError: a block does not exist, or its marks or its source are missing.
     """
+    blocks = list(blocks)
     for block in blocks:
         if block not in BLOCKS:
             raise SemiresError(f"{block}: no such block; there are {', '.join(BLOCKS)}")
+    for block in blocks:
         _update(block, path or FILES.get(block, README))
 
 

@@ -8,7 +8,7 @@ import torch
 from test_sources import picture, sam_folder
 
 from semires.config.load import load_params
-from semires.config.schema import PanopticSource
+from semires.config.sources import PanopticSource
 from semires.data.scenes import render, sample_scene
 from semires.errors import WeightsError
 from semires.files import read_json, sha256_tree

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from semires.config.schema import SamPromptsSource
+from semires.config.sources import SamPromptsSource
 from semires.data.scenes import render, sample_scene
 from semires.proposals.prompted import PromptedImages
 from semires.proposals.prompts import draw_prompt, inner_points, label_box

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage.segmentation import felzenszwalb
 
-from semires.config import schema as config
-from semires.config.schema import FelzenszwalbSource, TransformersSource
+from semires.config import sources as config
+from semires.config.sources import FelzenszwalbSource, TransformersSource
 from semires.data.pictures import read_image
 from semires.errors import DataError, WeightsError
 from semires.proposals.registry import SOURCES, build_source
