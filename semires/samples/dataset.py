@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Generic, Protocol, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pandas.api.extensions import ExtensionArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 # Memory of a process for decoded images, masks and partitions.
 IMAGE_CACHE_BYTES = 2 * 2**30
 MASK_CACHE_BYTES = PARTITION_CACHE_BYTES = 2**29
+TEXTS_AT_ONCE = 10_000
 
 
 class ImageStore:
@@ -70,6 +73,18 @@ def decode_mask(counts: str, height: int, width: int, size: int) -> NDArray[np.b
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)) > 0
 
 
+def _encode(
+    tokenizer: Tokenizer, texts: ExtensionArray, max_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of all expressions: ids int32 and attention mask bool (len(texts),max_tokens).
+
+    A training holds them in memory, so they are encoded in parts and have small dtypes.
+    """
+    starts = range(0, len(texts), TEXTS_AT_ONCE) or range(1)
+    parts = [tokenizer.encode(list(texts[at : at + TEXTS_AT_ONCE]), max_tokens) for at in starts]
+    return torch.cat([ids.int() for ids, _ in parts]), torch.cat([mask.bool() for _, mask in parts])
+
+
 class ExpressionDataset(Dataset[B], ABC, Generic[B]):
     """One sample per expression (``sentences='all'``) or per reference (``'one'``, random).
 
@@ -99,16 +114,17 @@ class ExpressionDataset(Dataset[B], ABC, Generic[B]):
         sentences: str = "all",
         seed: int = 0,
     ) -> None:
-        counts = refs[text].map(len).to_numpy(dtype=np.int64)
+        groups = refs[text].astype(pd.ArrowDtype(pa.list_(pa.string())))
+        counts = groups.list.len().to_numpy(dtype=np.int64)
         self.ref_of = np.repeat(np.arange(len(refs)), counts)
-        self.sentence_of = np.concatenate([np.arange(c) for c in counts] or [np.zeros(0, int)])
         self._first = np.concatenate([[0], np.cumsum(counts)])
-        self.texts: list[str] = [str(s) for group in refs[text] for s in group]
-        self.input_ids, self.attention_mask = tokenizer.encode(self.texts, max_tokens)
+        self.sentence_of = np.arange(self._first[-1]) - self._first[self.ref_of]
+        self.texts = groups.list.flatten().array
+        self.input_ids, self.attention_mask = _encode(tokenizer, self.texts, max_tokens)
         self.refs = refs
         self._sizes = tables.images.loc[refs["image_id"], ["height", "width"]].to_numpy()
         self._image_ids, self._ref_ids = refs["image_id"].to_numpy(), refs["ref_id"].to_numpy()
-        self._counts = refs["mask"].tolist()
+        self._counts = refs["mask"].array
         self.images, self.sentences, self.seed = images, sentences, seed
         self.mask_of = functools.lru_cache(MASK_CACHE_BYTES // images.size**2)(self._mask_of)
         # The samples of an evaluation are grouped by image.
@@ -139,8 +155,8 @@ class ExpressionDataset(Dataset[B], ABC, Generic[B]):
         """The part of a sample that both types of batch have; ``image`` is (3,S,S)."""
         return Batch(
             image=image[None],
-            input_ids=self.input_ids[index][None],
-            attention_mask=self.attention_mask[index][None],
+            input_ids=self.input_ids[index][None].long(),
+            attention_mask=self.attention_mask[index][None].long(),
             indices=[index],
             ref_ids=[int(self._ref_ids[self.ref_of[index]])],
         )
@@ -160,7 +176,7 @@ class ExpressionDataset(Dataset[B], ABC, Generic[B]):
         source = self._first[lender[self.ref_of]] + self.sentence_of % spans
         other = copy.copy(self)
         other.input_ids, other.attention_mask = self.input_ids[source], self.attention_mask[source]
-        other.texts = [self.texts[i] for i in source]
+        other.texts = self.texts.take(source)
         return other
 
     def _mask_of(self, ref: int) -> torch.Tensor:
