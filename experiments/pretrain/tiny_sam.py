@@ -9,9 +9,9 @@ token-to-image attention is initialised to attend to the position of the point. 
 which is not saved, trains the encoder to group the pixels of an object.
 Command: python experiments/pretrain/tiny_sam.py
 Cost: 33 minutes on one core. Writes semires/weights/tiny_sam.safetensors and .json. The shipped
-file was made with --minutes 33, where the learning rate follows the clock; the same number of steps
-gives a similar file. A number of steps gives the same bytes on the same machine with the same
-library versions.
+file was made by an earlier version, whose learning rate followed the clock for 33 minutes. This
+version counts steps: it gives a similar file, and the same bytes each time on the same machine with
+the same library versions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from semires.data.scenes import render, sample_scene
-from semires.files import atomic_path, write_json
+from semires.files import atomic_path, sha256_file, write_json
 from semires.proposals.tiny_sam import GRID, IMAGE_PX, PROMPT_WIDTH, build_tiny_sam
 
 SEED = 987_654  # scene i is drawn from [SEED, i]; RefScenes has its own seed
@@ -253,18 +253,11 @@ def publish(sam: Sam, path: Path, facts: dict[str, Any]) -> None:
     state = {name: value.detach().contiguous() for name, value in sam.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary)
-    write_json(path.with_suffix(".json"), facts)
-
-
-def by_clock(minutes: float) -> Iterator[float]:
-    """The share 0..1 of the training that is over before each step, by the elapsed time."""
-    started = time.monotonic()
-    while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
-        yield share
+    write_json(path.with_suffix(".json"), {**facts, "sha256": sha256_file(path)})
 
 
 def by_steps(steps: int) -> Iterator[float]:
-    """The same by the number of steps, so that a repeat gives the same weights."""
+    """The share 0..1 of the training that is over before each step."""
     return (step / steps for step in range(steps))
 
 
@@ -316,7 +309,7 @@ def train(scenes: Scenes, shares: Iterable[float], options: argparse.Namespace) 
 def run(scenes: Scenes, options: argparse.Namespace) -> None:
     """Train; write the averaged weights every 4 minutes and at the end."""
     started = published = time.monotonic()
-    shares = by_clock(options.minutes) if options.minutes else by_steps(options.steps)
+    shares = by_steps(options.steps)
     seen = 0.0
     for state in tqdm(train(scenes, shares, options), disable=None, desc="tiny SAM", unit="step"):
         seen = 0.98 * seen + 0.02 * state.iou
@@ -335,10 +328,9 @@ def run(scenes: Scenes, options: argparse.Namespace) -> None:
 
 def facts(options: argparse.Namespace, state: State, started: float) -> dict[str, Any]:
     """How the weights were made."""
-    length = f"--minutes {options.minutes:g}" if options.minutes else f"--steps {options.steps}"
     return {
         "made_by": "experiments/pretrain/tiny_sam.py",
-        "command": f"python experiments/pretrain/tiny_sam.py {length} "
+        "command": f"python experiments/pretrain/tiny_sam.py --steps {options.steps} "
         f"--scenes {options.scenes} --images {options.images} --points {options.points} "
         f"--lr {options.lr:g}",
         "trained_on": "scenes of semires/data/scenes.py, numpy seed [987654, i]",
@@ -365,10 +357,9 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; without options, the training of the shipped weights counted in steps."""
+    """The command line; without options, as many steps as the shipped weights had."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5314)
-    parser.add_argument("--minutes", type=float, help="instead of --steps: end after this time")
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--images", type=int, default=16, help="images per step")
     parser.add_argument("--points", type=int, default=4, help="points per image")
