@@ -32,6 +32,7 @@ from semires.runs.record import Provenance, RunRecord, run_folders
 #: The compact table's rows: method of main.csv -> name.
 ROWS = {"supervised": "Supervised", "baseline": "Baseline", "cpi-u": "SemiRES (CPI-U)"}
 SPLIT = "val"
+MOST_DIFFERENCES = 4  # a row of claims lists no more
 DIGESTS = Path("experiments/numerics/digests.csv")
 README = Path("README.md")
 FILES = {"numerics": Path("docs/reliability.md")}  # blocks of other files
@@ -80,12 +81,12 @@ def _lines(path: Path) -> list[Line]:
 
 
 def _results() -> str:
-    """The claims in one line, val overall IoU by method and fraction, Figure 1."""
+    """The claims in one line, val overall IoU of the first data set, Figure 1."""
     folder = _report()
     lines = [line for line in _lines(folder / "main.csv") if line["split"] == SPLIT]
     parts = [_claims_line(folder)]
-    made = [line for line in lines if line["method"] == "cpi-u" and line["value"]]
-    for dataset in dict.fromkeys(line["dataset"] for line in made):
+    made = [line["dataset"] for line in lines if line["method"] == "cpi-u" and line["value"]]
+    for dataset in made[:1]:
         parts.append(_compact(dataset, [line for line in lines if line["dataset"] == dataset]))
     figure = folder / "figure1.png"
     parts.append(f"![Overall IoU against hours of labelling, ours and the paper's]({figure})")
@@ -127,7 +128,8 @@ def _claims_line(folder: Path) -> str:
 def _claims() -> str:
     """One line per claim of the paper: its place, our differences, the number of each verdict.
 
-    The last line counts the verdicts of this project's own claims.
+    More than four differences are given as their range. The last line counts the verdicts of this
+    project's own claims.
     """
     path = _report() / "claims.csv"
     if not path.is_file():
@@ -145,7 +147,7 @@ def _claims() -> str:
         if not claim.in_paper:
             own += counts
             continue
-        ours = ", ".join(f"{float(line['ours']):+.1f}" for line in lines if line["ours"])
+        ours = differences([float(line["ours"]) for line in lines if line["ours"]])
         where = claim.where.partition(" (")[0]
         rows.append([md(claim.claim), md(where), ours, _verdicts(counts)])
     if own:
@@ -153,6 +155,12 @@ def _claims() -> str:
     titles = ["claim", "where", "left - right, points", "verdict"]
     table = "\n".join(pipe_table(titles, rows, left=range(4)))
     return f"{table}\n\nNot run here: {not_run} claims." if not_run else table
+
+
+def differences(values: list[float]) -> str:
+    """Signed numbers with one decimal, or their range if there are many."""
+    shown = values if len(values) <= MOST_DIFFERENCES else [min(values), max(values)]
+    return (", " if shown is values else " to ").join(f"{value:+.1f}" for value in shown)
 
 
 def _verdicts(counts: Counter[str]) -> str:

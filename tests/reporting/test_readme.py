@@ -11,7 +11,7 @@ from helpers import ROOT
 
 from semires.errors import SemiresError
 from semires.process import STAGE_TIMES
-from semires.reporting.readme import BLOCKS, DIGESTS, mermaid, update_readme
+from semires.reporting.readme import BLOCKS, DIGESTS, differences, mermaid, update_readme
 from semires.reporting.report import build, write_data
 
 TEXT = "top\n" + "".join(f"<!-- {b} -->\nold\n<!-- /{b} -->\nafter {b}\n" for b in BLOCKS)
@@ -71,6 +71,11 @@ def test_each_claim_that_was_judged_is_one_line(readme):
     assert shown == sum(line["id"] in judged for line in lines)
     others = len({line["id"] for line in lines}) - len(judged)
     assert rest == ([f"Not run here: {others} claims."] if others else [])
+
+
+def test_many_differences_are_a_range():
+    assert differences([4.8, -0.1]) == "+4.8, -0.1"
+    assert differences([4.8, -0.1, 2.0, 1.0, 3.0]) == "-0.1 to +4.8"
 
 
 def test_without_claims_their_line_is_left_out(readme):
