@@ -1,4 +1,4 @@
-"""Claim: time and memory of propose, prepare, tune and one training epoch grow at most as data^1.1.
+"""Claim: CPU time and memory of the stages and of one training epoch grow at most as data^1.1.
 
     python benchmarks/growth.py [--train 40] [--val 20] [--trials 40] [--factors 1,2,4,8]
 
@@ -15,7 +15,6 @@ import contextlib
 import io
 import multiprocessing
 import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,23 +53,20 @@ STAGES: Stages = {
 
 
 def measure(stage: Callable[[Params], Any], params: Params) -> tuple[float, float]:
-    """Run a stage in a forked process; return seconds and peak memory in MiB.
+    """Run a stage in a forked process; return its CPU seconds and peak memory in MiB.
 
-    The peak is the larger of that of the process and that of its largest worker.
+    CPU seconds include those of its workers. Other programs change them little. The peak is the
+    larger of that of the process and that of its largest worker.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
-        started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
             stage(params)
-        taken = time.perf_counter() - started
-        peaks = [
-            resource.getrusage(who).ru_maxrss
-            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        ]
-        sender.send((taken, max(peaks) / 2**10))
+        used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        seconds = sum(u.ru_utime + u.ru_stime for u in used)
+        sender.send((seconds, max(u.ru_maxrss for u in used) / 2**10))
 
     process = context.Process(target=child)
     process.start()
@@ -113,14 +109,14 @@ def exponent(factors: list[int], values: list[float]) -> float:
 
 
 def draw(factors: list[int], found: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """Plot time and memory against data size on logarithmic axes, with a line of slope 1."""
+    """Plot CPU time and memory against data size on logarithmic axes, with a line of slope 1."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axis, column, label in zip(axes, (0, 1), ("time, s", "peak memory, MiB"), strict=True):
+    for axis, column, label in zip(axes, (0, 1), ("CPU time, s", "peak memory, MiB"), strict=True):
         for name, numbers in found.items():
             values = [n[column] for n in numbers]
             axis.loglog(factors, values, marker="o", label=name)
@@ -145,7 +141,7 @@ def main() -> None:
     factors = [int(f) for f in options.factors.split(",")]
     found = grow(options, factors)
     for name, numbers in found.items():
-        for what, column, unit in (("time", 0, "s"), ("memory", 1, "MiB")):
+        for what, column, unit in (("CPU time", 0, "s"), ("memory", 1, "MiB")):
             values = [n[column] for n in numbers]
             last = np.log(values[-1] / values[-2]) / np.log(factors[-1] / factors[-2])
             common.within(

@@ -1,4 +1,4 @@
-"""Claim: from RefCOCO to ten times its size, time and memory without pixels grow as data^1.1.
+"""Claim: from RefCOCO to ten times its size, CPU time and memory without pixels grow as data^1.1.
 
     python benchmarks/growth_refcoco.py [--factors 1,2,5,10] [--masks 8] [--every 10]
 
@@ -231,7 +231,7 @@ def main() -> None:
     factors = [float(f) for f in options.factors.split(",")]
     MASKS, EVERY = options.masks, options.every
     for name, numbers in grow(factors).items():
-        for what, column, unit in (("time", 0, "s"), ("memory", 1, "MiB")):
+        for what, column, unit in (("CPU time", 0, "s"), ("memory", 1, "MiB")):
             values = [n[column] for n in numbers]
             slope = exponent(factors, values)  # type: ignore[arg-type]
             common.within(
