@@ -74,6 +74,18 @@ def measure(folder: Path, work: Callable[..., Any], *arguments: Any) -> Measured
     return found or _killed(int(child.exitcode or 0))
 
 
+def demand(folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
+    """The value of a step that is no stage of the study; else as :func:`measure`.
+
+    Raises:
+        SemiresError: it failed.
+    """
+    found = measure(folder, work, *arguments)
+    if found.fault:
+        raise SemiresError(f"rehearse: {found.fault}")
+    return found.value
+
+
 def _killed(exit_code: int) -> Measured:
     if exit_code == -signal.SIGKILL:
         fault = "killed by SIGKILL, probably because the memory of this machine ran out"
