@@ -193,7 +193,7 @@ def read_parquet(
 
     path = Path(path)
     if not path.is_file():
-        raise SemiresError(f"{path}: no such file")
+        raise SemiresError(f"{path}: no such file; run the stage that makes it again")
     if sha256 is not None and sha256_file(path) != sha256:
         raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     try:

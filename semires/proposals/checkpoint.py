@@ -11,15 +11,25 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from semires import files
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError, WeightsError
+from semires.models.weights import (
+    check_names,
+    check_tensors,
+    misfit,
+    one_line,
+    read_checkpoint,
+    read_safetensors,
+    weights_errors,
+)
 from semires.runs import layout
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
-    from torch import nn
-
 
 # The published files and their SHA-256. The names contain the first digits of the MD5.
 PUBLISHED = {
@@ -135,10 +145,7 @@ def _read_record(folder: Path) -> dict[str, str]:
     path = folder / "sam.json"
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; run the stage sam first: `dvc repro sam`")
-    record = files.read_json(path)
-    if not isinstance(record, dict) or not {"model", "sha256", "path"} <= set(record):
-        raise CorruptCacheError(f"{path}: lacks model, sha256 or path; run the stage sam again")
-    return record
+    return dict(files.read_json(path))
 
 
 def read_sam(model: str, path: Path) -> Sam:
@@ -152,25 +159,14 @@ def read_sam(model: str, path: Path) -> Sam:
         WeightsError: the file is damaged, unsafe or of another model, or has NaN or infinite
             values.
     """
-    import torch
+    from segment_anything import sam_model_registry  # imports torchvision
 
-    from semires.models.weights import (
-        check_tensors,
-        read_checkpoint,
-        read_safetensors,
-        weights_errors,
-    )
     from semires.proposals.portable import make_portable
+    from semires.proposals.tiny_sam import build_tiny_sam
 
-    if model == "tiny":
-        from semires.proposals.tiny_sam import build_tiny_sam as build
-
-        state: Any = read_safetensors(path)
-    else:
-        from segment_anything import sam_model_registry
-
-        build = sam_model_registry[model]
-        state = read_checkpoint(path, mmap=True)
+    tiny = model == "tiny"
+    build = build_tiny_sam if tiny else sam_model_registry[model]
+    state = read_safetensors(path) if tiny else read_checkpoint(path, mmap=True)
     fault = f"no weights of SAM {model}"
     with weights_errors(str(path), fault):
         with torch.device("meta"):  # reject a wrong file before building a large model
@@ -190,8 +186,6 @@ def _problem(content: Any, sam: nn.Module, model: str) -> str:
         sam: the model with the expected names and shapes.
         model: the model's name.
     """
-    from semires.models.weights import check_names, misfit, one_line
-
     state, parts = content, []
     for key, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict) and any(hasattr(v, "shape") for v in value.values()):

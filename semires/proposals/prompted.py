@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,7 +19,6 @@ from semires.proposals.base import Proposals, device
 from semires.proposals.checkpoint import checkpoint_sha256, load_sam
 from semires.proposals.prompts import Bools, Floats, draw_prompt
 from semires.refine.partition import Partition
-from semires.runs import layout
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor
@@ -35,6 +33,8 @@ class Pictures(Protocol):
 class NoMasks:
     """The source in stage `propose`: no pseudo-label exists there, so it returns no masks."""
 
+    def __init__(self, settings: SamPromptsSource) -> None: ...
+
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
         """Return no mask for a uint8 RGB image (H,W,3)."""
         none = np.zeros(0, np.float32)
@@ -43,10 +43,9 @@ class NoMasks:
 
 @dataclass(frozen=True)
 class PromptedSam:
-    """How SAM is prompted: the settings, and the folder and SHA-256 of the checkpoint."""
+    """How SAM is prompted: the settings, and the SHA-256 of the checkpoint of stage `sam`."""
 
     settings: SamPromptsSource
-    folder: Path
     sha256: str
 
 
@@ -103,17 +102,14 @@ class PromptedImages:
     Args:
         pictures: the images at the size of the labels.
         settings: the source.
-        sam_folder: the output of stage `sam`.
 
     Raises:
         WeightsError: stage `sam` has not run.
     """
 
-    def __init__(
-        self, pictures: Pictures, settings: SamPromptsSource, sam_folder: Path = layout.SAM
-    ) -> None:
+    def __init__(self, pictures: Pictures, settings: SamPromptsSource) -> None:
         self.pictures = pictures
-        self.sam = PromptedSam(settings, sam_folder.resolve(), checkpoint_sha256(sam_folder))
+        self.sam = PromptedSam(settings, checkpoint_sha256())
 
     def __getitem__(self, image_id: int) -> PromptedImage:
         return PromptedImage(self.pictures[image_id], self.sam)
@@ -124,4 +120,4 @@ def _predictor(sam: PromptedSam) -> SamPredictor:
     """The one SAM of this process; several datasets share it."""
     from segment_anything import SamPredictor
 
-    return SamPredictor(load_sam(sam.folder).to(device()))
+    return SamPredictor(load_sam().to(device()))

@@ -17,23 +17,26 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semires import files
 from semires.config.schema import Params
 from semires.config.sources import SAM_KINDS, HubSource
+from semires.data.pictures import read_image
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
+from semires.models.sources import shipped
 from semires.progress import progress
+from semires.proposals.cache import FORMAT, ProposalCache, Row, write_shard
+from semires.proposals.checkpoint import checkpoint_sha256
+from semires.proposals.prompted import PromptedImages
+from semires.proposals.quality import prompted_quality, proposal_quality
+from semires.proposals.remote import RemoteShards
 from semires.proposals.workers import ImageJob, Recipe, process_count, propose_rows
 from semires.runs import layout
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from semires.proposals.cache import Row
-    from semires.proposals.remote import RemoteShards
 
 POLL_S = 0.5
 
@@ -175,8 +178,6 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
 
 
 def _remote(job: Job, output: str | None) -> RemoteShards | None:
-    from semires.proposals.remote import RemoteShards
-
     return None if output is None else RemoteShards(output, job.work.name)
 
 
@@ -198,7 +199,7 @@ def _plan(params: Params, dataset: str, source: str) -> Job:
     return Job(
         dataset=dataset,
         source=source,
-        recipe=Recipe(settings, layout.SAM, images),
+        recipe=Recipe(settings, images),
         shards=shards,
         fingerprint=fingerprint,
         work=layout.work(f"propose-{dataset}-{source}", fingerprint),
@@ -221,8 +222,6 @@ def _image_jobs(dataset: str, folder: Path) -> list[ImageJob]:
 
 def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: int) -> str:
     """Return the fingerprint of all inputs. Image files are identified by name and size."""
-    from semires.proposals.cache import FORMAT
-
     made_from: dict[str, Any] = {
         "format": FORMAT,
         "source": settings.model_dump(),
@@ -233,14 +232,9 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
         ],
     }
     if settings.kind in SAM_KINDS:
-        from semires.proposals.checkpoint import checkpoint_sha256
-
         made_from["sam"] = checkpoint_sha256()
-    if isinstance(settings, HubSource):
-        from semires.models.sources import shipped
-
-        if (model := shipped(settings.model)).is_dir():
-            made_from["model"] = files.sha256_tree(model)
+    if isinstance(settings, HubSource) and (model := shipped(settings.model)).is_dir():
+        made_from["model"] = files.sha256_tree(model)
     return files.fingerprint(made_from)
 
 
@@ -273,8 +267,6 @@ def _make(
 
 
 def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
-    from semires.proposals.cache import write_shard
-
     sha256 = write_shard(job.work / shard.file, rows)
     record = {
         "file": shard.file,
@@ -325,8 +317,6 @@ def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
 
 def _publish(job: Job) -> None:
     """Write ``proposals/D/SOURCE`` atomically: the finished shards, manifest and quality."""
-    from semires.proposals.cache import FORMAT, ProposalCache
-
     records = [files.read_json(_record_path(job, shard)) for shard in job.shards]
     n_images = sum(record["n"] for record in records)
     n_proposals = sum(record.pop("n_proposals") for record in records)
@@ -354,10 +344,7 @@ def _publish(job: Job) -> None:
     print(line)
 
 
-def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
-    from semires.proposals.prompted import PromptedImages
-    from semires.proposals.quality import prompted_quality, proposal_quality
-
+def _quality(job: Job, cache: ProposalCache) -> dict[str, dict[str, float]]:
     refs = read_table(job.dataset, "refs", ["image_id", "split", "mask"])
     refs = refs[refs["split"] == "val"]
     if not len(refs):
@@ -365,7 +352,7 @@ def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
     recipe = job.recipe
     if recipe.settings.kind != "sam_prompts":
         return {"val": proposal_quality(cache, refs)}
-    images = PromptedImages(_Originals(job), recipe.settings, recipe.sam_folder)
+    images = PromptedImages(_Originals(job), recipe.settings)
     return {"val": prompted_quality(images, refs)}
 
 
@@ -377,6 +364,4 @@ class _Originals:
         self._folder = job.recipe.images
 
     def __getitem__(self, image_id: int) -> NDArray[np.uint8]:
-        from semires.data.pictures import read_image
-
         return read_image(self._folder / self._files[image_id])

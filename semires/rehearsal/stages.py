@@ -9,25 +9,32 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from semires import files
 from semires.config.resolve import resolve
 from semires.config.schema import Params
+from semires.data.splits import make_split
+from semires.models.weights import load_weights
+from semires.proposals import registry
+from semires.proposals.base import ProposalSource
+from semires.proposals.prompted import PromptedImage
+from semires.proposals.propose import propose
 from semires.rehearsal.projects import link_report, size_gib
 from semires.runs import layout
 from semires.runs.key import RunKey
-
-if TYPE_CHECKING:
-    from semires.proposals.base import ProposalSource
+from semires.training.burn_in import SECTIONS
+from semires.training.context import RunContext
+from semires.tuning import counts, labels
 
 
 def split_all(params: Params, dataset: str, fractions: list[float]) -> None:
     """The stage `split` for every fraction."""
-    from semires.data.splits import make_split
-
     for fraction in fractions:
         make_split(params, dataset, fraction)
 
@@ -58,19 +65,14 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
         ``seconds`` of each image, or of each label of val that a source is prompted with, without
         the first one; ``gib`` of disk per image.
     """
-    from semires import files
-    from semires.proposals.prompted import PromptedImage
-    from semires.proposals.propose import propose
-    from semires.proposals.registry import SOURCES
-
     seconds: list[float] = []
     kind = params.proposals.sources[source].kind
     if kind == "sam_prompts":
         prompt = _timed(PromptedImage.prompt, seconds)
         PromptedImage.prompt = prompt  # type: ignore[method-assign]
     else:
-        build = SOURCES[kind]
-        SOURCES[kind] = lambda settings, folder: _TimedSource(build(settings, folder), seconds)
+        build = registry.build_source
+        registry.build_source = lambda settings: _TimedSource(build(settings), seconds)
     propose(params, dataset, source)
     folder = layout.proposals(dataset, source)
     manifest = files.read_json(folder / "manifest.json")
@@ -81,9 +83,6 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _step_ends() -> Iterator[list[float]]:
     """The times at which optimizer steps of this process end, in seconds."""
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
     ends: list[float] = []
 
     def note(*_: Any) -> None:
@@ -100,8 +99,6 @@ def _step_ends() -> Iterator[list[float]]:
 
 def _fill_empty_labels() -> None:
     """Prompt SAM also for empty labels, which a burn-in of few steps gives, with a square."""
-    from semires.proposals.prompted import PromptedImage
-
     prompt = PromptedImage.prompt
 
     def always(image: PromptedImage, label: NDArray[np.bool_], probability: Any) -> Any:
@@ -126,10 +123,6 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
 
     The samples are loaded in this process: starting workers would take longer than a few samples.
     """
-    from semires.models.weights import load_weights
-    from semires.training.burn_in import SECTIONS
-    from semires.training.context import RunContext
-
     params = resolve(params, key, tuned=False)
     own = params.runtime.model_copy(update={"workers": 0})
     context = RunContext(params.model_copy(update={"runtime": own}), key, SECTIONS)
@@ -146,9 +139,6 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
 
 def label_some(params: Params, key: RunKey) -> list[float]:
     """The stage `labels`, and its work on val two more times; the seconds of a reference there."""
-    from semires.training.context import RunContext
-    from semires.tuning import counts, labels
-
     _fill_empty_labels()
     labels.write_labels(params, key, params.evaluation.correction_refs)
     partitions = RunContext(params, key, ("data", "model")).partitions

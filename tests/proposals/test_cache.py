@@ -40,7 +40,7 @@ def write_cache(folder: Path) -> None:
         sha256 = write_shard(folder / name, part)
         shards.append({"file": name, "first": 3 * number, "n": len(part), "sha256": sha256})
     manifest = {"format": FORMAT, "n_images": len(rows), "shards": shards}
-    files.write_json(folder / "manifest.json", manifest)
+    files.write_json(folder / "manifest.json", manifest, seal=True)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_damage_after_opening_is_noticed(cache_folder: Path, tmp_path: Path) -> 
         cache[100]
     assert cache[103].masks().shape == (3, *SIZES[3])
     (folder / "shard-00000.parquet").unlink()
-    with pytest.raises(CorruptCacheError, match=r"shard-00000.* is missing"):
+    with pytest.raises(SemiresError, match=r"shard-00000.*no such file"):
         ProposalCache(folder)
 
 
