@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 
-from semires.config.messages import explain
 from semires.config.model import FusedSection, Lavt, Rela
+from semires.config.validate import explain
 from semires.errors import WeightsError
 from semires.models import swin as swin_ops
 from semires.models.encoder import FusedEncoder, new_bert
@@ -247,7 +247,7 @@ def _settings(section: type[Section], sizes: dict[str, Any], where: str) -> Sect
     try:
         return section.model_validate(sizes)
     except ValidationError as error:
-        fault = one_line(explain(error.errors()[0], section))
+        fault = one_line(explain(error.errors()[0], sizes))
         raise WeightsError(f"{where}: wrong shape: {fault}") from error
 
 

@@ -60,7 +60,8 @@ def network(params: Params, samples: int) -> tuple[FusedEncoder, Callable[[], to
 
     def forward() -> torch.Tensor:  # no mask for BERT: it would read the mask's values
         states = model.bert(input_ids=ids).last_hidden_state
-        return model.segment(pixels, states, torch.ones_like(ids))
+        logits: torch.Tensor = model.segment(pixels, states, torch.ones_like(ids))
+        return logits
 
     return model, forward
 
