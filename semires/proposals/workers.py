@@ -24,8 +24,7 @@ from semires.config.schema import Params
 from semires.data.pictures import read_image
 from semires.errors import DataError, SemiresError
 from semires.process import die_with_parent, worker_pool
-from semires.proposals import registry
-from semires.proposals.base import ProposalSource
+from semires.proposals import base
 from semires.proposals.cache import Row
 from semires.refine.partition import Partition
 
@@ -50,9 +49,9 @@ class Recipe:
     images: Path
 
     @functools.cached_property
-    def source(self) -> ProposalSource:
+    def source(self) -> base.ProposalSource:
         """The proposal source, built once per process."""
-        return registry.build_source(self.settings)
+        return base.build_source(self.settings)
 
     def row(self, job: ImageJob) -> Row:
         """Segment one image.

@@ -21,8 +21,7 @@ from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.data.splits import make_split
 from semires.models.weights import load_weights
-from semires.proposals import registry
-from semires.proposals.base import ProposalSource
+from semires.proposals import base
 from semires.proposals.prompted import PromptedImage
 from semires.proposals.propose import propose
 from semires.rehearsal.projects import link_report, size_gib
@@ -54,7 +53,7 @@ def _timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]
 class _TimedSource:
     """A proposal source that notes the seconds of each image."""
 
-    def __init__(self, source: ProposalSource, seconds: list[float]) -> None:
+    def __init__(self, source: base.ProposalSource, seconds: list[float]) -> None:
         self.propose = _timed(source.propose, seconds)
 
 
@@ -71,8 +70,8 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
         prompt = _timed(PromptedImage.prompt, seconds)
         PromptedImage.prompt = prompt  # type: ignore[method-assign]
     else:
-        build = registry.build_source
-        registry.build_source = lambda settings: _TimedSource(build(settings), seconds)
+        build = base.build_source
+        base.build_source = lambda settings: _TimedSource(build(settings), seconds)
     propose(params, dataset, source)
     folder = layout.proposals(dataset, source)
     manifest = files.read_json(folder / "manifest.json")

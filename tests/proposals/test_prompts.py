@@ -11,8 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from semires.config.sources import SamPromptsSource
 from semires.data.scenes import render, sample_scene
-from semires.proposals.prompted import PromptedImages
-from semires.proposals.prompts import draw_prompt, inner_points, label_box
+from semires.proposals.prompted import PromptedImages, draw_prompt, inner_points, label_box
 from semires.proposals.quality import best_ious
 from semires.refine import PseudoLabelRefiner
 from semires.refine.partition import Partition

@@ -22,7 +22,7 @@ from semires.config.schema import Params
 from semires.config.validate import validate
 from semires.data.refer import read_refer
 from semires.errors import ConfigError, DataError
-from semires.proposals.registry import build_source
+from semires.proposals.base import build_source
 from semires.rehearsal import forecast, rehearse, synthetic, weights
 from semires.rehearsal.forecast import Counts, Spread
 from semires.rehearsal.measure import GIB, Measured, measure
