@@ -45,9 +45,14 @@ def refuse_unknown(values: dict[Any, Any], known: Collection[str]) -> None:
     """
     faults = [
         InitErrorDetails(
-            type=PydanticCustomError("value_error", "unknown key{hint}", {"hint": hint}), loc=(key,)
+            type=PydanticCustomError(
+                "value_error", "unknown key{hint}", {"hint": nearest(key, known)}
+            ),
+            loc=(str(key),),
+            input=None,
         )
-        for key, hint in ((str(key), nearest(key, known)) for key in values if key not in known)
+        for key in values
+        if key not in known
     ]
     if faults:
         raise ValidationError.from_exception_data("params", faults)

@@ -90,11 +90,7 @@ class ProposalCache:
         index = self._shard_of.get(int(image_id))
         if index is None:
             raise SemiresError(f"{self.folder}: contains no proposals for image {image_id}")
-        try:
-            return Partition.from_bytes(self._partitions(index)[int(image_id)])
-        except CorruptCacheError as error:
-            name = self.manifest["shards"][index]["file"]
-            raise CorruptCacheError(f"{self.folder / name}: image {image_id}: {error}") from error
+        return Partition.from_bytes(self._partitions(index)[int(image_id)])
 
     def _partitions(self, index: int) -> dict[int, bytes]:
         """Return the compressed partitions of one shard.
