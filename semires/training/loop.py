@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -48,11 +48,8 @@ class Timing:
 
     def since(self, earlier: Timing) -> Timing:
         """The difference from an earlier state of the same counters."""
-        return Timing(
-            self.samples - earlier.samples,
-            self.seconds - earlier.seconds,
-            self.data_wait_s - earlier.data_wait_s,
-        )
+        pairs = zip(astuple(self), astuple(earlier), strict=True)
+        return Timing(*(now - then for now, then in pairs))
 
     def rates(self) -> dict[str, float]:
         """``samples_per_s``, and ``data_wait`` as a share of the time (0..1)."""
@@ -104,7 +101,7 @@ class Loop:
         self._sums: dict[str, torch.Tensor] = {}  # on the device, so that a step need not wait
         self._saved = time.monotonic()
         self._resume()
-        self._logged_timing = Timing(**asdict(self.timing))
+        self._logged_timing = replace(self.timing)
 
     @property
     def remaining_batches(self) -> range:
@@ -258,7 +255,7 @@ class Loop:
         self._sums = {}
         self.history.append({"step": self.step, **row})
         rates = self.timing.since(self._logged_timing).rates()
-        self._logged_timing = Timing(**asdict(self.timing))
+        self._logged_timing = replace(self.timing)
         timing = {f"time/{name}": value for name, value in rates.items()}
         self.log({**row, **calibration_of(totals), **timing}, self.step)
         if row["val/oIoU"] > self.best["val/oIoU"]:
