@@ -33,7 +33,7 @@ from semires.progress import progress
 from semires.proposals.cache import FORMAT, ProposalCache, Row, write_shard
 from semires.proposals.checkpoint import checkpoint_sha256
 from semires.proposals.prompted import PromptedImages
-from semires.proposals.quality import prompted_quality, proposal_quality
+from semires.proposals.quality import proposal_quality
 from semires.proposals.remote import RemoteShards
 from semires.proposals.workers import ImageJob, Recipe, process_count, propose_rows
 from semires.runs import layout
@@ -349,11 +349,10 @@ def _quality(job: Job, cache: ProposalCache) -> dict[str, dict[str, float]]:
     refs = refs[refs["split"] == "val"]
     if not len(refs):
         return {}
-    recipe = job.recipe
-    if recipe.settings.kind != "sam_prompts":
-        return {"val": proposal_quality(cache, refs)}
-    images = PromptedImages(_Originals(job), recipe.settings)
-    return {"val": prompted_quality(images, refs)}
+    settings = job.recipe.settings
+    prompted = settings.kind == "sam_prompts"
+    images = PromptedImages(_Originals(job), settings) if prompted else cache
+    return {"val": proposal_quality(images, refs)}
 
 
 class _Originals:

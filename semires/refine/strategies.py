@@ -172,12 +172,8 @@ class Strategy:
         """Return the atoms of the refined label, bool (..., A), for a rule defined by ``cover``.
 
         Atoms without pixels are never covered. If no atom is covered, the label does not change.
-
-        Raises:
-            ValueError: the rule is not defined by ``cover``.
         """
-        if self.cover is None:
-            raise ValueError("the strategy chooses proposals, not atoms")
+        assert self.cover is not None
         return self.cover(atoms, **thresholds) & (atoms.areas > 0)
 
     def _exceeds(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
