@@ -24,7 +24,7 @@ from semires.evaluation.metrics import gains
 from semires.files import npz_bytes, write_bytes, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.refine.prompting import resolve_partitions
+from semires.refine.refiner import resolve_partitions
 from semires.samples.batch import B, UnlabelledBatch
 from semires.samples.dataset import ExpressionDataset, UnlabelledDataset
 

@@ -15,22 +15,7 @@ from torch.nn import functional as F
 
 from semires.config.model import Lavt
 from semires.models import swin as swin_ops
-from semires.models.encoder import FusedEncoder, load_encoders, new_bert
-from semires.models.text import Tokenizer
-
-
-def build_lavt(model: Lavt, tokenizer: Tokenizer, pretrained: bool = True) -> LAVT:
-    """Build a LAVT; Swin and BERT are loaded if ``model`` names pretrained weights.
-
-    Args:
-        model: the `model` section.
-        tokenizer: gives the size of the vocabulary.
-        pretrained: False gives random weights, for a caller that loads all weights afterwards.
-
-    Raises:
-        WeightsError: the weights are missing, damaged or of other sizes than ``model`` says.
-    """
-    return load_encoders(LAVT.from_config(model, tokenizer.vocab_size), model, pretrained)
+from semires.models.encoder import FusedEncoder, new_bert
 
 
 class LAVT(FusedEncoder):

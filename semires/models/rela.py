@@ -26,10 +26,9 @@ from semires.config.schema import Optimizer
 from semires.errors import ConfigError
 from semires.models import swin as swin_ops
 from semires.models.base import Outputs
-from semires.models.encoder import FusedEncoder, load_encoders, new_bert
+from semires.models.encoder import FusedEncoder, new_bert
 from semires.models.pixel_decoder import new_pixel_decoder
 from semires.models.regions import RegionDecoder
-from semires.models.text import Tokenizer
 
 # Norm layers and embeddings outside BERT, which the published code does not decay.
 _UNDECAYED = re.compile(
@@ -38,21 +37,6 @@ _UNDECAYED = re.compile(
 )
 
 CLASS_WEIGHTS = (0.9, 1.1)  # of the minimap and the no-target output, as published
-
-
-def build_rela(model: Rela, tokenizer: Tokenizer, pretrained: bool = True) -> ReLA:
-    """Build a ReLA; Swin and BERT are loaded if ``model`` names pretrained weights.
-
-    Args:
-        model: the model's section.
-        tokenizer: gives the size of the vocabulary.
-        pretrained: False gives random weights, for a caller that loads all weights afterwards.
-
-    Raises:
-        WeightsError: the weights are missing, damaged or of other sizes than ``model`` says.
-    """
-    bert = new_bert(model.bert, tokenizer.vocab_size)
-    return load_encoders(ReLA(model, bert), model, pretrained)
 
 
 class ReLA(FusedEncoder):
@@ -79,6 +63,11 @@ class ReLA(FusedEncoder):
             settings.pixel_layers, settings.num_heads, settings.pixel_feedforward,
         )  # fmt: skip
         self.regions = RegionDecoder(settings, text_dim)
+
+    @classmethod
+    def from_config(cls, model: Rela, vocab_size: int) -> ReLA:
+        """A ReLA of the given sizes with random weights everywhere."""
+        return cls(model, new_bert(model.bert, vocab_size))
 
     def decode(
         self, maps: list[torch.Tensor], text_states: torch.Tensor, size: tuple[int, int]

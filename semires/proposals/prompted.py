@@ -2,7 +2,7 @@
 
 Stage `propose` makes no masks for this source. Where other sources give the `Partition` of an
 image, it gives a `PromptedImage`, which becomes a partition when the teacher's label is known
-(:func:`semires.refine.prompting.resolve_partitions`). SAM embeds the image anew for each label.
+(:func:`semires.refine.refiner.resolve_partitions`). SAM embeds the image anew for each label.
 
 Prompts are points inside the label, and its box, drawn by fixed rules without randomness.
 Coordinates are pixels as x, y; x to the right, y down. The rules follow the idea of S4M and

@@ -29,8 +29,7 @@ from semires.models import Outputs, SegmentationModel
 from semires.models.weights import load_weights
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
-from semires.refine.prompting import resolve_partitions
-from semires.refine.refiner import foreground
+from semires.refine.refiner import foreground, resolve_partitions
 from semires.refine.weighting import Concat, make_weighting
 from semires.runs.key import RunKey
 from semires.samples.batch import LabelledBatch, MutualBatch, UnlabelledBatch

@@ -15,7 +15,7 @@ from semires.proposals.prompted import PromptedImages, draw_prompt, inner_points
 from semires.proposals.quality import best_ious
 from semires.refine import PseudoLabelRefiner
 from semires.refine.partition import Partition
-from semires.refine.prompting import resolve_partitions
+from semires.refine.refiner import resolve_partitions
 
 LABELS = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
