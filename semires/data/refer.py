@@ -78,7 +78,7 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
         try:
             row = _row(ref, images, annotations, categories, faults)
         except FieldError as error:
-            faults.add("wrong value", error.within(_name(ref, place)))
+            faults.add("wrong value", f"{_name(ref, place)}, {error}")
             continue
         if row is not None:
             rows.append(row)
@@ -97,10 +97,6 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
 
 class FieldError(ValueError):
     """A field is absent or has a wrong type; the text names the entry and the field."""
-
-    def within(self, entry: str) -> str:
-        """Return the text, preceded by the name of the reference."""
-        return f"{entry}, {self}"
 
 
 def _field(entry: Any, name: str, convert: Callable[[Any], Any], where: str = "") -> Any:

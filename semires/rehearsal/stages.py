@@ -5,9 +5,8 @@ Each function runs in a process of its own in a temporary project, see :mod:`.me
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,6 @@ def _timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]
     return call
 
 
-class _TimedSource:
-    """A proposal source that notes the seconds of each image."""
-
-    def __init__(self, source: base.ProposalSource, seconds: list[float]) -> None:
-        self.propose = _timed(source.propose, seconds)
-
-
 def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
     """The stage `propose` for the images of the current project, in this process.
 
@@ -71,29 +63,18 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
         PromptedImage.prompt = prompt  # type: ignore[method-assign]
     else:
         build = base.build_source
-        base.build_source = lambda settings: _TimedSource(build(settings), seconds)
+
+        def build_timed(settings: Any) -> base.ProposalSource:
+            made: Any = build(settings)
+            made.propose = _timed(made.propose, seconds)
+            return made  # type: ignore[no-any-return]
+
+        base.build_source = build_timed
     propose(params, dataset, source)
     folder = layout.proposals(dataset, source)
     manifest = files.read_json(folder / "manifest.json")
     some = seconds[1:] if kind == "sam_prompts" else seconds  # the first prompt loads SAM
     return {"seconds": some, "gib": size_gib(folder) / manifest["n_images"]}
-
-
-@contextlib.contextmanager
-def _step_ends() -> Iterator[list[float]]:
-    """The times at which optimizer steps of this process end, in seconds."""
-    ends: list[float] = []
-
-    def note(*_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-
-    handle = register_optimizer_step_post_hook(note)
-    try:
-        yield ends
-    finally:
-        handle.remove()
 
 
 def _fill_empty_labels() -> None:
@@ -111,9 +92,16 @@ def _fill_empty_labels() -> None:
 
 def train_some(params: Params, key: RunKey, stage: Callable[[Params, RunKey], Any]) -> list[float]:
     """The stage `burn-in` or `mutual`; the seconds of each step after the first, the warm-up."""
+    ends: list[float] = []
+
+    def note(*_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
     _fill_empty_labels()
-    with _step_ends() as ends:
-        stage(params, key)
+    register_optimizer_step_post_hook(note)
+    stage(params, key)
     return [float(s) for s in np.diff(ends)]
 
 
