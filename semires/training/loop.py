@@ -247,7 +247,8 @@ class Loop:
 
     def _evaluate(self) -> None:
         table = self.context.evaluate(self.evaluated, self.val)
-        metrics = mlflow_names(summarise(table), "val")
+        # MLflow accepts no @ in a name: `P@0.5` is `val/prec_0.5`.
+        metrics = {f"val/{k.replace('P@', 'prec_')}": v for k, v in summarise(table).items()}
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
         batches = since * self.accumulate * self.group.world
         totals = self._totals()
@@ -341,11 +342,6 @@ def is_finite(module: nn.Module) -> bool:
     """Whether all parameters and buffers of a module are finite."""
     tensors = module.state_dict().values()
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
-
-
-def mlflow_names(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Names that MLflow accepts: ``P@0.5`` becomes ``val/prec_0.5``."""
-    return {f"{prefix}/{name.replace('P@', 'prec_')}": value for name, value in metrics.items()}
 
 
 def means(sums: dict[str, float], batches: int) -> dict[str, float]:
