@@ -21,12 +21,9 @@ from semires.models.encoder import FusedEncoder, new_bert
 class LAVT(FusedEncoder):
     """Language-Aware Vision Transformer (Yang et al., CVPR 2022) on transformers' Swin and BERT.
 
+    The arguments are those of `FusedEncoder`, and:
+
     Args:
-        swin: a `SwinModel`.
-        bert: a `BertModel`, or None where text states are given to :meth:`segment` directly.
-        text_dim: channels D of the text states.
-        fusion_heads: PWAM's attention heads, per stage.
-        fusion_dropout: PWAM's dropout.
         decoder_width: channels of the decoder; None is the published 4 x embed_dim.
     """
 

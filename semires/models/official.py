@@ -135,17 +135,8 @@ def load_official_rela(
     All sizes are read from the tensors, except those of ``fusion_heads`` and ``text_heads``. The
     published code has one number of heads for both decoders, 4 sampling points and post-norm
     layers. The weight of RLA's language part, ``lang_weight``, is loaded; the published code loses
-    it when it loads a file, and evaluates with 0. ``bert`` is None if the checkpoint has no
-    ``text_encoder.*``; :meth:`ReLA.encode_text` then raises an error, and :meth:`ReLA.heads` and
-    :meth:`ReLA.segment` work.
-
-    Args:
-        path: the ``.pth`` file, or its content.
-        fusion_heads: PWAM's heads; 1 per stage by default, as published.
-        text_heads: heads of the checkpoint's BERT; one per 64 channels by default, as published.
-
-    Raises:
-        WeightsError: the file is missing, damaged, unsafe or not a GRES checkpoint.
+    it when it loads a file, and evaluates with 0. Arguments, errors and a checkpoint without text
+    encoder are as for :func:`load_official_lavt`, with ``fusion_heads`` 1 per stage by default.
     """
     published = read_published(path)
     with weights_errors(published.where, NO_RELA):

@@ -206,13 +206,8 @@ def minimap_target(
 
     Returns:
         int64 (B,Q), row by row.
-
-    Raises:
-        ConfigError: the number of regions is not a square.
     """
     side = math.isqrt(regions)
-    if side**2 != regions:
-        raise ConfigError(f"a model of {regions} regions cannot be trained: no square number")
     mask = labels[:, None].float()
     if kind == "truncated":
         cells = F.interpolate(mask, (side, side), mode="bilinear", align_corners=False)
