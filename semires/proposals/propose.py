@@ -53,10 +53,18 @@ class Shard:
         """The name of the shard's file."""
         return f"shard-{self.index:05d}.parquet"
 
+    @property
+    def record(self) -> str:
+        """The name of its record, which is written last."""
+        return f"shard-{self.index:05d}.json"
+
 
 @dataclass(frozen=True)
 class Job:
-    """The inputs of one call of :func:`propose`, and its work folder."""
+    """The inputs of one call of :func:`propose`, and where unfinished work is.
+
+    ``work`` is a local folder; ``remote`` the place of finished shards, if it is elsewhere.
+    """
 
     dataset: str
     source: str
@@ -64,6 +72,7 @@ class Job:
     shards: list[Shard]
     fingerprint: str
     work: Path
+    remote: RemoteShards | None
     processes: int
 
     @property
@@ -95,11 +104,7 @@ def propose(params: Params, dataset: str, source: str) -> None:
     if rank == 0 and layout.proposals(dataset, source).exists():
         print(f"propose: {what} are damaged or were made from other inputs; making them again")
     with files.lock(job.work / f"rank{rank}.lock", what):
-        mine = job.shards[rank::world]
-        todo = [shard for shard in mine if not _is_finished(job, shard, mend=True)]
-        if len(todo) < len(mine):
-            print(f"propose: resuming from shard {len(mine) - len(todo)} of {len(mine)}")
-        _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=rank)
+        _make(job, job.shards[rank::world], shown=rank == 0)
         if rank != 0:
             return
         while any(not _is_finished(job, shard) for shard in job.shards):
@@ -129,21 +134,12 @@ def propose_shards(
         ConfigError: there is no shard in the range.
         SemiresError: the input is invalid, or the output cannot be written.
     """
-    job = _plan(params, dataset, source)
+    job = _plan(params, dataset, source, output)
     mine, count = job.shards[first:end], len(job.shards)
     if not 0 <= first < end or not mine:
         raise ConfigError(f"--shards: {first}:{end} has none of the {count} shards 0:{count}")
-    remote = _remote(job, output)
     with files.lock(job.work / f"shards{first}-{end}.lock", job.what):
-        there = remote.finished() if remote else set()
-        todo = [
-            shard for shard in mine
-            if (_record_path(job, shard).name not in there if remote
-                else not _is_finished(job, shard, mend=True))
-        ]  # fmt: skip
-        if len(todo) < len(mine):
-            print(f"propose: {len(mine) - len(todo)} of {len(mine)} shards are finished already")
-        _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=0, remote=remote)
+        _make(job, mine)
     print(f"propose: shards {first}:{first + len(mine)} of {count} are finished")
 
 
@@ -157,12 +153,11 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
         SemiresError: shards are missing; the text lists them.
         CorruptCacheError: a shard is damaged.
     """
-    job = _plan(params, dataset, source)
-    remote = _remote(job, output)
+    job = _plan(params, dataset, source, output)
     with files.lock(job.work / "merge.lock", job.what):
-        there = remote.finished() if remote else set()
+        there = job.remote.finished() if job.remote else set()
         elsewhere = [shard for shard in job.shards if not _is_finished(job, shard, mend=True)]
-        absent = [shard for shard in elsewhere if _record_path(job, shard).name not in there]
+        absent = [shard for shard in elsewhere if shard.record not in there]
         if absent:
             numbers = " ".join(f"{s.index}:{s.index + 1}" for s in absent[:8])
             more = " ..." if len(absent) > 8 else ""
@@ -170,18 +165,14 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
                 f"{job.what}: {len(absent)} of {len(job.shards)} shards are missing; make them "
                 f"with `semires propose --shards A:B`: {numbers}{more}"
             )
-        if remote:
+        if job.remote:
             for shard in elsewhere:
-                remote.get(job.work / shard.file, _record_path(job, shard))
+                job.remote.get(job.work / shard.file, job.work / shard.record)
         _publish(job)
     shutil.rmtree(job.work, ignore_errors=True)
 
 
-def _remote(job: Job, output: str | None) -> RemoteShards | None:
-    return None if output is None else RemoteShards(output, job.work.name)
-
-
-def _plan(params: Params, dataset: str, source: str) -> Job:
+def _plan(params: Params, dataset: str, source: str, output: str | None = None) -> Job:
     if (owner := params.owner(dataset)) != dataset:
         raise ConfigError(
             f"datasets.{dataset}.images_of: {dataset} uses the proposals of {owner}; run `semires "
@@ -196,13 +187,15 @@ def _plan(params: Params, dataset: str, source: str) -> Job:
         for i, first in enumerate(range(0, len(tasks), per_shard))
     ]
     fingerprint = _fingerprint(settings, tasks, images, per_shard)
+    work = layout.work(f"propose-{dataset}-{source}", fingerprint)
     return Job(
         dataset=dataset,
         source=source,
         recipe=Recipe(settings, images),
         shards=shards,
         fingerprint=fingerprint,
-        work=layout.work(f"propose-{dataset}-{source}", fingerprint),
+        work=work,
+        remote=None if output is None else RemoteShards(output, work.name),
         processes=process_count(params, settings),
     )
 
@@ -238,13 +231,19 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
     return files.fingerprint(made_from)
 
 
-def _make(
-    job: Job, todo: list[Shard], total: int, rank: int, remote: RemoteShards | None = None
-) -> None:
-    """Make the shards ``todo``. Each shard is written as soon as its last image is done."""
+def _make(job: Job, mine: list[Shard], shown: bool = True) -> None:
+    """Make the unfinished ones of ``mine``; each is written as soon as its last image is done."""
+    if job.remote:
+        there = job.remote.finished()
+        todo = [shard for shard in mine if shard.record not in there]
+    else:
+        todo = [shard for shard in mine if not _is_finished(job, shard, mend=True)]
+    if len(todo) < len(mine):
+        print(f"propose: resuming from shard {len(mine) - len(todo)} of {len(mine)}")
     tasks = [task for shard in todo for task in shard.tasks]
     if not tasks:
         return
+    total = sum(len(shard.tasks) for shard in mine)
     rows = propose_rows(job.recipe, tasks, job.processes)
     with (
         contextlib.closing(rows),
@@ -253,7 +252,7 @@ def _make(
             total=total,
             unit="image",
             initial=total - len(tasks),
-            shown=rank == 0,
+            shown=shown,
         ) as bar,
     ):
         for shard in todo:
@@ -262,8 +261,8 @@ def _make(
                 done.append(next(rows))
                 bar.update()
             _write(job, shard, done)
-            if remote is not None:
-                remote.put(job.work / shard.file, _record_path(job, shard))
+            if job.remote:
+                job.remote.put(job.work / shard.file, job.work / shard.record)
 
 
 def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
@@ -275,7 +274,7 @@ def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
         "sha256": sha256,
         "n_proposals": sum(row.n for row in rows),
     }
-    files.write_json(_record_path(job, shard), record, seal=True)
+    files.write_json(job.work / shard.record, record, seal=True)
 
 
 def _is_published(job: Job) -> bool:
@@ -293,13 +292,9 @@ def _is_published(job: Job) -> bool:
         return False
 
 
-def _record_path(job: Job, shard: Shard) -> Path:
-    return (job.work / shard.file).with_suffix(".json")
-
-
 def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
     """Return whether the work folder has the complete shard; ``mend`` renames a damaged one."""
-    path, record = job.work / shard.file, _record_path(job, shard)
+    path, record = job.work / shard.file, job.work / shard.record
     if not (path.is_file() and record.is_file()):
         return False
     try:
@@ -317,7 +312,7 @@ def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
 
 def _publish(job: Job) -> None:
     """Write ``proposals/D/SOURCE`` atomically: the finished shards, manifest and quality."""
-    records = [files.read_json(_record_path(job, shard)) for shard in job.shards]
+    records = [files.read_json(job.work / shard.record) for shard in job.shards]
     n_images = sum(record["n"] for record in records)
     n_proposals = sum(record.pop("n_proposals") for record in records)
     manifest = {
