@@ -6,17 +6,19 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from semires.errors import ConfigError
+
 
 def require(names: Iterable[Any], known: Iterable[Any], key: str, where: str) -> None:
     """Check that all names are in ``known``.
 
     Raises:
-        ValueError: a name is unknown; the text gives the key, the name and the nearest known name.
+        ConfigError: a name is unknown; the text gives the key, the name and the nearest known name.
     """
     known = list(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"{key}: {name!r} is not a key of `{where}`{nearest(name, known)}")
+            raise ConfigError(f"{key}: {name!r} is not a key of `{where}`{nearest(name, known)}")
 
 
 def nearest(name: Any, known: Iterable[Any]) -> str:

@@ -55,7 +55,7 @@ def validate(values: Any, where: str = "params") -> Params:
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
     try:
         check(params)
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from None
     return params
 

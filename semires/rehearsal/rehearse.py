@@ -71,10 +71,7 @@ def rehearse(params: Params, options: Options) -> int:
     for name, value, least in (("steps", options.steps, 2), ("pictures", options.pictures, 1)):
         if value < least:
             raise ConfigError(f"--{name}: {value} is less than {least}")
-    try:
-        require(options.stages or [], NEEDS, "--stages", "the stages")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    require(options.stages or [], NEEDS, "--stages", "the stages")
     if not forecast.runs_of(params, dataset):
         raise ConfigError(f"--dataset: the study has no run on {dataset}")
     with tempfile.TemporaryDirectory(prefix="semires-rehearsal-") as folder:
