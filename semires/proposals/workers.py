@@ -1,6 +1,6 @@
 """Make the proposals of images in parallel processes, in order, with constant memory.
 
-A worker reads its images itself and returns compressed partitions. The number of chunks in progress
+A worker reads its images itself and returns compressed partitions. The number of images in progress
 is bounded. Each worker uses one thread, so the output does not depend on the number of workers or
 cores.
 """

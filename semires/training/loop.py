@@ -197,7 +197,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _refuse(self, loss: float, ref_ids: list[int]) -> NoReturn:
-        broken = not all(is_finite(module) for module in self.modules.values())
+        tensors = [t for m in self.modules.values() for t in m.state_dict().values()]
+        broken = not all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
         if not any(self.group.any(broken)):  # otherwise the state saved earlier is the finite one
             self.save()
         saved = self.group.is_main_process and self._path.is_file()
@@ -336,12 +337,6 @@ class Loop:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
         return self.evaluated
-
-
-def is_finite(module: nn.Module) -> bool:
-    """Whether all parameters and buffers of a module are finite."""
-    tensors = module.state_dict().values()
-    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
 
 def means(sums: dict[str, float], batches: int) -> dict[str, float]:
