@@ -199,7 +199,8 @@ def read_parquet(
     try:
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         return table.to_pandas(
-            types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
+            ignore_metadata=True,  # pandas does not understand its own name of an Arrow type
+            types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None,
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -72,6 +72,12 @@ def test_scores_are_stored(cache_folder: Path) -> None:
     assert table["image_id"].dtype == np.int64
 
 
+def test_a_table_with_lists_can_be_written_again(cache_folder: Path, tmp_path: Path) -> None:
+    table = files.read_parquet(cache_folder / "shard-00001.parquet")
+    files.write_parquet(tmp_path / "again.parquet", table)
+    assert files.read_parquet(tmp_path / "again.parquet", ["n"])["n"].tolist() == [3, 4]
+
+
 def test_same_rows_same_bytes(cache_folder: Path, tmp_path: Path) -> None:
     write_cache(tmp_path)
     assert files.sha256_tree(tmp_path) == files.sha256_tree(cache_folder)
