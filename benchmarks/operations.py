@@ -22,11 +22,11 @@ from semires.config.grid import expand
 from semires.config.load import load_params
 from semires.config.resolve import resolve
 from semires.config.schema import Params
-from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
+from semires.data.prepare import PUBLISHED
 from semires.rehearsal.operations import Operations, count_network, count_sam, network
 from semires.runs.key import SUPERVISED, RunKey
 
-REFCOCO = ("refcoco", "unc")
+REFCOCO = PUBLISHED["refcoco", "unc"]
 GIB = 2**30
 
 
@@ -52,12 +52,13 @@ def stages(params: Params, sample: Operations, image: float) -> dict[str, float]
         sample: TFLOP of the model for one sample.
         image: TFLOP of the proposals of one image.
     """
-    expressions, images = EXPRESSIONS[REFCOCO], TOTALS[REFCOCO]["images"]
+    expressions = {split: row["expressions"] for split, row in REFCOCO.items()}
+    images = REFCOCO["all"]["images"]
     forward, shared, train = sample.forward, sample.shared, sample.train
     split = {  # TFLOP of an evaluation: `encode_image` per image, the rest per expression
-        name: PUBLISHED[REFCOCO][name][1] * shared + n * (forward - shared)
+        name: REFCOCO[name]["images"] * shared + n * (forward - shared)
         for name, n in expressions.items()
-        if name != "train"
+        if name not in ("train", "all")
     }
     burn_in, mutual = params.burn_in.epochs or 0, params.mutual.epochs or 0
     rows = {f"proposals of {images:,} images": images * image}
@@ -67,7 +68,7 @@ def stages(params: Params, sample: Operations, image: float) -> dict[str, float]
         rows[name] = burn_in * labelled * train
     unlabelled = round(expressions["train"] * 0.99)  # each step has as many labelled samples
     epoch = unlabelled * (2 * train + forward)
-    labels = PUBLISHED[REFCOCO]["val"][0] + round(PUBLISHED[REFCOCO]["train"][0] * 0.99)
+    labels = REFCOCO["val"]["refs"] + round(REFCOCO["train"]["refs"] * 0.99)
     return rows | {
         f"mutual learning at 1 %, one epoch: 2 x {unlabelled:,} samples": epoch,
         f"the same, {mutual} epochs (published code)": mutual * epoch,

@@ -193,13 +193,14 @@ def read_parquet(
 
     path = Path(path)
     if not path.is_file():
-        raise SemiresError(f"{path}: no such file")
+        raise SemiresError(f"{path}: no such file; run the stage that makes it again")
     if sha256 is not None and sha256_file(path) != sha256:
         raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     try:
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         return table.to_pandas(
-            types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
+            ignore_metadata=True,  # pandas does not understand its own name of an Arrow type
+            types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None,
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

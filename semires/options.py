@@ -116,10 +116,7 @@ def check_arguments(arguments: argparse.Namespace, params: Params) -> None:
         ("model", params.models, "models"),
     ):
         if (name := getattr(arguments, option, None)) is not None:
-            try:
-                require([name], known, f"--{option}", where)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
+            require([name], known, f"--{option}", where)
     seed, fraction, refs = (getattr(arguments, n, None) for n in ("seed", "fraction", "refs"))
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"--seed: {seed} is not between 0 and 2**32")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -97,16 +98,23 @@ def die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of workers that end with this process; on an error the queued tasks are cancelled."""
+def worker_pool(
+    processes: int, start: Callable[[], object] = die_with_parent
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of workers; on an error they are stopped at once.
+
+    ``start`` is called in each new worker. It calls :func:`die_with_parent`.
+    """
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(processes, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(processes, initializer=start) as pool:
         try:
             yield pool
         except BaseException:
-            # Wait for the running tasks. A pool that is still closing when the interpreter exits
-            # may write to a closed pipe and print a traceback (Python 3.11).
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a task may take minutes
+            # Wait for their end. A pool that is still closing when the interpreter exits may write
+            # to a closed pipe and print a traceback (Python 3.11).
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

@@ -1,6 +1,6 @@
 """Load, validate and resolve params.yaml.
 
-``schema`` defines the sections, ``checks`` validates across sections, ``messages`` formats the
+``schema`` defines the sections, ``checks`` validates across sections, ``validate`` formats the
 errors, ``load`` reads the file, ``resolve`` applies the overrides of a method, ``grid`` lists the
 runs, and ``compose`` activates a parameter file.
 """

@@ -1,6 +1,6 @@
 """Cross-field validation of params.yaml, before any work starts.
 
-A failed check raises ValueError; the text starts with the path of the key.
+A failed check raises ValueError or ConfigError; the text starts with the path of the key.
 """
 
 from __future__ import annotations

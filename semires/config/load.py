@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from semires.config.resolve import check_overrides
 from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
@@ -27,8 +28,6 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 def validate_file(values: Any, where: str) -> Params:
     """Validate the content of a file, including the overrides of each method."""
-    from semires.config.resolve import check_overrides
-
     params = validate(values, where)
     try:
         check_overrides(params)

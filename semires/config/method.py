@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from semires.config.messages import nearest
-from semires.config.types import PositiveFloat, Section, Unit
+from semires.config.types import PositiveFloat, Section, Unit, refuse_unknown
 from semires.refine.strategies import STRATEGIES
 from semires.refine.weightings import PWA, WEIGHTINGS
 
@@ -101,16 +100,7 @@ class Method(Section):
         declared = STRATEGIES[name].thresholds
         rule = WEIGHTINGS.get(str(values.get("weighting")), WEIGHTINGS["none"])
         own = (name for name in rule.parameters if not name.startswith(PWA))
-        known = [*cls.model_fields, *declared, *own]
-        if unknown := [key for key in values if key not in known]:
-            raise ValidationError.from_exception_data("Method", [
-                _unknown_key(str(key), nearest(key, known)) for key in unknown
-            ])  # fmt: skip
+        refuse_unknown(values, [*cls.model_fields, *declared, *own])
         if any(values.get(key) is None for key in declared):
             raise ValueError(f"strategy {name} takes {', '.join(sorted(declared))}")
         return values
-
-
-def _unknown_key(key: str, hint: str) -> InitErrorDetails:
-    message = PydanticCustomError("unknown_key", "unknown key{hint}", {"hint": hint})
-    return InitErrorDetails(type=message, loc=(key,), input=None)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from semires.config.types import (
-    Positive,
-    PositiveFloat,
-    Radius,
-    Section,
-    Small,
-    Unit,
-)
+from semires.config.types import Positive, PositiveFloat, Radius, Section, Small, Unit
 
 
 class SegmentAnythingSource(Section):
@@ -92,5 +85,7 @@ class FelzenszwalbSource(Section):
 
 _SamSource = SegmentAnythingSource | SamPromptsSource
 HubSource = TransformersSource | PanopticSource  # `model` is a hub id or a folder
-ProposalSource = Annotated[_SamSource | HubSource | FelzenszwalbSource, Field(discriminator="kind")]
+_Any = _SamSource | HubSource | FelzenszwalbSource
+ProposalSource = Annotated[_Any, Field(discriminator="kind")]
+KINDS = [get_args(source.model_fields["kind"].annotation)[0] for source in get_args(_Any)]
 SAM_KINDS = ("segment_anything", "sam_prompts")  # sources that use the checkpoint of `sam`

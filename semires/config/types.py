@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from semires.config.messages import nearest
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 # The upper bounds prevent overflow and excessive memory use.
@@ -24,3 +28,31 @@ class Section(BaseModel):
     """A section of params.yaml: frozen, without unknown keys or implicit type conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict) and cls.model_config["extra"] == "forbid":
+            refuse_unknown(values, cls.model_fields)
+        return values
+
+
+def refuse_unknown(values: dict[Any, Any], known: Collection[str]) -> None:
+    """Refuse keys that are not in ``known``.
+
+    Raises:
+        ValidationError: one error for each such key, with the nearest known one.
+    """
+    faults = [
+        InitErrorDetails(
+            type=PydanticCustomError(
+                "value_error", "unknown key{hint}", {"hint": nearest(key, known)}
+            ),
+            loc=(str(key),),
+            input=None,
+        )
+        for key in values
+        if key not in known
+    ]
+    if faults:
+        raise ValidationError.from_exception_data("params", faults)

@@ -53,8 +53,9 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
                         f"{path}: grey of 32 bits (mode {picture.mode}) has no defined range; "
                         "convert it to 8 bits"
                     )
-                if picture.format == "PNG":
-                    _verify_png(path)
+                if picture.format == "PNG":  # the checksums, which decoding does not verify
+                    with Image.open(path, formats=("PNG",)) as again:
+                        again.verify()
                 yield picture
     except DataError as error:
         raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
@@ -63,12 +64,6 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     except Exception as error:  # a decoder can raise almost any exception on a damaged image
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: cannot be read as an image ({reason})") from error
-
-
-def _verify_png(path: str | Path) -> None:
-    """Verify the checksums of all chunks; Pillow does not verify pixel chunks when it decodes."""
-    with Image.open(path, formats=("PNG",)) as picture:
-        picture.verify()
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:

@@ -14,26 +14,34 @@ from semires.errors import DataError
 from semires.progress import progress
 
 Row = dict[str, int]
-# Published numbers of references and images per split (from TFDS; the paper's totals agree).
-PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
+# Published numbers of each split (references and images from TFDS), and the paper's of all splits.
+# The paper gives 142,209 expressions for RefCOCO, one less than the sum of the splits; the sum is
+# used here.
+PUBLISHED: dict[tuple[str, str], dict[str, Row]] = {
     ("refcoco", "unc"): {
-        "train": (42404, 16994), "val": (3811, 1500), "testA": (1975, 750), "testB": (1810, 750),
+        "train": {"refs": 42_404, "images": 16_994, "expressions": 120_624},
+        "val": {"refs": 3_811, "images": 1_500, "expressions": 10_834},
+        "testA": {"refs": 1_975, "images": 750, "expressions": 5_657},
+        "testB": {"refs": 1_810, "images": 750, "expressions": 5_095},
+        "all": {"refs": 50_000, "images": 19_994, "expressions": 142_210},
     },
     ("refcoco+", "unc"): {
-        "train": (42278, 16992), "val": (3805, 1500), "testA": (1975, 750), "testB": (1798, 750),
+        "train": {"refs": 42_278, "images": 16_992},
+        "val": {"refs": 3_805, "images": 1_500},
+        "testA": {"refs": 1_975, "images": 750},
+        "testB": {"refs": 1_798, "images": 750},
+        "all": {"refs": 49_856, "images": 19_992, "expressions": 141_564},
     },
-    ("refcocog", "umd"): {"train": (42226, 21899), "val": (2573, 1300), "test": (5023, 2600)},
-    ("refcocog", "google"): {"train": (44822, 24698), "val": (5000, 4650)},
-}  # fmt: skip
-# Published numbers of expressions per split, and the paper's totals over all splits. The paper
-# gives 142,209 expressions for RefCOCO, one less than the sum of the splits; the sum is used here.
-EXPRESSIONS: dict[tuple[str, str], dict[str, int]] = {
-    ("refcoco", "unc"): {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095},
-}
-TOTALS: dict[tuple[str, str], Row] = {
-    ("refcoco", "unc"): {"refs": 50_000, "images": 19_994, "expressions": 142_210},
-    ("refcoco+", "unc"): {"refs": 49_856, "images": 19_992, "expressions": 141_564},
-    ("refcocog", "umd"): {"refs": 54_822, "images": 26_711, "expressions": 104_560},
+    ("refcocog", "umd"): {
+        "train": {"refs": 42_226, "images": 21_899},
+        "val": {"refs": 2_573, "images": 1_300},
+        "test": {"refs": 5_023, "images": 2_600},
+        "all": {"refs": 54_822, "images": 26_711, "expressions": 104_560},
+    },
+    ("refcocog", "google"): {
+        "train": {"refs": 44_822, "images": 24_698},
+        "val": {"refs": 5_000, "images": 4_650},
+    },
 }
 
 
@@ -59,16 +67,13 @@ def prepare(params: Params, dataset: str, check_images: bool = True) -> None:
         _check_images(images, Path(place.images), faults)
     faults.raise_any()
     counts = summarise(refs)
-    key = (place.dataset, place.split_by)
-    print(compare(counts, PUBLISHED.get(key), EXPRESSIONS.get(key)))
-    total: Row = {
-        name: sum(row[name] for row in counts.values()) for name in ("refs", "expressions")
-    }
-    print(compare_total({**total, "images": len(images)}, TOTALS.get(key)))
+    total = {name: sum(row[name] for row in counts.values()) for name in ("refs", "expressions")}
+    shown = {**counts, "all": {**total, "images": len(images)}}
+    print(compare(shown, PUBLISHED.get((place.dataset, place.split_by), {})))
     write_tables(dataset, images, refs, counts)
 
 
-def summarise(refs: pd.DataFrame) -> dict[str, dict[str, int]]:
+def summarise(refs: pd.DataFrame) -> dict[str, Row]:
     """Count the references, images and expressions of each split, in order of appearance."""
     return {
         str(split): {
@@ -80,53 +85,33 @@ def summarise(refs: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
-def compare(
-    counts: dict[str, Row],
-    published: dict[str, tuple[int, int]] | None,
-    expressions: dict[str, int] | None = None,
-) -> str:
+def compare(counts: dict[str, Row], published: dict[str, Row]) -> str:
     """Return a table of the counts, with the published counts and the differences.
 
     Args:
-        counts: counts of each split, as returned by :func:`summarise`.
-        published: published numbers of references and images of each split, if known.
-        expressions: published number of expressions of each split, if known.
+        counts: counts of each split, as returned by :func:`summarise`, and of ``all``.
+        published: the published counts, as in `PUBLISHED`; empty if unknown.
     """
     lines = [f"{'split':8}{'refs':>10}{'images':>10}{'expressions':>14}"]
     for split, row in counts.items():
-        line = _line(split, row)
-        if published is not None:
-            wanted = published.get(split)
-            if wanted is None:
-                line += "   not a published split"
-            else:
-                known = {"refs": wanted[0], "images": wanted[1]}
-                if expressions and split in expressions:
-                    known["expressions"] = expressions[split]
-                line += _verdict(row, known)
+        line = f"{split:8}{row['refs']:>10,}{row['images']:>10,}{row['expressions']:>14,}"
+        if split in published:
+            line += _verdict(row, published[split])
+        elif published and split != "all":
+            line += "   not a published split"
         lines.append(line)
-    for split in published or {}:
+    for split in published:
         if split not in counts:
             lines.append(f"{split:8}   DIFFERS: published, but not in this data set")
     return "\n".join(lines)
-
-
-def compare_total(counts: Row, published: Row | None) -> str:
-    """Return the line for all splits together, with the paper's totals if known."""
-    return _line("all", counts) + ("" if published is None else _verdict(counts, published))
-
-
-def _line(split: str, row: Row) -> str:
-    return f"{split:8}{row['refs']:>10,}{row['images']:>10,}{row['expressions']:>14,}"
 
 
 def _verdict(row: Row, wanted: Row) -> str:
     text = f"{wanted['refs']:,} refs on {wanted['images']:,} images"
     if "expressions" in wanted:
         text += f", {wanted['expressions']:,} expressions"
-    if all(row[name] == count for name, count in wanted.items()):
-        return f"   as published: {text}"
-    return f"   DIFFERS: published {text}"
+    same = all(row[name] == count for name, count in wanted.items())
+    return f"   {'as published:' if same else 'DIFFERS: published'} {text}"
 
 
 def _check_images(images: pd.DataFrame, folder: Path, faults: Faults) -> None:

@@ -22,7 +22,6 @@ from semires.data.unpickle import read_plain_pickle
 from semires.errors import DataError
 
 SHOWN = 5
-MAX_CHARACTERS = 2**28  # maximum total length of all expressions; RefCOCO has about four million
 Record = dict[str, Any]
 Entries = dict[int, Any]
 
@@ -79,7 +78,7 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
         try:
             row = _row(ref, images, annotations, categories, faults)
         except FieldError as error:
-            faults.add("wrong value", error.within(_name(ref, place)))
+            faults.add("wrong value", f"{_name(ref, place)}, {error}")
             continue
         if row is not None:
             rows.append(row)
@@ -88,7 +87,7 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
             faults.add("duplicate ref id", ref_id)
     for kind, key in (("images", "image_id"), ("annotations", "ann_id")):
         _note_duplicates(instances[kind], {row[key] for row in rows}, kind, faults)
-    table = pd.DataFrame(_bounded(rows, faults))
+    table = pd.DataFrame(rows)
     shown = _images(table, images, faults)
     faults.raise_any()
     if table.empty:
@@ -98,10 +97,6 @@ def read_refer(root: str | Path, dataset: str, split_by: str) -> tuple[pd.DataFr
 
 class FieldError(ValueError):
     """A field is absent or has a wrong type; the text names the entry and the field."""
-
-    def within(self, entry: str) -> str:
-        """Return the text, preceded by the name of the reference."""
-        return f"{entry}, {self}"
 
 
 def _field(entry: Any, name: str, convert: Callable[[Any], Any], where: str = "") -> Any:
@@ -152,18 +147,6 @@ def _note_duplicates(entries: list[Any], wanted: set[int], kind: str, faults: Fa
     for entry_id, count in ids.items():
         if count > 1 and entry_id in wanted:
             faults.add(f"duplicate id in {kind}", entry_id)
-
-
-def _bounded(rows: list[Record], faults: Faults) -> list[Record]:
-    """Return the rows, or none of them (with a fault) if their texts are too long in total.
-
-    A small pickle can refer to one long text a million times.
-    """
-    size = sum(len(text) for row in rows for text in row["sentences"] + row["raw"])
-    if size > MAX_CHARACTERS:
-        faults.add("too much text", f"expressions of more than {MAX_CHARACTERS:,} characters")
-        return []
-    return rows
 
 
 def _read_instances(path: Path) -> Record:

@@ -41,15 +41,9 @@ def read_table(dataset: str, name: str, columns: list[str]) -> pd.DataFrame:
         SemiresError: the stage ``prepare`` has not run.
         CorruptCacheError: the file differs from the file that ``prepare`` wrote.
     """
-    folder = layout.prepared(dataset)
-    summary = read_json(folder / SUMMARY)
-    try:
-        digest = str(summary["files"][f"{name}.parquet"])
-    except (KeyError, TypeError) as error:
-        raise CorruptCacheError(
-            f"{folder / SUMMARY}: no digest of {name}.parquet; run the stage prepare again"
-        ) from error
-    return read_parquet(folder / f"{name}.parquet", columns, sha256=digest)
+    folder, file = layout.prepared(dataset), f"{name}.parquet"
+    digests = read_json(folder / SUMMARY)["files"]
+    return read_parquet(folder / file, columns, sha256=digests[file])
 
 
 @dataclass(frozen=True)
@@ -75,16 +69,11 @@ class Tables:
         """Divide the train references by the labelled images that the stage ``split`` chose.
 
         Raises:
-            CorruptCacheError: the split file has a wrong format, or was made from other data; the
-                text names it.
+            CorruptCacheError: the split file is damaged, or was made from other data; the text
+                names it.
         """
         train, path = self.part("train"), layout.split_file(dataset, fraction)
-        split = read_json(path)
-        drawn = split.get("labelled_images") if isinstance(split, dict) else None
-        if not isinstance(drawn, list) or not all(type(i) is int for i in drawn):
-            raise CorruptCacheError(
-                f"{path}: contains no labelled images; run the stage split again"
-            )
+        drawn = read_json(path)["labelled_images"]
         unknown = sorted(set(drawn) - set(train["image_id"]))
         if unknown:
             raise CorruptCacheError(

@@ -6,6 +6,7 @@ their hidden ground truth. The results are logged and shown; no training uses th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,12 @@ from semires.evaluation.metrics import gains
 from semires.files import npz_bytes, write_bytes, write_parquet
 from semires.models import SegmentationModel
 from semires.refine import PseudoLabelRefiner, RefinedLabels
-from semires.refine.prompting import resolve_partitions
+from semires.refine.refiner import resolve_partitions
 from semires.samples.batch import B, UnlabelledBatch
 from semires.samples.dataset import ExpressionDataset, UnlabelledDataset
 
 PANELS_PER_RULE = 3
-Predict = Callable[
-    [SegmentationModel, list[int], int], Iterator[tuple[UnlabelledBatch, torch.Tensor]]
-]
+Predict = Callable[..., Iterator[tuple[UnlabelledBatch, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,6 @@ class Corrections:
 
     table: pd.DataFrame
     panels: dict[str, NDArray[Any]]
-
-    def metrics(self) -> dict[str, float]:
-        """The section ``pseudo`` of ``metrics.json``, in percent."""
-        return shares(self.table)
 
     def write(self, folder: Path) -> None:
         """Write ``corrections.parquet`` and ``panels.npz`` into a run's folder."""
@@ -98,17 +93,13 @@ def measure_corrections(
         teacher: the model with the weights of burn-in.
         final: the trained model, for the panels.
     """
-
-    def predict(
-        model: SegmentationModel, indices: list[int], batch_size: int
-    ) -> Iterator[tuple[UnlabelledBatch, torch.Tensor]]:
-        precision = params.runtime.precision
-        return predict_masks(model, dataset, batch_size, group.device, indices, precision=precision)
-
     settings = params.evaluation
+    predict: Predict = functools.partial(
+        predict_masks, dataset=dataset, device=group.device, precision=params.runtime.precision
+    )
     chosen = sample_refs(dataset, settings.correction_refs, seed)
     mine = group.share(chosen, settings.batch_size)
-    outputs = predict(teacher, mine, settings.batch_size)
+    outputs = predict(teacher, indices=mine, batch_size=settings.batch_size)
     rows = [_correct(batch, logits, refiner, dataset) for batch, logits in outputs]
     parts = [table for tables in group.gather(rows) for table in tables]
     table = pd.concat(parts).sort_values("sample").reset_index(drop=True)
@@ -125,7 +116,10 @@ def sample_refs(dataset: ExpressionDataset[B], limit: int | None, seed: int) -> 
 
 
 def shares(table: pd.DataFrame) -> dict[str, float]:
-    """Overall IoU before and after refinement, and the shares corrected, in percent."""
+    """Overall IoU before and after refinement, and the shares corrected, in percent.
+
+    The section ``pseudo`` of ``metrics.json``.
+    """
     gain, matched, count = gains(table), table["matched"], max(len(table), 1)
     return {
         "raw_oIoU": _percent(table["intersection_before"].sum(), table["union_before"].sum()),
@@ -189,8 +183,8 @@ def _panels(
 ) -> dict[str, NDArray[Any]]:
     """Everything that a qualitative figure shows, as arrays (see ``reporting/figures.py``)."""
     indices = [i for chosen in rules.values() for i in chosen]
-    batch, logits = next(predict(teacher, indices, len(indices)))
-    _, final_logits = next(predict(final, indices, len(indices)))
+    batch, logits = next(predict(teacher, indices=indices, batch_size=len(indices)))
+    _, final_logits = next(predict(final, indices=indices, batch_size=len(indices)))
     partitions = resolve_partitions(batch.partitions, logits)
     targets = refiner(logits, partitions)
     refs = dataset.ref_of[indices]

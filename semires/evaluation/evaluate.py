@@ -21,20 +21,6 @@ from semires.samples.batch import B, collate
 from semires.samples.dataset import ExpressionDataset, LabelledDataset
 
 
-def _batches(
-    dataset: ExpressionDataset[B], batch_size: int, indices: list[int], workers: int
-) -> Iterator[B]:
-    """Batches of the samples ``indices`` in order."""
-    groups = [
-        [(i, i) for i in indices[first : first + batch_size]]
-        for first in range(0, len(indices), batch_size)
-    ]
-    loader: DataLoader[B] = DataLoader(
-        dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate
-    )
-    return iter(loader)
-
-
 @torch.inference_mode()
 def predict_masks(
     model: SegmentationModel,
@@ -53,7 +39,12 @@ def predict_masks(
     """
     model.eval()
     indices = list(range(len(dataset))) if indices is None else indices
-    for batch in _batches(dataset, batch_size, indices, workers):
+    starts = range(0, len(indices), batch_size)
+    batches = [[(i, i) for i in indices[start : start + batch_size]] for start in starts]
+    loader: DataLoader[B] = DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate
+    )
+    for batch in loader:
         refs = dataset.ref_of[batch.indices]
         _, first, image_of = np.unique(
             dataset.refs["image_id"].to_numpy()[refs], return_index=True, return_inverse=True

@@ -12,9 +12,9 @@ from typing import Any
 from semires.config.model import ModelSection
 from semires.errors import ConfigError
 from semires.models.base import Outputs, SegmentationModel
-from semires.models.lavt import LAVT, build_lavt
+from semires.models.lavt import LAVT
 from semires.models.official import load_official, load_official_lavt, load_official_rela
-from semires.models.rela import ReLA, build_rela
+from semires.models.rela import ReLA
 from semires.models.text import Tokenizer
 
 __all__ = [
@@ -31,8 +31,8 @@ __all__ = [
 
 # A builder takes the model's section, the tokenizer, and whether to load pretrained parts.
 MODELS: dict[str, Callable[[Any, Tokenizer, bool], SegmentationModel]] = {
-    "lavt": build_lavt,
-    "rela": build_rela,
+    "lavt": LAVT.build,
+    "rela": ReLA.build,
 }
 
 

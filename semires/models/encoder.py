@@ -8,7 +8,7 @@ and a gated copy is added to the tokens that enter the next stage. Inputs and ou
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -21,11 +21,10 @@ from semires.models import swin as swin_ops
 from semires.models.base import SegmentationModel
 from semires.models.fusion import PWAM, LanguageGate, additive_mask
 from semires.models.pretrained import load_bert, load_swin
+from semires.models.text import Tokenizer
 
 _BACKBONE = re.compile(r"(swin|norms|fusions|gates)\b")
 _UNDECAYED = re.compile(r"norm|relative_position_bias|position_embed")
-
-Encoder = TypeVar("Encoder", bound="FusedEncoder")
 
 
 def new_bert(settings: Bert, vocab_size: int, positions: int = 512) -> Any:
@@ -47,27 +46,10 @@ def new_bert(settings: Bert, vocab_size: int, positions: int = 512) -> Any:
     )
 
 
-def load_encoders(model: Encoder, settings: FusedSection, pretrained: bool) -> Encoder:
-    """Load the pretrained Swin and BERT that ``settings`` names, in place; return the model.
-
-    Args:
-        model: of the sizes of ``settings``.
-        settings: the `model` section.
-        pretrained: False loads nothing.
-
-    Raises:
-        WeightsError: the weights are missing, damaged or of other sizes than ``settings`` says.
-    """
-    model.text_is_pretrained = settings.bert.pretrained is not None
-    if pretrained and settings.swin.pretrained is not None:
-        load_swin(model.swin, settings.swin.pretrained)
-    if pretrained and settings.bert.pretrained is not None:
-        load_bert(model.bert, settings.bert.pretrained)
-    return model
-
-
 class FusedEncoder(SegmentationModel):
-    """Base of the models on Swin, BERT and PWAM. A model implements :meth:`decode`.
+    """Base of the models on Swin, BERT and PWAM.
+
+    A model implements :meth:`from_config` and :meth:`decode`.
 
     Args:
         swin: a `SwinModel`.
@@ -107,6 +89,31 @@ class FusedEncoder(SegmentationModel):
         self.gates[3:].requires_grad_(False)
         self.grad_checkpointing = False
         self.text_is_pretrained = False
+
+    @classmethod
+    def from_config(cls, model: Any, vocab_size: int) -> Self:
+        """A model of the given sizes, a `model` section, with random weights everywhere."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, model: FusedSection, tokenizer: Tokenizer, pretrained: bool = True) -> Self:
+        """A model of the given sizes; Swin and BERT are loaded if ``model`` names weights.
+
+        Args:
+            model: the `model` section.
+            tokenizer: gives the size of the vocabulary.
+            pretrained: False gives random weights, for a caller that loads all weights afterwards.
+
+        Raises:
+            WeightsError: the weights are missing, damaged or of other sizes than ``model`` says.
+        """
+        built, swin, bert = cls.from_config(model, tokenizer.vocab_size), model.swin, model.bert
+        built.text_is_pretrained = bert.pretrained is not None
+        if pretrained and swin.pretrained is not None:
+            load_swin(built.swin, swin.pretrained)
+        if pretrained and bert.pretrained is not None:
+            load_bert(built.bert, bert.pretrained)
+        return built
 
     def decode(
         self, maps: list[torch.Tensor], text_states: torch.Tensor, size: tuple[int, int]

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 
-from semires.config.messages import explain
 from semires.config.model import FusedSection, Lavt, Rela
+from semires.config.validate import explain
 from semires.errors import WeightsError
 from semires.models import swin as swin_ops
 from semires.models.encoder import FusedEncoder, new_bert
@@ -45,7 +45,6 @@ PATCHES = "backbone.patch_embed.proj.weight"  # its rows: Swin's width
 TEXT_WIDTH = "backbone.layers.0.fusion.image_lang_att.f_key.0.weight"  # its columns: BERT's width
 HEAD_WIDTH = 64  # channels per head of published BERTs
 PUBLISHED_HEADS = [1, 1, 1, 1]  # PWAM's heads in the published code, per stage
-Section = TypeVar("Section", bound=FusedSection)
 Model = TypeVar("Model", bound=FusedEncoder)
 
 
@@ -65,10 +64,6 @@ class Published:
     text: State | None
     args: Any
 
-    def has(self, part: str) -> bool:
-        """Whether a name begins with ``part``."""
-        return any(name.startswith(part) for name in self.model)
-
 
 def load_official(path: str | Path, like: FusedSection | None = None) -> LAVT | ReLA:
     """A LAVT or a ReLA in eval mode from a published checkpoint, whichever it is by its names.
@@ -83,10 +78,11 @@ def load_official(path: str | Path, like: FusedSection | None = None) -> LAVT | 
     """
     published = read_published(path)
     heads = (None, None) if like is None else _heads_like(published, like)
-    if published.has(RELA_PART):
+    names = [*published.model]
+    if any(name.startswith(RELA_PART) for name in names):
         return load_official_rela(published, *heads)
-    if not published.has(LAVT_PART):
-        shown = one_line(", ".join([*published.model][:3]), 120) or "nothing"
+    if not any(name.startswith(LAVT_PART) for name in names):
+        shown = one_line(", ".join(names[:3]), 120) or "nothing"
         raise WeightsError(
             f"{path}: neither a LAVT (`{LAVT_PART}...`) nor a GRES checkpoint (`{RELA_PART}...`): "
             f"its `model` holds {shown}"
@@ -126,8 +122,7 @@ def load_official_lavt(
         sizes = _encoder_sizes(published, heads, text_heads)
         width = len(published.model["classifier.conv1_4.weight"])
         sizes |= {"name": "lavt", "decoder_width": width}
-        settings = _settings(Lavt, sizes, f"{published.where}: {NO_LAVT}")
-        return _build(empty, settings, published)
+        return _build(empty, Lavt, sizes, published, NO_LAVT)
 
 
 def load_official_rela(
@@ -140,24 +135,14 @@ def load_official_rela(
     All sizes are read from the tensors, except those of ``fusion_heads`` and ``text_heads``. The
     published code has one number of heads for both decoders, 4 sampling points and post-norm
     layers. The weight of RLA's language part, ``lang_weight``, is loaded; the published code loses
-    it when it loads a file, and evaluates with 0. ``bert`` is None if the checkpoint has no
-    ``text_encoder.*``; :meth:`ReLA.encode_text` then raises an error, and :meth:`ReLA.heads` and
-    :meth:`ReLA.segment` work.
-
-    Args:
-        path: the ``.pth`` file, or its content.
-        fusion_heads: PWAM's heads; 1 per stage by default, as published.
-        text_heads: heads of the checkpoint's BERT; one per 64 channels by default, as published.
-
-    Raises:
-        WeightsError: the file is missing, damaged, unsafe or not a GRES checkpoint.
+    it when it loads a file, and evaluates with 0. Arguments, errors and a checkpoint without text
+    encoder are as for :func:`load_official_lavt`, with ``fusion_heads`` 1 per stage by default.
     """
     published = read_published(path)
     with weights_errors(published.where, NO_RELA):
         sizes = _encoder_sizes(published, fusion_heads or PUBLISHED_HEADS, text_heads)
         sizes |= _rela_sizes(published.model)
-        settings = _settings(Rela, sizes, f"{published.where}: {NO_RELA}")
-        return _build(ReLA, settings, published)
+        return _build(ReLA, Rela, sizes, published, NO_RELA)
 
 
 def read_published(path: str | Path | Published) -> Published:
@@ -238,40 +223,40 @@ def _heads_like(published: Published, like: FusedSection) -> tuple[list[int] | N
     return like.fusion_heads if same else None, text_heads
 
 
-def _settings(section: type[Section], sizes: dict[str, Any], where: str) -> Section:
-    """The validated section of these sizes.
-
-    Raises:
-        WeightsError: the sizes are not valid for this model.
-    """
-    try:
-        return section.model_validate(sizes)
-    except ValidationError as error:
-        fault = one_line(explain(error.errors()[0], section))
-        raise WeightsError(f"{where}: wrong shape: {fault}") from error
-
-
 def _build(
-    empty: Callable[[Section, Any], Model], settings: Section, published: Published
-) -> Model:
+    empty: Callable[[Any, Any], Model], section: type[FusedSection], sizes: dict[str, Any],
+    published: Published, fault: str,
+) -> Model:  # fmt: skip
     """A model in eval mode with the checkpoint's weights.
 
     It is first built on the meta device, so that no memory is allocated for absurd shapes.
 
     Args:
         empty: makes the model of a section and a text encoder.
-        settings: the sizes.
+        section: the class of the model's section.
+        sizes: its content.
         published: the checkpoint.
+        fault: what is wrong if the sizes are not valid, for the message.
 
     Raises:
+        WeightsError: the sizes are not valid for this model.
         ValueError: the weights do not fit.
     """
+    try:
+        settings = section.model_validate(sizes)
+    except ValidationError as error:
+        reason = one_line(explain(error.errors()[0], sizes))
+        raise WeightsError(f"{published.where}: {fault}: wrong shape: {reason}") from error
     state, text = to_ours(published.model), published.text
     if text is not None:
         state |= {f"bert.{name}": value for name, value in text.items()}
 
     def new() -> Model:
-        return empty(settings, None if text is None else _new_bert(settings, text))
+        if text is None:
+            return empty(settings, None)
+        vocab_size = len(text["embeddings.word_embeddings.weight"])
+        positions = len(text["embeddings.position_embeddings.weight"])
+        return empty(settings, new_bert(settings.bert, vocab_size, positions))
 
     with torch.device("meta"):
         problem = misfit(new(), state)
@@ -280,12 +265,6 @@ def _build(
     model = new()
     model.load_state_dict(state)
     return model.eval()
-
-
-def _new_bert(settings: FusedSection, text: State) -> Any:
-    vocab_size = len(text["embeddings.word_embeddings.weight"])
-    positions = len(text["embeddings.position_embeddings.weight"])
-    return new_bert(settings.bert, vocab_size, positions)
 
 
 def _encoder_sizes(

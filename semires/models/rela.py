@@ -3,13 +3,18 @@
 The fused encoder of LAVT, a pixel decoder, and regions that predict masks. Beside the mask ReLA
 predicts a minimap (the regions that contain the target) and whether there is no target at all.
 Evaluation uses the mask only, because every expression of RefCOCO has a target.
+
+The published loss is ``5 * (mask + 0.1 * minimap + 0.1 * no-target)`` of the last layer, each part
+a :func:`weighted_cross_entropy`. Here the mask loss is the training's own, and the factor 5, which
+AdamW cancels, is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,11 +26,9 @@ from semires.config.schema import Optimizer
 from semires.errors import ConfigError
 from semires.models import swin as swin_ops
 from semires.models.base import Outputs
-from semires.models.encoder import FusedEncoder, load_encoders, new_bert
+from semires.models.encoder import FusedEncoder, new_bert
 from semires.models.pixel_decoder import new_pixel_decoder
 from semires.models.regions import RegionDecoder
-from semires.models.rela_losses import minimap_target, weighted_cross_entropy
-from semires.models.text import Tokenizer
 
 # Norm layers and embeddings outside BERT, which the published code does not decay.
 _UNDECAYED = re.compile(
@@ -33,20 +36,7 @@ _UNDECAYED = re.compile(
     r"|regions\.(features|positions|level_embed)\.|regions\..*norm\."
 )
 
-
-def build_rela(model: Rela, tokenizer: Tokenizer, pretrained: bool = True) -> ReLA:
-    """Build a ReLA; Swin and BERT are loaded if ``model`` names pretrained weights.
-
-    Args:
-        model: the model's section.
-        tokenizer: gives the size of the vocabulary.
-        pretrained: False gives random weights, for a caller that loads all weights afterwards.
-
-    Raises:
-        WeightsError: the weights are missing, damaged or of other sizes than ``model`` says.
-    """
-    bert = new_bert(model.bert, tokenizer.vocab_size)
-    return load_encoders(ReLA(model, bert), model, pretrained)
+CLASS_WEIGHTS = (0.9, 1.1)  # of the minimap and the no-target output, as published
 
 
 class ReLA(FusedEncoder):
@@ -73,6 +63,11 @@ class ReLA(FusedEncoder):
             settings.pixel_layers, settings.num_heads, settings.pixel_feedforward,
         )  # fmt: skip
         self.regions = RegionDecoder(settings, text_dim)
+
+    @classmethod
+    def from_config(cls, model: Rela, vocab_size: int) -> ReLA:
+        """A ReLA of the given sizes with random weights everywhere."""
+        return cls(model, new_bert(model.bert, vocab_size))
 
     def decode(
         self, maps: list[torch.Tensor], text_states: torch.Tensor, size: tuple[int, int]
@@ -179,3 +174,43 @@ class ReLA(FusedEncoder):
 def _enlarge(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear upsampling in float32, without aligned corners, as published."""
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def weighted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with class weights, divided by the sum of the weights (PyTorch's mean).
+
+    Zero for an empty batch.
+
+    Args:
+        logits: float (B,2,...).
+        labels: int64 (B,...) of 0 and 1.
+    """
+    weights = logits.new_tensor(CLASS_WEIGHTS)
+    total = F.cross_entropy(logits, labels, weights, reduction="sum")
+    return total / weights[labels].sum().clamp(min=torch.finfo(logits.dtype).tiny)
+
+
+def minimap_target(
+    labels: torch.Tensor, regions: int, kind: Literal["truncated", "majority"]
+) -> torch.Tensor:
+    """Which cells of the square grid of regions belong to the object.
+
+    ``truncated``, the published target, resizes the mask bilinearly without antialiasing and cuts
+    off to integers: a cell is 1 if the pixels at its centre are all 1, whatever the rest.
+    ``majority``: a cell is 1 if at least half of its pixels are.
+
+    Args:
+        labels: int64 (B,H,W) of 0 and 1.
+        regions: number of cells Q, a square number.
+        kind: which of the two.
+
+    Returns:
+        int64 (B,Q), row by row.
+    """
+    side = math.isqrt(regions)
+    mask = labels[:, None].float()
+    if kind == "truncated":
+        cells = F.interpolate(mask, (side, side), mode="bilinear", align_corners=False)
+    else:
+        cells = F.adaptive_avg_pool2d(mask, side) * 2
+    return cells.long().clamp(max=1).flatten(1)

@@ -104,10 +104,14 @@ def _attend(
         layer(windows).view(*windows.shape[:2], heads, -1).transpose(1, 2)
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    bias = position_bias(attention.relative_position_bias)
+    table = attention.relative_position_bias
+    bias = F.embedding(table.relative_position_index, table.relative_position_bias_table)
+    bias = bias.view(table.window_area, table.window_area, -1).permute(2, 0, 1).unsqueeze(0)
     if shift:
-        side = attention.relative_position_bias.window_size[0]
-        mask = shift_mask(rows, columns, side, shift, str(windows.device))
+        side = table.window_size[0]
+        # The compiler stores the mask as a constant.
+        make = shift_mask if torch.compiler.is_compiling() else _cached_shift_mask
+        mask = make(rows, columns, side, shift, str(windows.device))
         batch = len(windows) // len(mask)
         bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
     dropout = attention.attention_dropout if attention.training else 0.0
@@ -117,24 +121,11 @@ def _attend(
     return attention.o_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def position_bias(table: Any) -> torch.Tensor:
-    """Relative position bias (1, heads, side^2, side^2)."""
-    area = table.window_area
-    bias = F.embedding(table.relative_position_index, table.relative_position_bias_table)
-    return bias.view(area, area, -1).permute(2, 0, 1).unsqueeze(0)
-
-
 def shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
     """Attention mask (rows*columns, side^2, side^2) of shifted windows.
 
     It is -100 between pixels that are neighbours only because of the roll, and 0 elsewhere.
     """
-    if torch.compiler.is_compiling():  # the compiler stores it as a constant
-        return _make_shift_mask(rows, columns, side, shift, device)
-    return _cached_shift_mask(rows, columns, side, shift, device)
-
-
-def _make_shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
     height, width = rows * side, columns * side
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
     y_region = (y >= height - side).long() + (y >= height - shift).long()
@@ -147,7 +138,7 @@ def _make_shift_mask(rows: int, columns: int, side: int, shift: int, device: str
 @functools.lru_cache(maxsize=64)
 def _cached_shift_mask(rows: int, columns: int, side: int, shift: int, device: str) -> torch.Tensor:
     with torch.inference_mode(False):  # training reuses masks made in evaluation
-        return _make_shift_mask(rows, columns, side, shift, device)
+        return shift_mask(rows, columns, side, shift, device)
 
 
 def downsample(stage: Any, tokens: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, Grid]:

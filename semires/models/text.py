@@ -90,47 +90,52 @@ def _load(source: str | Path, key: str) -> Any:
         folder = folder_of(source, VOCABULARY, key)
         path = next(folder / name for name in VOCABULARY if (folder / name).is_file())
     check_file(path)
-    tokenizer = _of_json(path) if path.suffix == ".json" else _of_vocabulary(path)
-    _check(tokenizer, path)
+    in_json = path.suffix == ".json"
+    with weights_errors(str(path), "no BERT tokenizer" if in_json else NO_VOCABULARY):
+        text = path.read_text(encoding="utf-8")
+        vocabulary = _of_json(text) if in_json else _of_lines(text)
+        if missing := [token for token in SPECIAL if token not in vocabulary]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        if vocabulary["[PAD]"] != 0:
+            raise ValueError("its first token must be [PAD]")
+        tokenizer = _from_json(path) if in_json else _from_vocabulary(vocabulary, path)
+        vocabulary = tokenizer.get_vocab()
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise ValueError("the ids of its tokens are not 0, 1, 2, ...")
+        if tokenizer("")["input_ids"] != [vocabulary["[CLS]"], vocabulary["[SEP]"]]:
+            raise ValueError("it does not add [CLS] and [SEP]")
     return tokenizer
 
 
-def _of_vocabulary(path: Path) -> Any:
-    """A tokenizer of a vocabulary file, one token a line.
-
-    Raises:
-        WeightsError: the file is not UTF-8 text, or a token occurs twice.
-    """
-    from transformers import BertTokenizer
-
-    with weights_errors(str(path), NO_VOCABULARY):
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    tokens = [token.removesuffix("\r") for token in tokens]
+def _of_lines(text: str) -> dict[str, int]:
+    """The ids of a vocabulary file, one token a line."""
+    tokens = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
-        raise WeightsError(f"{path}: {NO_VOCABULARY}: a token occurs twice")
-    _check_special(vocabulary, path)
+        raise ValueError("a token occurs twice")
+    return vocabulary
+
+
+def _of_json(text: str) -> dict[str, int]:
+    """The ids of a ``tokenizer.json``, as `save_pretrained` of transformers 5 writes it."""
+    model = json.loads(text)["model"]
+    if model["type"] != "WordPiece" or not isinstance(model["vocab"], dict):
+        raise ValueError(f"its kind is {model['type']}, and BERT's is WordPiece")
+    return dict(model["vocab"])
+
+
+def _from_vocabulary(vocabulary: dict[str, int], path: Path) -> Any:
+    from transformers import BertTokenizer
+
     return BertTokenizer(vocab=vocabulary, do_lower_case=_lower_case(path))
 
 
-def _of_json(path: Path) -> Any:
-    """A tokenizer of a ``tokenizer.json``, as `save_pretrained` of transformers 5 writes it.
-
-    Raises:
-        WeightsError: the file is damaged, or of another kind of tokenizer.
-    """
+def _from_json(path: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    with weights_errors(str(path), "no BERT tokenizer"):
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
-        kind, vocabulary = model["type"], model["vocab"]
-        if kind != "WordPiece" or not isinstance(vocabulary, dict):
-            raise ValueError(f"its kind is {kind}, and BERT's is WordPiece")
-        _check_special(vocabulary, path)
-        special = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
-        return PreTrainedTokenizerFast(
-            tokenizer_file=str(path), **{f"{name}_token": value for name, value in special.items()}
-        )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
 
 
 def _lower_case(vocabulary: Path) -> bool:
@@ -146,29 +151,3 @@ def _lower_case(vocabulary: Path) -> bool:
     with weights_errors(str(settings)):
         value = json.loads(settings.read_text(encoding="utf-8"))
         return bool(value.get("do_lower_case", True))
-
-
-def _check_special(vocabulary: dict[str, int], path: Path) -> None:
-    """Refuse a vocabulary without BERT's special tokens.
-
-    Raises:
-        WeightsError: one is missing, or [PAD] is not the first token.
-    """
-    missing = [token for token in SPECIAL if token not in vocabulary]
-    if missing:
-        raise WeightsError(f"{path}: {NO_VOCABULARY}: it lacks {', '.join(missing)}")
-    if vocabulary["[PAD]"] != 0:
-        raise WeightsError(f"{path}: {NO_VOCABULARY}: its first token must be [PAD]")
-
-
-def _check(tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer whose ids have gaps, or that does not add [CLS] and [SEP].
-
-    Raises:
-        WeightsError: ids are missing, or a special token is not added.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise WeightsError(f"{path}: {NO_VOCABULARY}: the ids of its tokens are not 0, 1, 2, ...")
-    if tokenizer("")["input_ids"] != [vocabulary["[CLS]"], vocabulary["[SEP]"]]:
-        raise WeightsError(f"{path}: no BERT tokenizer: it does not add [CLS] and [SEP]")

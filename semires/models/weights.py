@@ -103,22 +103,6 @@ def check_file(path: Path) -> None:
         raise WeightsError(f"{path}: damaged: its end is missing; download or copy it again")
 
 
-def verify_sha256(path: Path) -> None:
-    """Compare a file with the digest beside it (``NAME.sha256``), if there is one.
-
-    Raises:
-        WeightsError: they differ.
-    """
-    beside = path.with_name(path.name + ".sha256")
-    if path.is_file() and beside.is_file():
-        words = beside.read_text(encoding="utf-8", errors="replace").split()
-        if not words or words[0] != sha256_file(path):
-            raise WeightsError(
-                f"{path}: its SHA-256 is not the one in {beside.name}; the file is damaged, "
-                "run the stage that makes it again"
-            )
-
-
 def read_safetensors(path: str | Path) -> State:
     """All tensors of a safetensors file.
 
@@ -270,7 +254,14 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         WeightsError: missing, damaged, or of other sizes; the text names the file.
     """
     path = Path(path)
-    verify_sha256(path)
+    beside = path.with_name(path.name + ".sha256")
+    if path.is_file() and beside.is_file():
+        words = beside.read_text(encoding="utf-8", errors="replace").split()
+        if words[:1] != [sha256_file(path)]:
+            raise WeightsError(
+                f"{path}: its SHA-256 is not the one in {beside.name}; the file is damaged, "
+                "run the stage that makes it again"
+            )
     load_state(module, read_safetensors(path), str(path))
 
 

@@ -1,13 +1,15 @@
-"""The interface of a proposal source (paper 3.2 and Table 8).
+"""Proposal sources (paper 3.2 and Table 8): their interface, and the registry by ``kind``.
 
-Input: an RGB image uint8 (H,W,3). Output: `Proposals`, N bool masks (N,H,W) with scores.
+Input: an RGB image uint8 (H,W,3). Output: `Proposals`, N bool masks (N,H,W) with scores. To add a
+source, write a class with ``propose`` (see `ProposalSource`) and add it to `SOURCES`.
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,3 +49,19 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+# For each kind, what makes the source of its settings, as ``MODULE:NAME``.
+SOURCES = {
+    "segment_anything": "semires.proposals.fast_amg:AutomaticMasks.from_settings",
+    "transformers": "semires.proposals.hub:TransformersMasks",
+    "panoptic": "semires.proposals.hub:PanopticMasks",
+    "sam_prompts": "semires.proposals.prompted:NoMasks",
+    "felzenszwalb": "semires.proposals.classical:FelzenszwalbMasks",
+}
+
+
+def build_source(settings: Any) -> ProposalSource:
+    """Build the proposal source that an entry of ``proposals.sources`` describes."""
+    source: ProposalSource = pkgutil.resolve_name(SOURCES[settings.kind])(settings)
+    return source

@@ -11,15 +11,25 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from semires import files
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError, WeightsError
+from semires.models.weights import (
+    check_names,
+    check_tensors,
+    misfit,
+    one_line,
+    read_checkpoint,
+    read_safetensors,
+    weights_errors,
+)
 from semires.runs import layout
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
-    from torch import nn
-
 
 # The published files and their SHA-256. The names contain the first digits of the MD5.
 PUBLISHED = {
@@ -37,6 +47,7 @@ PUBLISHED = {
     ),
 }
 TINY_FILE = "tiny_sam.safetensors"
+RECORD = layout.SAM / "sam.json"
 POSITIONS = "image_encoder.pos_embed"
 SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # channels of the image encoder
 # Likely causes of weights that do not fit: patterns of parameter names. The first match is shown.
@@ -85,7 +96,7 @@ def prepare_checkpoint(params: Params) -> None:
             files.write_bytes(folder / TINY_FILE, path.read_bytes())
         size = path.stat().st_size
         record = {"model": settings.model, "sha256": sha256, "size": size, "path": described}
-        files.write_json(folder / "sam.json", record, seal=True)
+        files.write_json(folder / RECORD.name, record, seal=True)
         read_sam(settings.model, folder / TINY_FILE if settings.model == "tiny" else path)
     print(f"sam: {settings.model}, {size / 2**20:.1f} MiB, SHA-256 {sha256[:12]}")
 
@@ -107,38 +118,33 @@ def _find(model: str, path: Path) -> Path:
     )
 
 
-def checkpoint_sha256(folder: str | Path = layout.SAM) -> str:
-    """Return the SHA-256 of the checkpoint that ``folder/sam.json`` describes."""
-    return str(_read_record(Path(folder))["sha256"])
+def checkpoint_sha256() -> str:
+    """Return the SHA-256 of the checkpoint that ``sam/sam.json`` describes."""
+    return str(_read_record()["sha256"])
 
 
-def load_sam(folder: str | Path = layout.SAM) -> Sam:
-    """Load the model that ``folder/sam.json`` describes, on the CPU, in eval mode.
+def load_sam() -> Sam:
+    """Load the model that ``sam/sam.json`` describes, on the CPU, in eval mode.
 
     Raises:
         WeightsError: the stage `sam` has not run, or the weights are missing or do not fit.
         CorruptCacheError: the weights have changed since the stage verified them.
     """
-    folder = Path(folder)
-    record = _read_record(folder)
-    path = Path(record["path"]) if record["model"] != "tiny" else folder / record["path"]
+    record = _read_record()
+    path = Path(record["path"]) if record["model"] != "tiny" else layout.SAM / record["path"]
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such file, although {folder}/sam.json names it; run the stage sam again"
+            f"{path}: no such file, although {RECORD} names it; run the stage sam again"
         )
     if files.sha256_file(path) != record["sha256"]:
         raise CorruptCacheError(f"{path}: changed since the stage sam verified it; run it again")
     return read_sam(record["model"], path)
 
 
-def _read_record(folder: Path) -> dict[str, str]:
-    path = folder / "sam.json"
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; run the stage sam first: `dvc repro sam`")
-    record = files.read_json(path)
-    if not isinstance(record, dict) or not {"model", "sha256", "path"} <= set(record):
-        raise CorruptCacheError(f"{path}: lacks model, sha256 or path; run the stage sam again")
-    return record
+def _read_record() -> dict[str, str]:
+    if not RECORD.is_file():
+        raise WeightsError(f"{RECORD}: no such file; run the stage sam first: `dvc repro sam`")
+    return dict(files.read_json(RECORD))
 
 
 def read_sam(model: str, path: Path) -> Sam:
@@ -152,25 +158,14 @@ def read_sam(model: str, path: Path) -> Sam:
         WeightsError: the file is damaged, unsafe or of another model, or has NaN or infinite
             values.
     """
-    import torch
+    from segment_anything import sam_model_registry  # imports torchvision
 
-    from semires.models.weights import (
-        check_tensors,
-        read_checkpoint,
-        read_safetensors,
-        weights_errors,
-    )
     from semires.proposals.portable import make_portable
+    from semires.proposals.tiny_sam import build_tiny_sam
 
-    if model == "tiny":
-        from semires.proposals.tiny_sam import build_tiny_sam as build
-
-        state: Any = read_safetensors(path)
-    else:
-        from segment_anything import sam_model_registry
-
-        build = sam_model_registry[model]
-        state = read_checkpoint(path, mmap=True)
+    tiny = model == "tiny"
+    build = build_tiny_sam if tiny else sam_model_registry[model]
+    state = read_safetensors(path) if tiny else read_checkpoint(path, mmap=True)
     fault = f"no weights of SAM {model}"
     with weights_errors(str(path), fault):
         with torch.device("meta"):  # reject a wrong file before building a large model
@@ -190,8 +185,6 @@ def _problem(content: Any, sam: nn.Module, model: str) -> str:
         sam: the model with the expected names and shapes.
         model: the model's name.
     """
-    from semires.models.weights import check_names, misfit, one_line
-
     state, parts = content, []
     for key, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict) and any(hasattr(v, "shape") for v in value.values()):

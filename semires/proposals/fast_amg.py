@@ -26,7 +26,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from semires.proposals.base import Proposals
+from semires.config.sources import SegmentAnythingSource
+from semires.proposals.base import Proposals, device
+from semires.proposals.checkpoint import load_sam
 
 BLOCK_BYTES = 2 * 2**20  # upsampled logits of one block; they should fit in the CPU cache
 
@@ -44,6 +46,11 @@ class AutomaticMasks:
         self.whole_image_only = (
             self.upstream.crop_n_layers == 0 and self.upstream.min_mask_region_area == 0
         )
+
+    @classmethod
+    def from_settings(cls, settings: SegmentAnythingSource) -> AutomaticMasks:
+        """The source with the checkpoint of the stage `sam`."""
+        return cls(load_sam().to(device()), **settings.model_dump(exclude={"kind"}))
 
     @torch.no_grad()
     def propose(self, image: NDArray[np.uint8]) -> Proposals:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from semires.config.sources import PanopticSource, TransformersSource
 from semires.models.weights import from_transformers, weights_errors
-from semires.proposals.base import Proposals
+from semires.proposals.base import Proposals, device
 
 WHERE = "the source's `model`"
 
@@ -28,7 +28,7 @@ class TransformersMasks:
         WeightsError: the model is missing, damaged or incomplete, or does not generate masks.
     """
 
-    def __init__(self, settings: TransformersSource, device: torch.device) -> None:
+    def __init__(self, settings: TransformersSource) -> None:
         from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
         self.settings = settings
@@ -37,7 +37,7 @@ class TransformersMasks:
         with weights_errors(f"{WHERE}: {folder}", "not a mask-generation model"):
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self.pipeline = pipeline(
-                "mask-generation", model=model, image_processor=processor, device=device
+                "mask-generation", model=model, image_processor=processor, device=device()
             )
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
@@ -66,12 +66,12 @@ class PanopticMasks:
         WeightsError: the model is missing, damaged or incomplete, or is of another kind.
     """
 
-    def __init__(self, settings: PanopticSource, device: torch.device) -> None:
+    def __init__(self, settings: PanopticSource) -> None:
         from transformers import AutoModelForUniversalSegmentation
 
-        self.settings, self.device = settings, device
+        self.settings, self.device = settings, device()
         model = from_transformers(AutoModelForUniversalSegmentation, settings.model, WHERE)
-        self.model = model.eval().to(device)
+        self.model = model.eval().to(self.device)
         with weights_errors(f"{WHERE}: {model.name_or_path}", "not a panoptic model"):
             self.processor, self.inputs = _processor(model)
 

@@ -17,23 +17,26 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semires import files
 from semires.config.schema import Params
 from semires.config.sources import SAM_KINDS, HubSource
+from semires.data.pictures import read_image
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
+from semires.models.sources import shipped
 from semires.progress import progress
+from semires.proposals.cache import FORMAT, ProposalCache, Row, write_shard
+from semires.proposals.checkpoint import checkpoint_sha256
+from semires.proposals.prompted import PromptedImages
+from semires.proposals.quality import proposal_quality
+from semires.proposals.remote import RemoteShards
 from semires.proposals.workers import ImageJob, Recipe, process_count, propose_rows
 from semires.runs import layout
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from semires.proposals.cache import Row
-    from semires.proposals.remote import RemoteShards
 
 POLL_S = 0.5
 
@@ -50,10 +53,18 @@ class Shard:
         """The name of the shard's file."""
         return f"shard-{self.index:05d}.parquet"
 
+    @property
+    def record(self) -> str:
+        """The name of its record, which is written last."""
+        return f"shard-{self.index:05d}.json"
+
 
 @dataclass(frozen=True)
 class Job:
-    """The inputs of one call of :func:`propose`, and its work folder."""
+    """The inputs of one call of :func:`propose`, and where unfinished work is.
+
+    ``work`` is a local folder; ``remote`` the place of finished shards, if it is elsewhere.
+    """
 
     dataset: str
     source: str
@@ -61,6 +72,7 @@ class Job:
     shards: list[Shard]
     fingerprint: str
     work: Path
+    remote: RemoteShards | None
     processes: int
 
     @property
@@ -92,11 +104,7 @@ def propose(params: Params, dataset: str, source: str) -> None:
     if rank == 0 and layout.proposals(dataset, source).exists():
         print(f"propose: {what} are damaged or were made from other inputs; making them again")
     with files.lock(job.work / f"rank{rank}.lock", what):
-        mine = job.shards[rank::world]
-        todo = [shard for shard in mine if not _is_finished(job, shard, mend=True)]
-        if len(todo) < len(mine):
-            print(f"propose: resuming from shard {len(mine) - len(todo)} of {len(mine)}")
-        _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=rank)
+        _make(job, job.shards[rank::world], shown=rank == 0)
         if rank != 0:
             return
         while any(not _is_finished(job, shard) for shard in job.shards):
@@ -126,21 +134,12 @@ def propose_shards(
         ConfigError: there is no shard in the range.
         SemiresError: the input is invalid, or the output cannot be written.
     """
-    job = _plan(params, dataset, source)
+    job = _plan(params, dataset, source, output)
     mine, count = job.shards[first:end], len(job.shards)
     if not 0 <= first < end or not mine:
         raise ConfigError(f"--shards: {first}:{end} has none of the {count} shards 0:{count}")
-    remote = _remote(job, output)
     with files.lock(job.work / f"shards{first}-{end}.lock", job.what):
-        there = remote.finished() if remote else set()
-        todo = [
-            shard for shard in mine
-            if (_record_path(job, shard).name not in there if remote
-                else not _is_finished(job, shard, mend=True))
-        ]  # fmt: skip
-        if len(todo) < len(mine):
-            print(f"propose: {len(mine) - len(todo)} of {len(mine)} shards are finished already")
-        _make(job, todo, total=sum(len(s.tasks) for s in mine), rank=0, remote=remote)
+        _make(job, mine)
     print(f"propose: shards {first}:{first + len(mine)} of {count} are finished")
 
 
@@ -154,12 +153,11 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
         SemiresError: shards are missing; the text lists them.
         CorruptCacheError: a shard is damaged.
     """
-    job = _plan(params, dataset, source)
-    remote = _remote(job, output)
+    job = _plan(params, dataset, source, output)
     with files.lock(job.work / "merge.lock", job.what):
-        there = remote.finished() if remote else set()
+        there = job.remote.finished() if job.remote else set()
         elsewhere = [shard for shard in job.shards if not _is_finished(job, shard, mend=True)]
-        absent = [shard for shard in elsewhere if _record_path(job, shard).name not in there]
+        absent = [shard for shard in elsewhere if shard.record not in there]
         if absent:
             numbers = " ".join(f"{s.index}:{s.index + 1}" for s in absent[:8])
             more = " ..." if len(absent) > 8 else ""
@@ -167,20 +165,14 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
                 f"{job.what}: {len(absent)} of {len(job.shards)} shards are missing; make them "
                 f"with `semires propose --shards A:B`: {numbers}{more}"
             )
-        if remote:
+        if job.remote:
             for shard in elsewhere:
-                remote.get(job.work / shard.file, _record_path(job, shard))
+                job.remote.get(job.work / shard.file, job.work / shard.record)
         _publish(job)
     shutil.rmtree(job.work, ignore_errors=True)
 
 
-def _remote(job: Job, output: str | None) -> RemoteShards | None:
-    from semires.proposals.remote import RemoteShards
-
-    return None if output is None else RemoteShards(output, job.work.name)
-
-
-def _plan(params: Params, dataset: str, source: str) -> Job:
+def _plan(params: Params, dataset: str, source: str, output: str | None = None) -> Job:
     if (owner := params.owner(dataset)) != dataset:
         raise ConfigError(
             f"datasets.{dataset}.images_of: {dataset} uses the proposals of {owner}; run `semires "
@@ -195,13 +187,15 @@ def _plan(params: Params, dataset: str, source: str) -> Job:
         for i, first in enumerate(range(0, len(tasks), per_shard))
     ]
     fingerprint = _fingerprint(settings, tasks, images, per_shard)
+    work = layout.work(f"propose-{dataset}-{source}", fingerprint)
     return Job(
         dataset=dataset,
         source=source,
-        recipe=Recipe(settings, layout.SAM, images),
+        recipe=Recipe(settings, images),
         shards=shards,
         fingerprint=fingerprint,
-        work=layout.work(f"propose-{dataset}-{source}", fingerprint),
+        work=work,
+        remote=None if output is None else RemoteShards(output, work.name),
         processes=process_count(params, settings),
     )
 
@@ -221,8 +215,6 @@ def _image_jobs(dataset: str, folder: Path) -> list[ImageJob]:
 
 def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: int) -> str:
     """Return the fingerprint of all inputs. Image files are identified by name and size."""
-    from semires.proposals.cache import FORMAT
-
     made_from: dict[str, Any] = {
         "format": FORMAT,
         "source": settings.model_dump(),
@@ -233,24 +225,25 @@ def _fingerprint(settings: Any, tasks: list[ImageJob], folder: Path, per_shard: 
         ],
     }
     if settings.kind in SAM_KINDS:
-        from semires.proposals.checkpoint import checkpoint_sha256
-
         made_from["sam"] = checkpoint_sha256()
-    if isinstance(settings, HubSource):
-        from semires.models.sources import shipped
-
-        if (model := shipped(settings.model)).is_dir():
-            made_from["model"] = files.sha256_tree(model)
+    if isinstance(settings, HubSource) and (model := shipped(settings.model)).is_dir():
+        made_from["model"] = files.sha256_tree(model)
     return files.fingerprint(made_from)
 
 
-def _make(
-    job: Job, todo: list[Shard], total: int, rank: int, remote: RemoteShards | None = None
-) -> None:
-    """Make the shards ``todo``. Each shard is written as soon as its last image is done."""
+def _make(job: Job, mine: list[Shard], shown: bool = True) -> None:
+    """Make the unfinished ones of ``mine``; each is written as soon as its last image is done."""
+    if job.remote:
+        there = job.remote.finished()
+        todo = [shard for shard in mine if shard.record not in there]
+    else:
+        todo = [shard for shard in mine if not _is_finished(job, shard, mend=True)]
+    if len(todo) < len(mine):
+        print(f"propose: resuming from shard {len(mine) - len(todo)} of {len(mine)}")
     tasks = [task for shard in todo for task in shard.tasks]
     if not tasks:
         return
+    total = sum(len(shard.tasks) for shard in mine)
     rows = propose_rows(job.recipe, tasks, job.processes)
     with (
         contextlib.closing(rows),
@@ -259,7 +252,7 @@ def _make(
             total=total,
             unit="image",
             initial=total - len(tasks),
-            shown=rank == 0,
+            shown=shown,
         ) as bar,
     ):
         for shard in todo:
@@ -268,13 +261,11 @@ def _make(
                 done.append(next(rows))
                 bar.update()
             _write(job, shard, done)
-            if remote is not None:
-                remote.put(job.work / shard.file, _record_path(job, shard))
+            if job.remote:
+                job.remote.put(job.work / shard.file, job.work / shard.record)
 
 
 def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
-    from semires.proposals.cache import write_shard
-
     sha256 = write_shard(job.work / shard.file, rows)
     record = {
         "file": shard.file,
@@ -283,7 +274,7 @@ def _write(job: Job, shard: Shard, rows: list[Row]) -> None:
         "sha256": sha256,
         "n_proposals": sum(row.n for row in rows),
     }
-    files.write_json(_record_path(job, shard), record, seal=True)
+    files.write_json(job.work / shard.record, record, seal=True)
 
 
 def _is_published(job: Job) -> bool:
@@ -301,13 +292,9 @@ def _is_published(job: Job) -> bool:
         return False
 
 
-def _record_path(job: Job, shard: Shard) -> Path:
-    return (job.work / shard.file).with_suffix(".json")
-
-
 def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
     """Return whether the work folder has the complete shard; ``mend`` renames a damaged one."""
-    path, record = job.work / shard.file, _record_path(job, shard)
+    path, record = job.work / shard.file, job.work / shard.record
     if not (path.is_file() and record.is_file()):
         return False
     try:
@@ -325,9 +312,7 @@ def _is_finished(job: Job, shard: Shard, mend: bool = False) -> bool:
 
 def _publish(job: Job) -> None:
     """Write ``proposals/D/SOURCE`` atomically: the finished shards, manifest and quality."""
-    from semires.proposals.cache import FORMAT, ProposalCache
-
-    records = [files.read_json(_record_path(job, shard)) for shard in job.shards]
+    records = [files.read_json(job.work / shard.record) for shard in job.shards]
     n_images = sum(record["n"] for record in records)
     n_proposals = sum(record.pop("n_proposals") for record in records)
     manifest = {
@@ -354,19 +339,15 @@ def _publish(job: Job) -> None:
     print(line)
 
 
-def _quality(job: Job, cache: Any) -> dict[str, dict[str, float]]:
-    from semires.proposals.prompted import PromptedImages
-    from semires.proposals.quality import prompted_quality, proposal_quality
-
+def _quality(job: Job, cache: ProposalCache) -> dict[str, dict[str, float]]:
     refs = read_table(job.dataset, "refs", ["image_id", "split", "mask"])
     refs = refs[refs["split"] == "val"]
     if not len(refs):
         return {}
-    recipe = job.recipe
-    if recipe.settings.kind != "sam_prompts":
-        return {"val": proposal_quality(cache, refs)}
-    images = PromptedImages(_Originals(job), recipe.settings, recipe.sam_folder)
-    return {"val": prompted_quality(images, refs)}
+    settings = job.recipe.settings
+    prompted = settings.kind == "sam_prompts"
+    images = PromptedImages(_Originals(job), settings) if prompted else cache
+    return {"val": proposal_quality(images, refs)}
 
 
 class _Originals:
@@ -377,6 +358,4 @@ class _Originals:
         self._folder = job.recipe.images
 
     def __getitem__(self, image_id: int) -> NDArray[np.uint8]:
-        from semires.data.pictures import read_image
-
         return read_image(self._folder / self._files[image_id])

@@ -30,52 +30,42 @@ def best_ious(partition: Partition, truths: NDArray[np.bool_]) -> NDArray[np.flo
     return np.array(best, dtype=np.float64)
 
 
-def proposal_quality(cache: ProposalCache, refs: pd.DataFrame) -> dict[str, float]:
-    """Average the best IoU per object over ``refs`` (columns image_id, mask; at least one row).
+def proposal_quality(
+    images: ProposalCache | PromptedImages, refs: pd.DataFrame
+) -> dict[str, float]:
+    """Average the best IoU per object over references.
 
-    Returns:
-        ``best_iou`` (mean) and ``over_half`` (share of objects with a best IoU above 0.5), both in
-        0..1, and ``proposals_per_image``, the mean over the images of ``refs``.
-    """
-    best: list[float] = []
-    counts: list[int] = []
-    for image_id, group in refs.groupby("image_id", sort=False):
-        partition = cache[int(image_id)]
-        height, width = np.asarray(partition.atoms).shape
-        counts.append(len(partition.members))
-        truths = [_decode(counts_, height, width) for counts_ in group["mask"]]
-        best.extend(best_ious(partition, np.stack(truths)).tolist())
-    return {**_summary(best), "proposals_per_image": float(np.mean(counts))}
-
-
-def prompted_quality(images: PromptedImages, refs: pd.DataFrame) -> dict[str, float]:
-    """As :func:`proposal_quality`, with prompts drawn from the ground truth, an upper bound.
-
-    A pseudo-label gives worse prompts than the ground truth.
+    A source that is prompted with labels gets its prompts from the ground truth: an upper bound,
+    because a pseudo-label gives worse prompts.
 
     Args:
         images: by image id, of the size of the masks.
         refs: columns image_id, mask; at least one row.
 
     Returns:
-        ``best_iou`` and ``over_half`` as there, and ``proposals_per_label``, the mean number of
-        masks that SAM gives for an object.
+        ``best_iou`` (mean) and ``over_half`` (share of objects with a best IoU above 0.5), both in
+        0..1. ``proposals_per_image``, the mean over the images of ``refs``; of prompted images
+        ``proposals_per_label``, the mean number of masks that SAM gives for an object.
     """
     best: list[float] = []
     counts: list[int] = []
     for image_id, group in refs.groupby("image_id", sort=False):
         image = images[int(image_id)]
-        for counts_ in group["mask"]:
-            truth = _decode(counts_, *image.shape)
+        truths = [_decode(counts_, *image.shape) for counts_ in group["mask"]]
+        if isinstance(image, Partition):
+            counts.append(len(image))
+            best += best_ious(image, np.stack(truths)).tolist()
+            continue
+        for truth in truths:
             partition = image.prompt(truth, truth.astype(np.float32))
             counts.append(len(partition))
-            best.append(float(best_ious(partition, truth[None])[0]))
-    return {**_summary(best), "proposals_per_label": float(np.mean(counts))}
-
-
-def _summary(best: list[float]) -> dict[str, float]:
-    values = np.array(best)
-    return {"best_iou": float(values.mean()), "over_half": float((values > 0.5).mean())}
+            best += best_ious(partition, truth[None]).tolist()
+    values, each = np.array(best), "image" if isinstance(images, ProposalCache) else "label"
+    return {
+        "best_iou": float(values.mean()),
+        "over_half": float((values > 0.5).mean()),
+        f"proposals_per_{each}": float(np.mean(counts)),
+    }
 
 
 def _decode(counts: str, height: int, width: int) -> NDArray[np.bool_]:

@@ -165,26 +165,19 @@ class Strategy:
         if self.choose is not None:
             chosen = chosen & self.choose(overlaps, **thresholds)
         else:
-            chosen = chosen & self._exceeds(overlaps, thresholds)
-        return chosen & best(overlaps) if self.best_alone else chosen
+            exceeds = overlaps.areas < 0
+            for name, score in self.scores.items():
+                exceeds = exceeds | (score(overlaps) > thresholds[name])
+            chosen = chosen & exceeds
+        return chosen & first_largest(overlaps.iou) if self.best_alone else chosen
 
     def covered(self, atoms: Atoms, thresholds: Mapping[str, float]) -> Array:
         """Return the atoms of the refined label, bool (..., A), for a rule defined by ``cover``.
 
         Atoms without pixels are never covered. If no atom is covered, the label does not change.
-
-        Raises:
-            ValueError: the rule is not defined by ``cover``.
         """
-        if self.cover is None:
-            raise ValueError("the strategy chooses proposals, not atoms")
+        assert self.cover is not None
         return self.cover(atoms, **thresholds) & (atoms.areas > 0)
-
-    def _exceeds(self, overlaps: Overlaps, thresholds: Mapping[str, float]) -> Array:
-        exceeds = overlaps.areas < 0
-        for name, score in self.scores.items():
-            exceeds = exceeds | (score(overlaps) > thresholds[name])
-        return exceeds
 
     def filled(self, given: Mapping[str, float]) -> dict[str, float]:
         """Return a value for every threshold: the given value, or else the paper's.
@@ -196,11 +189,6 @@ class Strategy:
             names = ", ".join(self.thresholds) or "no threshold"
             raise ValueError(f"unknown threshold {unknown[0]!r}; the strategy takes {names}")
         return {**self.thresholds, **given}
-
-
-def best(overlaps: Overlaps) -> Array:
-    """Return the first proposal with the largest IoU for each label, as bool (..., N)."""
-    return first_largest(overlaps.iou)
 
 
 def first_largest(scores: Array) -> Array:

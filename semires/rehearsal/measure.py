@@ -6,17 +6,16 @@ A stage that fails, or that the system kills, ends its own process only. Nothing
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import multiprocessing
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,52 +55,45 @@ def measure(folder: Path, work: Callable[..., Any], *arguments: Any) -> Measured
     The process is a fork on Linux, so that it does not import torch again. The caller must not use
     torch before, because the threads of torch do not survive a fork.
     """
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, folder, work, arguments))
-    child.start()
-    sender.close()
-    found: Measured | None = None
     try:
-        found = receiver.recv()
-    except EOFError:
-        pass  # it died without a result
-    except BaseException:  # a signal to this process
-        child.terminate()
-        raise
-    finally:
-        child.join()
-    return found or _killed(int(child.exitcode or 0))
-
-
-def _killed(exit_code: int) -> Measured:
-    if exit_code == -signal.SIGKILL:
-        fault = "killed by SIGKILL, probably because the memory of this machine ran out"
+        with process.worker_pool(1, functools.partial(_start, folder)) as pool:
+            return pool.submit(_measured, work, arguments).result()
+    except BrokenProcessPool:
+        fault = "its process was killed, probably because the memory of this machine ran out"
         return Measured(fault=fault, lacks="host")
-    return Measured(fault=f"its process ended with exit code {exit_code}")
 
 
-def _child(
-    sender: Connection, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
+def demand(folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
+    """The value of a step that is no stage of the study; else as :func:`measure`.
+
+    Raises:
+        SemiresError: it failed.
+    """
+    found = measure(folder, work, *arguments)
+    if found.fault:
+        raise SemiresError(f"rehearse: {found.fault}")
+    return found.value
+
+
+def _start(folder: Path) -> None:
     process.stage_process()
     process.die_with_parent()
     os.chdir(folder)
     for name in FOREIGN:
         os.environ.pop(name, None)
     os.environ["SEMIRES_TRACKING"] = "off"
+
+
+def _measured(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Measured:
     value, fault, lacks = None, "", ""
     started = time.perf_counter()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             value = work(*arguments)
-    except process.Stopped as stop:
-        os._exit(stop.exit_code)
     except Exception as error:
         fault, lacks = _explain(error)
-    sender.send(
-        Measured(value, time.perf_counter() - started, _host_gib(), _gpu_gib(), fault, lacks)  # type: ignore[arg-type]
-    )
+    seconds = time.perf_counter() - started
+    return Measured(value, seconds, _host_gib(), _gpu_gib(), fault, lacks)  # type: ignore[arg-type]
 
 
 def _explain(error: Exception) -> tuple[str, str]:

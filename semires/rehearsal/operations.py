@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
 from semires.config.schema import Params
-from semires.models import LAVT, ReLA
-from semires.models.encoder import FusedEncoder, new_bert
+from semires.models import build_model
+from semires.models.encoder import FusedEncoder
 from semires.rehearsal.weights import BERT_TOKENS
 from semires.runs.key import SUPERVISED, RunKey
 
@@ -45,22 +47,21 @@ def count(work: Callable[[], Any]) -> float:
 
 def network(params: Params, samples: int) -> tuple[FusedEncoder, Callable[[], torch.Tensor]]:
     """Return the configured model on the meta device, ready to train, and its forward pass."""
-    settings: Any = params.model
+    vocabulary: Any = SimpleNamespace(vocab_size=BERT_TOKENS)
     with torch.device("meta"):
-        if settings.name == "lavt":
-            model: FusedEncoder = LAVT.from_config(settings, BERT_TOKENS)
-        else:
-            model = ReLA(settings, new_bert(settings.bert, BERT_TOKENS))
-            model.pixel_decoder.eval()  # in training it reads values; without dropout all is equal
+        model: Any = build_model(params.model, vocabulary, pretrained=False)
         pixels = torch.empty(samples, 3, params.data.image_size, params.data.image_size)
         ids = torch.empty(samples, params.data.max_tokens, dtype=torch.long)
-    model.text_is_pretrained = settings.bert.pretrained is not None
+    for part in model.modules():  # in training it reads values; without dropout all is equal
+        if isinstance(part, Mask2FormerPixelDecoder):
+            part.eval()
     model.freeze(params.optimizer)
     model.set_grad_checkpointing(params.runtime.grad_checkpointing)
 
     def forward() -> torch.Tensor:  # no mask for BERT: it would read the mask's values
         states = model.bert(input_ids=ids).last_hidden_state
-        return model.segment(pixels, states, torch.ones_like(ids))
+        logits: torch.Tensor = model.segment(pixels, states, torch.ones_like(ids))
+        return logits
 
     return model, forward
 

@@ -28,10 +28,9 @@ from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.workers import process_count
 from semires.rehearsal import forecast, projects, stages, synthetic
 from semires.rehearsal.forecast import Counts, Spread
-from semires.rehearsal.ledger import NEEDS, Ledger, demand, with_needs
-from semires.rehearsal.measure import machine, measure
+from semires.rehearsal.measure import demand, machine, measure
 from semires.rehearsal.operations import Operations, count_network, count_sam, count_training
-from semires.rehearsal.table import Row, conditions, misfits, render
+from semires.rehearsal.table import NEEDS, Ledger, Row, conditions, misfits, render, with_needs
 from semires.rehearsal.weights import random_weights
 from semires.runs import layout
 from semires.runs.key import SUPERVISED, RunKey
@@ -72,10 +71,7 @@ def rehearse(params: Params, options: Options) -> int:
     for name, value, least in (("steps", options.steps, 2), ("pictures", options.pictures, 1)):
         if value < least:
             raise ConfigError(f"--{name}: {value} is less than {least}")
-    try:
-        require(options.stages or [], NEEDS, "--stages", "the stages")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    require(options.stages or [], NEEDS, "--stages", "the stages")
     if not forecast.runs_of(params, dataset):
         raise ConfigError(f"--dataset: the study has no run on {dataset}")
     with tempfile.TemporaryDirectory(prefix="semires-rehearsal-") as folder:
@@ -86,7 +82,12 @@ def rehearse(params: Params, options: Options) -> int:
 
 
 class Rehearsal:
-    """One rehearsal in the temporary folder ``place``; `run` fills ``rows``."""
+    """One rehearsal in the temporary folder ``place``; `run` fills ``book``.
+
+    ``counts`` exist once the stage `split` has succeeded.
+    """
+
+    counts: Counts
 
     def __init__(self, params: Params, dataset: str, options: Options, place: Path) -> None:
         self.real, self.dataset, self.options = params, dataset, options
@@ -101,14 +102,13 @@ class Rehearsal:
         mixed = [key for key in self.runs if key.method != SUPERVISED]
         first = (mixed or self.runs)[0]
         self.fraction, self.seed = first.fraction, first.seed
-        self.machine: dict[str, Any] = demand(measure(place, machine))
+        self.machine: dict[str, Any] = demand(place, machine)
         wanted = set(options.stages or NEEDS)
         if self.prompts and wanted & {"labels", "mutual", "tune"}:
             wanted.add("propose")  # other sources have a stand-in
         self.book = Ledger(with_needs(wanted))
         self.operations: dict[RunKey, Operations | None] = {}  # by burn-in
         self.sam_operations: dict[str | None, float] = {None: 0.0}  # by source
-        self.counts: Counts | None = None
         self.scratch_gib = 0.0
 
     def run(self) -> None:
@@ -139,9 +139,9 @@ class Rehearsal:
             counts = synthetic.published_counts(self.params.datasets[self.dataset])
             self.params = projects.synthetic(self.params, self.dataset)
             place = self.params.datasets[self.dataset]
-            demand(measure(self.whole, synthetic.write_annotations, place, counts))
+            demand(self.whole, synthetic.write_annotations, place, counts)
         if options.random_weights:
-            self.params = validate(demand(measure(self.whole, random_weights, self.params)))
+            self.params = validate(demand(self.whole, random_weights, self.params))
         self._link(self.whole, self.workspace)
         for folder in (self.pictures, self.few):
             self._link(folder, self.whole)
@@ -175,12 +175,12 @@ class Rehearsal:
                 rows.append(self.book.run("generate", whole, generate, self.real, name))
         rows.append(self.book.run("prepare", whole, prepare, params, dataset, check_images))
         rows.append(self.book.run("split", whole, stages.split_all, params, dataset, fractions))
-        for row in rows:
-            disk = projects.size_gib(whole / "data") if row and row.stage == "prepare" else None
-            self.book.whole(row, disk)
-        if rows[-1] is not None and self.book.is_good("split"):
-            given = params, dataset, fractions
-            self.counts = demand(measure(whole, forecast.count_samples, *given))
+        for row in filter(None, rows):
+            row.forecast_whole(
+                projects.size_gib(whole / "data") if row.stage == "prepare" else None
+            )
+        if rows[-1] is not None:
+            self.counts = demand(whole, forecast.count_samples, params, dataset, fractions)
 
     def _cut(self) -> None:
         """Make the small projects from the whole tables."""
@@ -191,20 +191,21 @@ class Rehearsal:
         if propose:
             given = self.params, dataset, self.whole, self.options.pictures, invented
             self._link(self.pictures, self.whole)
-            demand(measure(self.pictures, projects.cut_pictures, *given))
+            demand(self.pictures, projects.cut_pictures, *given)
         if "burn_in" in self.book.wanted or (propose and self.prompts):
             some = self._few, dataset, self.fraction, self.whole, invented
             self._link(self.few, self.whole)
-            demand(measure(self.few, projects.cut_few, *some))
+            demand(self.few, projects.cut_few, *some)
 
     def _proposals(self) -> None:
         """Verify SAM's checkpoint, and make the proposals of some pictures with every source.
 
         A source that is prompted with labels is prompted with those of val in the project ``few``.
         """
-        params, dataset, counts = self.params, self.dataset, self.counts
+        params, dataset = self.params, self.dataset
         if uses_sam(params):
-            self.book.whole(self.book.run("sam", self.pictures, prepare_checkpoint, params))
+            if row := self.book.run("sam", self.pictures, prepare_checkpoint, params):
+                row.forecast_whole()
             if (made := self.pictures / layout.SAM).exists():
                 (self.few / layout.SAM).symlink_to(made)
         one = params.runtime.model_copy(update={"processes": 1})
@@ -216,18 +217,16 @@ class Rehearsal:
             row = self.book.run(
                 f"propose {source}", folder, stages.propose_some, given, dataset, source
             )
-            if row is None or row.measured.fault or counts is None:
+            if row is None:
                 continue
-            processes, items = 1, counts.val_refs
+            items = self.counts.val_refs
             if not prompted:
-                processes = measure(self.pictures, process_count, params, settings).value
-                items = counts.images
-            seconds = Spread.of(row.measured.value["seconds"])
-            hours = seconds and seconds.times(items / processes / 3600)
-            disk = row.measured.value["gib"] * counts.images
-            self.book.fill(row, per_sample=seconds, hours=hours, disk_gib=disk, processes=processes)
+                row.processes = measure(self.pictures, process_count, params, settings).value
+                items = self.counts.images
+            row.forecast(row.measured.value["seconds"], items / row.processes)
+            row.disk_gib = row.measured.value["gib"] * self.counts.images
             if settings.kind in SAM_KINDS:
-                self.book.fill(row, tflop=self._sam_operations(source))
+                row.tflop = self._sam_operations(source)
 
     def _sam_operations(self, source: str | None) -> float:
         """TFLOP of SAM for an image or a label; 0 without a source or if they cannot be counted."""
@@ -298,60 +297,54 @@ class Rehearsal:
         count: Callable[[Params, Counts, RunKey], int], batch: int,
     ) -> Spread | None:  # fmt: skip
         """The forecast of a training that stands for ``runs``; the seconds of a sample."""
-        if row is None or row.measured.fault or self.counts is None:
+        if row is None:
             return None
         per_step = batch * self.params.runtime.accumulate
-        seconds = Spread.of([s / per_step for s in row.measured.value])
         total = sum(count(self._resolved(run), self.counts, run) for run in runs)
-        hours = seconds and seconds.times(total / 3600)
+        row.forecast([s / per_step for s in row.measured.value], total)
         folder = self.few / key.folder
         weights = (folder / "model.safetensors").stat().st_size / 2**30
         self.scratch_gib = max(self.scratch_gib, weights * forecast.STATE_COPIES[row.stage])
-        disk = projects.size_gib(folder) * len(runs)
-        self.book.fill(row, per_sample=seconds, hours=hours, disk_gib=disk)
-        counted = self._operations(key)
-        if counted is not None:
+        row.disk_gib = projects.size_gib(folder) * len(runs)
+        if (counted := self._operations(key)) is not None:
             prompt = self._sam_operations(self._prompted_by(key))
-            self.book.fill(row, tflop=count_training(resolve(self._few, key), key, counted, prompt))
+            row.tflop = count_training(resolve(self._few, key), key, counted, prompt)
         if key.method != SUPERVISED:
             (folder / "model.safetensors").unlink()  # no other stage reads it
-        return seconds
+        return row.per_sample
 
     def _labels(self, key: RunKey, fractions: list[float]) -> None:
         """The quality of the pseudo-labels of every rule, after the burn-in ``key``."""
         needs = self._proposals_of(key)
         row = self.book.run("labels", self.few, stages.label_some, self._few, key, needs=needs)
-        if row is None or row.measured.fault or self.counts is None:
+        if row is None:
             return
-        seconds = Spread.of(row.measured.value)
         total = sum(forecast.labels_refs(self.params, self.counts, each) for each in fractions)
-        self.book.fill(row, per_sample=seconds, hours=seconds and seconds.times(total / 3600))
+        row.forecast(row.measured.value, total)
         if (counted := self._operations(key)) is not None:
-            self.book.fill(
-                row, tflop=counted.forward + self._sam_operations(self._prompted_by(key))
-            )
+            row.tflop = counted.forward + self._sam_operations(self._prompted_by(key))
 
     def _after_training(self, starts: list[RunKey], sample: Spread | None) -> None:
-        params, few, counts = self._few, self.few, self.counts
+        params, few = self._few, self.few
         expression: Spread | None = None
         for key in starts:
             row = self.book.run(f"evaluation {key.label}", few, stages.evaluate_some, params, key)
-            if row is None or row.measured.fault or counts is None:
+            if row is None:
                 continue
-            expression = Spread.of(row.measured.value)
             own = [run for run in self.runs if self._start_of(run) == key]
-            total = sum(forecast.evaluated_samples(self._resolved(run), counts, run) for run in own)
-            hours = expression and expression.times(total / 3600)
-            self.book.fill(row, per_sample=expression, hours=hours)
-            counted = self._operations(key)
-            self.book.fill(row, tflop=counted.forward if counted else None)
+            total = sum(
+                forecast.evaluated_samples(self._resolved(run), self.counts, run) for run in own
+            )
+            row.forecast(row.measured.value, total)
+            expression = row.per_sample
+            if (counted := self._operations(key)) is not None:
+                row.tflop = counted.forward
         if found := self.searches:
             key = replace(found[0], fraction=self.fraction, seed=self.seed)
             needs = self._proposals_of(key)
             row = self.book.run(f"tune {key.label}", few, tune, params, key, False, needs=needs)
-            if counts is not None and expression is not None:
-                tuned = forecast.tune_hours(
-                    self._resolved(found[0]), counts, len(found), expression, sample
+            if row is not None and expression is not None:
+                row.hours = forecast.tune_hours(
+                    self._resolved(found[0]), self.counts, len(found), expression, sample
                 )
-                self.book.fill(row, hours=tuned)
         self.book.run("report", few, stages.report_some, params, self.workspace)

@@ -5,29 +5,34 @@ Each function runs in a process of its own in a temporary project, see :mod:`.me
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from semires import files
 from semires.config.resolve import resolve
 from semires.config.schema import Params
+from semires.data.splits import make_split
+from semires.models.weights import load_weights
+from semires.proposals import base
+from semires.proposals.prompted import PromptedImage
+from semires.proposals.propose import propose
 from semires.rehearsal.projects import link_report, size_gib
 from semires.runs import layout
 from semires.runs.key import RunKey
-
-if TYPE_CHECKING:
-    from semires.proposals.base import ProposalSource
+from semires.training.burn_in import SECTIONS
+from semires.training.context import RunContext
+from semires.tuning import counts, labels
 
 
 def split_all(params: Params, dataset: str, fractions: list[float]) -> None:
     """The stage `split` for every fraction."""
-    from semires.data.splits import make_split
-
     for fraction in fractions:
         make_split(params, dataset, fraction)
 
@@ -44,13 +49,6 @@ def _timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]
     return call
 
 
-class _TimedSource:
-    """A proposal source that notes the seconds of each image."""
-
-    def __init__(self, source: ProposalSource, seconds: list[float]) -> None:
-        self.propose = _timed(source.propose, seconds)
-
-
 def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
     """The stage `propose` for the images of the current project, in this process.
 
@@ -58,19 +56,20 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
         ``seconds`` of each image, or of each label of val that a source is prompted with, without
         the first one; ``gib`` of disk per image.
     """
-    from semires import files
-    from semires.proposals.prompted import PromptedImage
-    from semires.proposals.propose import propose
-    from semires.proposals.registry import SOURCES
-
     seconds: list[float] = []
     kind = params.proposals.sources[source].kind
     if kind == "sam_prompts":
         prompt = _timed(PromptedImage.prompt, seconds)
         PromptedImage.prompt = prompt  # type: ignore[method-assign]
     else:
-        build = SOURCES[kind]
-        SOURCES[kind] = lambda settings, folder: _TimedSource(build(settings, folder), seconds)
+        build = base.build_source
+
+        def build_timed(settings: Any) -> base.ProposalSource:
+            made: Any = build(settings)
+            made.propose = _timed(made.propose, seconds)
+            return made  # type: ignore[no-any-return]
+
+        base.build_source = build_timed
     propose(params, dataset, source)
     folder = layout.proposals(dataset, source)
     manifest = files.read_json(folder / "manifest.json")
@@ -78,30 +77,8 @@ def propose_some(params: Params, dataset: str, source: str) -> dict[str, Any]:
     return {"seconds": some, "gib": size_gib(folder) / manifest["n_images"]}
 
 
-@contextlib.contextmanager
-def _step_ends() -> Iterator[list[float]]:
-    """The times at which optimizer steps of this process end, in seconds."""
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    ends: list[float] = []
-
-    def note(*_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-
-    handle = register_optimizer_step_post_hook(note)
-    try:
-        yield ends
-    finally:
-        handle.remove()
-
-
 def _fill_empty_labels() -> None:
     """Prompt SAM also for empty labels, which a burn-in of few steps gives, with a square."""
-    from semires.proposals.prompted import PromptedImage
-
     prompt = PromptedImage.prompt
 
     def always(image: PromptedImage, label: NDArray[np.bool_], probability: Any) -> Any:
@@ -115,9 +92,16 @@ def _fill_empty_labels() -> None:
 
 def train_some(params: Params, key: RunKey, stage: Callable[[Params, RunKey], Any]) -> list[float]:
     """The stage `burn-in` or `mutual`; the seconds of each step after the first, the warm-up."""
+    ends: list[float] = []
+
+    def note(*_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
     _fill_empty_labels()
-    with _step_ends() as ends:
-        stage(params, key)
+    register_optimizer_step_post_hook(note)
+    stage(params, key)
     return [float(s) for s in np.diff(ends)]
 
 
@@ -126,10 +110,6 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
 
     The samples are loaded in this process: starting workers would take longer than a few samples.
     """
-    from semires.models.weights import load_weights
-    from semires.training.burn_in import SECTIONS
-    from semires.training.context import RunContext
-
     params = resolve(params, key, tuned=False)
     own = params.runtime.model_copy(update={"workers": 0})
     context = RunContext(params.model_copy(update={"runtime": own}), key, SECTIONS)
@@ -146,9 +126,6 @@ def evaluate_some(params: Params, key: RunKey) -> list[float]:
 
 def label_some(params: Params, key: RunKey) -> list[float]:
     """The stage `labels`, and its work on val two more times; the seconds of a reference there."""
-    from semires.training.context import RunContext
-    from semires.tuning import counts, labels
-
     _fill_empty_labels()
     labels.write_labels(params, key, params.evaluation.correction_refs)
     partitions = RunContext(params, key, ("data", "model")).partitions

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from semires.config.schema import Dataset
-from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS
+from semires.data.prepare import PUBLISHED
 from semires.errors import ConfigError
 
 HEIGHT, WIDTH = 480, 640
@@ -56,12 +56,14 @@ def published_counts(place: Dataset) -> dict[str, SplitCounts]:
             f"--synthetic-data: {place.dataset} ({place.split_by}) has no published counts, as "
             f"{known} have; rehearse it with its own data"
         )
-    total = TOTALS.get(key, {"refs": 1, "expressions": 2})
+    total = PUBLISHED[key].get("all", {"refs": 1, "expressions": 2})
     share = total["expressions"] / total["refs"]
-    known_texts = EXPRESSIONS.get(key, {})
     return {
-        split: SplitCounts(refs, images, known_texts.get(split, round(refs * share)))
-        for split, (refs, images) in PUBLISHED[key].items()
+        split: SplitCounts(
+            row["refs"], row["images"], row.get("expressions", round(row["refs"] * share))
+        )
+        for split, row in PUBLISHED[key].items()
+        if split != "all"
     }
 
 

@@ -1,14 +1,16 @@
-"""The table that ends a rehearsal, and what would not fit."""
+"""The rows of a rehearsal: what each stage needs, its result and forecast, and the final table."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from semires.config.schema import Params
 from semires.rehearsal.forecast import Spread
-from semires.rehearsal.measure import Measured
+from semires.rehearsal.measure import Measured, measure
 
 HEAD = (
     "stage", "result", "s per sample", "predicted", "host GiB", "GPU GiB", "hours of the study",
@@ -17,8 +19,32 @@ HEAD = (
 BUSY = 0.5  # a load of other processes per core above which times are not reliable
 FULL = 0.9  # a share of the memory above which a stage may not fit
 
+# The stages, in order, with those that they need.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "generate": (),
+    "prepare": ("generate",),
+    "split": ("prepare",),
+    "sam": (),
+    "propose": ("split", "sam"),
+    "burn_in": ("split",),
+    "labels": ("burn_in",),
+    "mutual": ("burn_in",),
+    "evaluation": ("burn_in",),
+    "tune": ("burn_in",),
+    "report": ("burn_in",),
+}
 
-@dataclass(frozen=True)
+
+def with_needs(names: Iterable[str]) -> set[str]:
+    """The stages and all stages that they need."""
+    wanted = set(names)
+    for stage in reversed(NEEDS):
+        if stage in wanted:
+            wanted.update(NEEDS[stage])
+    return wanted
+
+
+@dataclass
 class Row:
     """One stage of the rehearsal and its forecast.
 
@@ -41,6 +67,57 @@ class Row:
     hours: Spread | None = None
     disk_gib: float | None = None
     processes: int = 1
+
+    def forecast(self, seconds: Iterable[float], items: float) -> None:
+        """Set the hours of ``items`` from the seconds of some of them."""
+        self.per_sample = Spread.of(seconds)
+        self.hours = self.per_sample and self.per_sample.times(items / 3600)
+
+    def forecast_whole(self, disk_gib: float | None = None) -> None:
+        """The forecast of a stage that ran as a whole: what was measured."""
+        self.hours, self.disk_gib = Spread.of([self.measured.seconds / 3600]), disk_gib
+
+
+class Ledger:
+    """The rows of the stages that ran.
+
+    Args:
+        wanted: the stages to rehearse.
+    """
+
+    def __init__(self, wanted: set[str]) -> None:
+        self.wanted, self.rows = wanted, list[Row]()
+
+    def run(
+        self, label: str, folder: Path, work: Callable[..., Any], *arguments: Any,
+        needs: tuple[str, ...] = (),
+    ) -> Row | None:  # fmt: skip
+        """Rehearse a stage, unless something that it needs failed.
+
+        Args:
+            label: begins with the stage.
+            folder: the project.
+            work: the function of the stage; it is called in a process of its own.
+            arguments: of ``work``.
+            needs: labels of rows that it needs besides the stages of `NEEDS`.
+
+        Returns:
+            The row, or None if the stage is not wanted or failed.
+        """
+        stage = label.split()[0]
+        if stage not in self.wanted:
+            return None
+        unmet = [need for need in (*NEEDS[stage], *needs) if not self.is_good(need)]
+        lacking = Measured(fault=f"needs {', '.join(unmet)}")
+        found = lacking if unmet else measure(folder, work, *arguments)
+        print(f"rehearse: {label}: {found.fault or f'ok, {found.seconds:.1f} s'}", flush=True)
+        row = Row(stage, label, found)
+        self.rows.append(row)
+        return None if found.fault else row
+
+    def is_good(self, name: str) -> bool:
+        """Whether no row of a stage, or of a label, failed."""
+        return not any(row.measured.fault for row in self.rows if name in (row.stage, row.label))
 
 
 def render(rows: list[Row]) -> str:

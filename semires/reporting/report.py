@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from semires import tracking
 from semires.config.messages import require
 from semires.config.schema import Params
-from semires.errors import ConfigError
 from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.reporting import labels
 from semires.reporting.claims import Judge, Judgement, load_claims
@@ -108,10 +107,7 @@ def check_methods(params: Params, name: str, definition: TableDefinition) -> Non
     """
     known = [SUPERVISED, *params.refine]
     for i, row in enumerate(definition.rows):
-        try:
-            require([row.method], known, f"rows.{i}.method", "refine")
-        except ValueError as error:
-            raise ConfigError(f"{layout.TABLES}/{name}.yaml: {error}") from error
+        require([row.method], known, f"{layout.TABLES}/{name}.yaml: rows.{i}.method", "refine")
 
 
 def write_data(params: Params, results: Results, folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from semires.refine.partition import Partition
-from semires.refine.prompting import Promptable
+from semires.refine.refiner import Promptable
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -82,7 +82,7 @@ class UnlabelledBatch(Batch):
         strong: float32 (B,3,S,S), the student's strong view; equal to ``image`` where the samples
             are not augmented.
         partitions: B partitions of size (S,S), the proposals of the images; or images that are
-            prompted with the label, see :func:`semires.refine.prompting.resolve_partitions`.
+            prompted with the label, see :func:`semires.refine.refiner.resolve_partitions`.
         hidden_truth: bool (B,S,S), for metrics only.
         second: float32 (B,3,S,S), another strong view, or None for one view.
     """

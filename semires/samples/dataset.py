@@ -27,7 +27,7 @@ from semires.data.pictures import open_picture, to_rgb
 from semires.data.tables import Tables
 from semires.errors import DataError
 from semires.refine.partition import Partition
-from semires.refine.prompting import Promptable
+from semires.refine.refiner import Promptable
 from semires.samples.augment import normalise, renormalise, strong_view, weak_view
 from semires.samples.batch import B, Batch, LabelledBatch, UnlabelledBatch
 

@@ -5,9 +5,11 @@ The result is the paper's *Supervised* row. Teacher and student start from its w
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,6 @@ from semires.samples.batch import LabelledBatch
 from semires.training.context import RunContext
 from semires.training.loop import Loop, Sums, total_steps
 from semires.training.losses import supervised_loss
-from semires.training.profile import trace_steps
 from semires.training.record import write_run
 
 SECTIONS = ("data", "model", "loss", "optimizer", "burn_in", "evaluation")
@@ -138,3 +139,27 @@ def calibrate(
     )
     found = {"temperature": temperature, "ece_before": before, "ece_after": after}
     return {**found, "expressions": len(dataset)}
+
+
+@contextlib.contextmanager
+def trace_steps(path: Path | None) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each step. Steps 8 to 17 are written.
+
+    Args:
+        path: the file of the trace; None disables profiling.
+    """
+    if path is None:
+        yield lambda: None
+        return
+    from torch.profiler import profile, schedule
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(profiler: profile) -> None:
+        profiler.export_chrome_trace(str(path))
+        print(f"{path}: trace of ten steps; open it in ui.perfetto.dev")
+
+    with profile(
+        schedule=schedule(wait=5, warmup=2, active=10, repeat=1), on_trace_ready=write
+    ) as profiler:
+        yield profiler.step

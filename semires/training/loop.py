@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -48,11 +48,8 @@ class Timing:
 
     def since(self, earlier: Timing) -> Timing:
         """The difference from an earlier state of the same counters."""
-        return Timing(
-            self.samples - earlier.samples,
-            self.seconds - earlier.seconds,
-            self.data_wait_s - earlier.data_wait_s,
-        )
+        pairs = zip(astuple(self), astuple(earlier), strict=True)
+        return Timing(*(now - then for now, then in pairs))
 
     def rates(self) -> dict[str, float]:
         """``samples_per_s``, and ``data_wait`` as a share of the time (0..1)."""
@@ -104,7 +101,7 @@ class Loop:
         self._sums: dict[str, torch.Tensor] = {}  # on the device, so that a step need not wait
         self._saved = time.monotonic()
         self._resume()
-        self._logged_timing = Timing(**asdict(self.timing))
+        self._logged_timing = replace(self.timing)
 
     @property
     def remaining_batches(self) -> range:
@@ -200,7 +197,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _refuse(self, loss: float, ref_ids: list[int]) -> NoReturn:
-        broken = not all(is_finite(module) for module in self.modules.values())
+        tensors = [t for m in self.modules.values() for t in m.state_dict().values()]
+        broken = not all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
         if not any(self.group.any(broken)):  # otherwise the state saved earlier is the finite one
             self.save()
         saved = self.group.is_main_process and self._path.is_file()
@@ -250,7 +248,8 @@ class Loop:
 
     def _evaluate(self) -> None:
         table = self.context.evaluate(self.evaluated, self.val)
-        metrics = mlflow_names(summarise(table), "val")
+        # MLflow accepts no @ in a name: `P@0.5` is `val/prec_0.5`.
+        metrics = {f"val/{k.replace('P@', 'prec_')}": v for k, v in summarise(table).items()}
         since = self.step - int(self.history[-1]["step"]) if self.history else self.step
         batches = since * self.accumulate * self.group.world
         totals = self._totals()
@@ -258,7 +257,7 @@ class Loop:
         self._sums = {}
         self.history.append({"step": self.step, **row})
         rates = self.timing.since(self._logged_timing).rates()
-        self._logged_timing = Timing(**asdict(self.timing))
+        self._logged_timing = replace(self.timing)
         timing = {f"time/{name}": value for name, value in rates.items()}
         self.log({**row, **calibration_of(totals), **timing}, self.step)
         if row["val/oIoU"] > self.best["val/oIoU"]:
@@ -338,17 +337,6 @@ class Loop:
         """The evaluated module with the weights of its best evaluation."""
         self.evaluated.load_state_dict(self.best["state"])
         return self.evaluated
-
-
-def is_finite(module: nn.Module) -> bool:
-    """Whether all parameters and buffers of a module are finite."""
-    tensors = module.state_dict().values()
-    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
-
-
-def mlflow_names(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Names that MLflow accepts: ``P@0.5`` becomes ``val/prec_0.5``."""
-    return {f"{prefix}/{name.replace('P@', 'prec_')}": value for name, value in metrics.items()}
 
 
 def means(sums: dict[str, float], batches: int) -> dict[str, float]:

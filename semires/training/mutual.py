@@ -29,8 +29,7 @@ from semires.models import Outputs, SegmentationModel
 from semires.models.weights import load_weights
 from semires.refine import PseudoLabelRefiner, RefinedLabels
 from semires.refine.filtering import ConfidenceFilter
-from semires.refine.prompting import resolve_partitions
-from semires.refine.refiner import foreground
+from semires.refine.refiner import foreground, resolve_partitions
 from semires.refine.weighting import Concat, make_weighting
 from semires.runs.key import RunKey
 from semires.samples.batch import LabelledBatch, MutualBatch, UnlabelledBatch
@@ -101,9 +100,10 @@ class MutualStep:
     def compute_loss(self, batch: MutualBatch) -> tuple[torch.Tensor, Sums]:
         """The loss, a scalar, and the values to log."""
         labelled, unlabelled = batch.labelled, batch.unlabelled
-        if unlabelled is None:
-            return self._labelled_loss(labelled)
         settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
+        if unlabelled is None:
+            loss, loss_sup = self._labelled_loss(self._forward(*labelled.inputs), labelled)
+            return loss, {"loss": loss.detach(), "loss_sup": loss_sup.detach()}
         # 1. The teacher labels the weak view; proposals refine its labels.
         teacher_logits = self.teacher_forward(unlabelled)
         partitions = resolve_partitions(unlabelled.partitions, teacher_logits)
@@ -112,11 +112,10 @@ class MutualStep:
         # 2. The student predicts on labelled images and strong views, in one batch.
         on_labelled, *on_views = self.student_forward(labelled, unlabelled)
         # 3. The loss, Eq. 4; with two strong views, their mean.
-        loss_sup = supervised_loss(on_labelled.logits, labelled.mask, weights)
+        loss, loss_sup = self._labelled_loss(on_labelled, labelled)
         on_views, targets = self._confident(teacher_logits, on_views, targets)
         losses_unsup = [unsupervised_loss(view.logits, targets, weights) for view in on_views]
         loss_unsup = torch.stack(losses_unsup).mean()
-        loss = settings.supervised_loss_scale * self._total(loss_sup, on_labelled, labelled.mask)
         for loss_view, view in zip(losses_unsup, on_views, strict=True):
             total = self._total(loss_view, view, targets.labels)
             loss += settings.lambda_unsup / len(on_views) * total
@@ -131,13 +130,14 @@ class MutualStep:
         overlaps = overlap_sums(teacher_logits, targets, hidden_truth)
         return {**overlaps, **calibration_sums(probability, hidden_truth)}
 
-    def _labelled_loss(self, labelled: LabelledBatch) -> tuple[torch.Tensor, Sums]:
-        """The supervised loss alone, for a method that uses no unlabelled samples."""
-        outputs = self._forward(*labelled.inputs)
-        settings, weights = self.context.params.mutual, self.context.params.loss.class_weights
-        loss_sup = supervised_loss(outputs.logits, labelled.mask, weights)
-        loss = settings.supervised_loss_scale * self._total(loss_sup, outputs, labelled.mask)
-        return loss, {"loss": loss.detach(), "loss_sup": loss_sup.detach()}
+    def _labelled_loss(
+        self, outputs: Outputs, labelled: LabelledBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part of the loss of the labelled samples, and their mask loss alone."""
+        params = self.context.params
+        loss_sup = supervised_loss(outputs.logits, labelled.mask, params.loss.class_weights)
+        total = self._total(loss_sup, outputs, labelled.mask)
+        return params.mutual.supervised_loss_scale * total, loss_sup
 
     @torch.no_grad()
     def teacher_forward(self, unlabelled: UnlabelledBatch) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from semires.config.schema import Runtime
-from semires.evaluation.corrections import Corrections
+from semires.evaluation.corrections import Corrections, shares
 from semires.evaluation.evaluate import summarise
 from semires.files import (
     atomic_folder,
@@ -59,14 +59,14 @@ def write_run(
     if "val" in sets and len(sets["val"].refs) > 1:
         sets[f"val{SHUFFLED}"] = sets["val"].shuffled()
     model = loop.load_best()
-    known = {"val": loop.best_val}
-    tables = {}
-    for split, dataset in sets.items():
-        table = known.get(split)
-        tables[split] = context.evaluate(model, dataset) if table is None else table
+    known = {} if loop.best_val is None else {"val": loop.best_val}
+    tables = {
+        split: known[split] if split in known else context.evaluate(model, dataset)
+        for split, dataset in sets.items()
+    }
     metrics = {split: summarise(table) for split, table in tables.items()}
     if corrections is not None:
-        metrics["pseudo"] = corrections.metrics()
+        metrics["pseudo"] = shares(corrections.table)
     if context.group.is_main_process:
         predictions = pd.concat([t.assign(split=s) for s, t in tables.items()], ignore_index=True)
         with atomic_folder(context.key.folder) as folder:

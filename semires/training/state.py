@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
         data = candidate.read_bytes()
         digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
         if sha256_bytes(body).encode() == digest:
-            try:
-                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
-            except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
-                pass
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(body), weights_only=True, map_location="cpu"
+            )
+            return state
         print(f"{candidate}: damaged training state, ignored")
     return None
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from semires.config.schema import Params
     from semires.models import SegmentationModel
-    from semires.refine.prompting import Promptable
+    from semires.refine.refiner import Promptable
     from semires.training.context import RunContext
 
 Ints = NDArray[np.int64]

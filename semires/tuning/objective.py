@@ -60,10 +60,7 @@ def space(params: Params, key: RunKey) -> dict[str, Axis]:
         strategy = params.refine[key.method].strategy
         raise ConfigError(f"refine.{key.method}: {no_thresholds(strategy)}")
     chosen = params.tune.parameters or list(axes)
-    try:
-        require(chosen, axes, "tune.parameters", f"the parameters of {key.method}'s search")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    require(chosen, axes, "tune.parameters", f"the parameters of {key.method}'s search")
     return {name: axis for name, axis in axes.items() if name in chosen}
 
 

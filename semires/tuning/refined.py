@@ -23,7 +23,7 @@ from semires.refine.strategies import (
     Atoms,
     Overlaps,
     Strategy,
-    best,
+    first_largest,
 )
 from semires.tuning.counts import Counts
 
@@ -275,7 +275,7 @@ Units = tuple[Floats, Ints, Ints]  # scores (T,U), area (U,), truth (U,)
 def _best_proposal(rule: Strategy, reference: Reference) -> Units:
     """The only unit of a reference: its first proposal with the largest IoU."""
     overlaps = reference.overlaps
-    chosen = best(overlaps) & (overlaps.areas > 0)
+    chosen = first_largest(overlaps.iou) & (overlaps.areas > 0)
     scores = np.stack([score(overlaps)[chosen] for score in rule.scores.values()])
     truth = reference.members[chosen] @ reference.truth
     return scores, overlaps.areas[chosen].astype(np.int64), truth.astype(np.int64)

@@ -16,7 +16,7 @@ from helpers.refer_fixture import write_refer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semires.data.prepare import EXPRESSIONS, PUBLISHED, TOTALS, compare, compare_total
+from semires.data.prepare import PUBLISHED, compare
 from semires.data.refer import read_refer
 from semires.errors import DataError
 from semires.files import read_json, read_parquet
@@ -63,26 +63,26 @@ def test_a_tenth_of_the_full_size(tmp_path: Path):
 
 
 def test_the_published_counts_agree_with_each_other():
-    key = ("refcoco", "unc")
-    counts = {
-        split: {"refs": refs, "images": images, "expressions": EXPRESSIONS[key][split]}
-        for split, (refs, images) in PUBLISHED[key].items()
-    }
-    text = compare(counts, PUBLISHED[key], EXPRESSIONS[key])
-    assert text.count("as published") == 4
+    published = PUBLISHED["refcoco", "unc"]
+    counts = {split: dict(row) for split, row in published.items()}
+    text = compare(counts, published)
+    assert text.count("as published") == 5
     assert "DIFFERS" not in text
+    total = counts.pop("all")
     for name in ("refs", "expressions"):
-        assert sum(row[name] for row in counts.values()) == TOTALS[key][name]
+        assert sum(row[name] for row in counts.values()) == total[name]
     counts["val"]["expressions"] -= 1
-    text = compare(counts, PUBLISHED[key], EXPRESSIONS[key])
+    text = compare(counts, published)
     assert "DIFFERS: published 3,811 refs on 1,500 images, 10,834 expressions" in text
 
 
 def test_the_total_is_compared_where_the_paper_states_it():
     row = {"refs": 5, "images": 2, "expressions": 9}
-    assert "as published" in compare_total(row, dict(row))
-    assert "DIFFERS: published 6 refs" in compare_total(row, {**row, "refs": 6})
-    assert compare_total(row, None).split() == ["all", "5", "2", "9"]
+    assert "as published" in compare({"all": row}, {"all": dict(row)})
+    assert "DIFFERS: published 6 refs" in compare({"all": row}, {"all": {**row, "refs": 6}})
+    for published in ({}, {"train": row}):
+        total = compare({"all": row}, published).splitlines()[1]
+        assert total.split() == ["all", "5", "2", "9"]
 
 
 VALUES = st.sampled_from(

@@ -170,11 +170,6 @@ def test_damage_is_one_line(tmp_path: Path, data: st.DataObject):
         ([ref(1, sentences=[])], [[]], "empty expression: ref 1; empty polygon: annotation 1"),
         ([ref(1)], [[[*SQUARE, 5.0]]], "an odd number of coordinates"),
         ([ref(1)], [[[-32.0, 0.0, 32.0, 0.0] * 140_000]], "outline of a polygon is too long"),
-        (
-            [ref(i, sentences=[{"sent": "x" * 2**20}] * 99) for i in range(3)],
-            None,
-            "too much text: ",
-        ),
         ([{"ref_id": 1}], None, "wrong value: ref 1, ann_id is absent"),
         ([], None, "contains no references"),
     ],
@@ -278,7 +273,8 @@ def test_counts_beside_the_published_ones(tmp_path: Path):
     _, refs = read(write(tmp_path, [ref(1), ref(2, split="val")]))
     counts = summarise(refs)
     assert counts["train"] == {"refs": 1, "images": 1, "expressions": 1}
-    text = compare(counts, {"train": (1, 1), "val": (5, 5), "testA": (1, 1)})
+    one, five = ({"refs": count, "images": count} for count in (1, 5))
+    text = compare(counts, {"train": one, "val": five, "testA": one})
     assert "as published" in text
     assert "DIFFERS: published 5 refs on 5 images" in text
     assert "published, but not in this data set" in text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,24 +44,18 @@ def test_the_protocols_of_refer(tmp_path: Path, protocol: int):
 
 
 @pytest.mark.parametrize(
-    ("data", "line"),
+    "data",
     [
-        (b"cos\nsystem\n(S'true'\ntR.", "names the class os.system"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "names the class os.system"),
-        (b"(S'true'\nios\nsystem\n.", "names the class os.system"),
-        (pickle.dumps(Path("x"), 2), "names the class"),
-        (b"\x80\x02K\x01)R.", "the instruction EMPTY_TUPLE"),
-        (b"\x80\x02]}b.", "the instruction BUILD"),
-        (b"\x80\x02\x82\x01.", "the instruction EXT1"),
-        (b"\x80\x05\x97.", "the instruction NEXT_BUFFER"),
-        (b"Pabc\n.", "the instruction PERSID"),
-        (pickle.dumps([(1, 2)], 2), "the instruction TUPLE2"),
-        (pickle.dumps({1, 2}, 4), "the instruction EMPTY_SET"),
-        (b"\x80\x02]r\xff\xff\xff\x3f.", "a memo entry"),
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+        b"(S'true'\nios\nsystem\n.",
+        b"cos.\nsystem\n.",
+        pickle.dumps(Path("x"), 2),
+        pickle.dumps({1, 2}, 2),
     ],
 )
-def test_what_is_refused(tmp_path: Path, data: bytes, line: str):
-    with pytest.raises(DataError, match=f"refused: it .*{line}") as caught:
+def test_classes_are_refused(tmp_path: Path, data: bytes):
+    with pytest.raises(DataError, match=r"refused: it names the class .*only plain") as caught:
         read(tmp_path, data)
     assert "\n" not in str(caught.value)
 
@@ -75,6 +67,11 @@ def test_what_is_refused(tmp_path: Path, data: bytes, line: str):
         b"garbage",
         b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
         b"L" + b"9" * 100_000 + b"L\n.",
+        b"\x80\x02K\x01)R.",  # calls a number
+        b"\x80\x02\x82\x01.",  # an extension
+        b"\x80\x05\x97.",  # a buffer outside the pickle
+        b"Pabc\n.",  # an object outside the pickle
+        b"\x80\x02]r\xff\xff\xff\x3f.",  # the unpickler's memo would take 16 GB
     ],
 )
 def test_damage_is_one_line(tmp_path: Path, data: bytes):
@@ -83,32 +80,9 @@ def test_damage_is_one_line(tmp_path: Path, data: bytes):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "b'\\x80\\x02})' + b'\\x85' * 2_000_000 + b'Ns.'",  # hashing would overflow C's stack
-        "b'\\x80\\x02})' + b'2\\x86' * 200 + b'Ns.'",  # hashing would take 2**200 steps
-        "b'\\x80\\x02]r\\xff\\xff\\xff\\x3f.'",  # the unpickler's memo would take 16 GB
-        "b'\\x80\\x02' + b']' * 1_000_000 + b'a' * 999_999 + b'.'",  # nested lists are plain
-    ],
-)
-def test_the_process_survives(tmp_path: Path, attack: str):
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "from pathlib import Path\n"
-        "from semires.data.unpickle import read_plain_pickle\n"
-        "from semires.errors import DataError\n"
-        f"Path(sys.argv[1]).write_bytes({attack})\n"
-        "try: read_plain_pickle(sys.argv[1])\n"
-        "except DataError as error: print(error)\n"
-        "print('alive')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "x.p")],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[-1:] == ["alive"], done.stderr
-    assert "MemoryError" not in done.stdout
+def test_deep_lists_are_read(tmp_path: Path):
+    found = read(tmp_path, b"\x80\x02" + b"]" * 1_000_000 + b"a" * 999_999 + b".")
+    assert isinstance(found, list)
 
 
 @settings(

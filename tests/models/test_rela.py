@@ -17,7 +17,7 @@ from semires.config.resolve import resolve
 from semires.errors import ConfigError, WeightsError
 from semires.models import ReLA, build_model, load_official_rela
 from semires.models.encoder import new_bert
-from semires.models.rela_losses import minimap_target, weighted_cross_entropy
+from semires.models.rela import minimap_target, weighted_cross_entropy
 from semires.models.text import Tokenizer
 from semires.runs.key import RunKey
 

@@ -40,7 +40,7 @@ def write_cache(folder: Path) -> None:
         sha256 = write_shard(folder / name, part)
         shards.append({"file": name, "first": 3 * number, "n": len(part), "sha256": sha256})
     manifest = {"format": FORMAT, "n_images": len(rows), "shards": shards}
-    files.write_json(folder / "manifest.json", manifest)
+    files.write_json(folder / "manifest.json", manifest, seal=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,12 @@ def test_scores_are_stored(cache_folder: Path) -> None:
     np.testing.assert_allclose(table["stability"][0], [0, 0.25, 0.5])
     assert table["height"].dtype == np.int32
     assert table["image_id"].dtype == np.int64
+
+
+def test_a_table_with_lists_can_be_written_again(cache_folder: Path, tmp_path: Path) -> None:
+    table = files.read_parquet(cache_folder / "shard-00001.parquet")
+    files.write_parquet(tmp_path / "again.parquet", table)
+    assert files.read_parquet(tmp_path / "again.parquet", ["n"])["n"].tolist() == [3, 4]
 
 
 def test_same_rows_same_bytes(cache_folder: Path, tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_damage_after_opening_is_noticed(cache_folder: Path, tmp_path: Path) -> 
         cache[100]
     assert cache[103].masks().shape == (3, *SIZES[3])
     (folder / "shard-00000.parquet").unlink()
-    with pytest.raises(CorruptCacheError, match=r"shard-00000.* is missing"):
+    with pytest.raises(SemiresError, match=r"shard-00000.*no such file"):
         ProposalCache(folder)
 
 

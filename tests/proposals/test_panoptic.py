@@ -12,8 +12,8 @@ from semires.config.sources import PanopticSource
 from semires.data.scenes import render, sample_scene
 from semires.errors import WeightsError
 from semires.files import read_json, sha256_tree
+from semires.proposals.base import build_source
 from semires.proposals.quality import best_ious
-from semires.proposals.registry import build_source
 from semires.refine.partition import Partition
 
 ROOT = Path(__file__).parents[2]

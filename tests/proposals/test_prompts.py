@@ -11,12 +11,11 @@ from hypothesis.extra.numpy import arrays
 
 from semires.config.sources import SamPromptsSource
 from semires.data.scenes import render, sample_scene
-from semires.proposals.prompted import PromptedImages
-from semires.proposals.prompts import draw_prompt, inner_points, label_box
+from semires.proposals.prompted import PromptedImages, draw_prompt, inner_points, label_box
 from semires.proposals.quality import best_ious
 from semires.refine import PseudoLabelRefiner
 from semires.refine.partition import Partition
-from semires.refine.prompting import resolve_partitions
+from semires.refine.refiner import resolve_partitions
 
 LABELS = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -77,12 +76,11 @@ def images(tmp_path_factory: pytest.TempPathFactory):
     weights = str(root / params.sam.checkpoint)
     sam = params.sam.model_copy(update={"checkpoint": weights})
     folder = tmp_path_factory.mktemp("prompted")
+    pictures = dict(enumerate(scene.image for scene in scenes))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prepare_checkpoint(params.model_copy(update={"sam": sam}))
-    pictures = dict(enumerate(scene.image for scene in scenes))
-    prompted = PromptedImages(pictures, settings(), folder / "sam")
-    return prompted, [scene.masks for scene in scenes]
+        yield PromptedImages(pictures, settings()), [scene.masks for scene in scenes]
 
 
 def test_sam_finds_the_object_that_the_label_covers_in_part(images):
@@ -101,7 +99,7 @@ def test_masks_are_limited_to_the_best_predicted(images):
     prompted, truths = images
     truth = truths[0][0]
     both = prompted[0].prompt(truth, truth.astype(np.float32)).masks()
-    fewer = PromptedImages(prompted.pictures, settings(masks=1), prompted.sam.folder)
+    fewer = PromptedImages(prompted.pictures, settings(masks=1))
     one = fewer[0].prompt(truth, truth.astype(np.float32)).masks()
     assert len(one) == 1
     np.testing.assert_array_equal(one[0], both[0])

@@ -88,7 +88,7 @@ def test_ranges_merge_to_the_same_bytes_without_a_url(capsys: pytest.CaptureFixt
         merge_shards(params, "toy", SOURCE, None)
     propose_shards(params, "toy", SOURCE, 0, 4, None)
     said = capsys.readouterr().out
-    assert "1 of 4 shards are finished already" in said
+    assert "resuming from shard 1 of 4" in said
     assert "shards 0:4 of 5 are finished" in said
     merge_shards(params, "toy", SOURCE, None)
     assert output() == want

@@ -16,7 +16,7 @@ from semires.config import sources as config
 from semires.config.sources import FelzenszwalbSource, TransformersSource
 from semires.data.pictures import read_image
 from semires.errors import DataError, WeightsError
-from semires.proposals.registry import SOURCES, build_source
+from semires.proposals.base import SOURCES, build_source
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:

@@ -1,20 +1,17 @@
 """Partitions: lossless, resized as torch resizes, and damage never passes for a partition."""
 
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.proposals import Partition
-from semires.refine.partition import HEADER, MAGIC, nearest_indices
+from semires.refine.partition import MAGIC, nearest_indices
 
 sizes = st.integers(1, 24)
 
@@ -103,16 +100,14 @@ def test_flipping_flips_every_mask(masks):
 
 
 @given(some_masks(), st.integers(0, 2**32))
-def test_counts_and_unions_equal_pixel_sums(masks, seed):
+def test_counts_equal_pixel_sums(masks, seed):
     rng = np.random.default_rng(seed)
     partition = Partition.from_masks(masks)
     label = rng.random(masks.shape[1:]) < 0.4
-    chosen = rng.random(len(masks)) < 0.5
     np.testing.assert_array_equal(
         partition.sums(partition.count(label)), (masks & label).sum((1, 2))
     )
     assert partition.count(label).sum() == label.sum()
-    np.testing.assert_array_equal(partition.union(chosen), masks[chosen].any(axis=0))
 
 
 def test_more_proposals_than_bits_in_a_word_and_more_atoms_than_16_bits_hold():
@@ -172,55 +167,9 @@ def test_foreign_bytes_are_refused(data):
             Partition.from_bytes(prefix + data)
 
 
-def sealed(fields: tuple[int, ...], body: bytes) -> bytes:
-    """Hostile bytes whose checksum holds; fields: H, W, N, atoms, bytes of map, bytes of bits."""
-    head = HEADER.pack(MAGIC, *fields, 0)[:-4]
-    return head + struct.pack("<I", zlib.crc32(head + body)) + body
-
-
-word = st.one_of(st.integers(0, 40), st.sampled_from([2**16, 2**26, 2**31, 2**32 - 1]))
-
-
-@settings(max_examples=200)
-@given(st.tuples(word, word, word, word), st.binary(max_size=40), st.binary(max_size=40))
-def test_hostile_headers_with_a_true_checksum_are_refused_or_consistent(shape, plane, bits):
-    packed = [pa.Codec("zstd").compress(part, asbytes=True) for part in (plane, bits)]
-    for parts in (packed, [plane, bits]):
-        data = sealed((*shape, len(parts[0]), len(parts[1])), b"".join(parts))
-        try:
-            partition = Partition.from_bytes(data)
-        except CorruptCacheError:
-            continue
-        assert (*partition.shape, *partition.members.shape) == shape
-        assert not partition.atoms.size or partition.atoms.max() < shape[3]
-
-
-def test_a_hostile_header_allocates_little():
-    """In a process that may have 1 GiB of address space beyond what the imports take."""
-    code = """
-import resource, struct, zlib, sys
-import numpy, pyarrow
-from semires.refine.partition import HEADER, MAGIC, Partition
-from semires.errors import CorruptCacheError
-used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-zeros = pyarrow.Codec('zstd').compress(bytes(2**16), asbytes=True)
-for shape in [(2**13, 2**13, 64, 2**22), (2**32 - 1,) * 4, (1, 1, 2**28, 1), (0, 2**32 - 1, 9, 0)]:
-    head = HEADER.pack(MAGIC, *shape, len(zeros), len(zeros), 0)[:-4]
-    seal = struct.pack('<I', zlib.crc32(head + zeros + zeros))
-    try:
-        Partition.from_bytes(head + seal + zeros + zeros)
-    except CorruptCacheError:
-        continue
-    sys.exit(f'{shape} was read')
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr + done.stdout
-
-
-def test_what_could_not_be_read_back_is_not_written():
-    atoms = np.zeros((1, 1), dtype=np.uint8)
-    partition = Partition(atoms, np.zeros((2**14, 2**14 + 1), dtype=bool))
+def test_too_many_members_are_refused():
+    members = np.broadcast_to(np.zeros((), dtype=bool), (2**14, 2**14 + 1))
+    partition = Partition(np.zeros((1, 1), dtype=np.uint8), members)
     with pytest.raises(SemiresError, match="fewer proposals"):
         partition.to_bytes()
 
