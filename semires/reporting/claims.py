@@ -28,7 +28,6 @@ from semires.evaluation.bootstrap import (
     seed_mean,
 )
 from semires.evaluation.metrics import gains
-from semires.reporting import study
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -37,6 +36,7 @@ from semires.reporting.definitions import (
     counterpart,
     fractions_of,
 )
+from semires.reporting.plan import Plan, run_of
 from semires.reporting.records import METRICS, Records, Run
 from semires.reporting.selection import Selection
 from semires.reporting.style import style_of
@@ -215,7 +215,7 @@ class Judge:
     ) -> None:
         self.params, self.records, self.paper = params, records, paper
         self.tables, self.figures = tables, figures
-        self.selection = Selection(params, records)
+        self.plan, self.selection = Plan(params, paper), Selection(params, records)
 
     def judge(self, claims: list[Claim]) -> list[Judgement]:
         """One judgement for each claim, data set, fraction, split and right-hand side.
@@ -270,13 +270,11 @@ class Judge:
         empty = [row for row in rows if not self.selection.runs(row, dataset, fraction)]
         if not empty:
             return replace(start, reason="no seed in common, or other evaluated expressions")
-        return self._to_run(
-            start, [study.run_of(self.params, row, dataset, fraction) for row in empty]
-        )
+        return self._to_run(start, [run_of(self.params, row, dataset, fraction) for row in empty])
 
     def _to_run(self, start: Judgement, keys: list[RunKey]) -> Judgement:
-        planned = all(study.is_planned(key, self.params) for key in keys)
-        return replace(start, reason=study.fill_command(keys, self.params), planned=planned)
+        planned, reason = self.plan.makes_all(keys), self.plan.fill_command(keys)
+        return replace(start, reason=reason, planned=planned)
 
     def _paper_rows(
         self,

@@ -75,23 +75,28 @@ class TableRow(Section):
         return paper
 
 
-class TableDefinition(Section):
-    """A table: one section per data set and fraction, one row per method, one column per split.
+class _Definition(Section):
+    """``in_paper`` is false for what the paper does not have; ``where`` then says what it is."""
 
-    ``from_study``: rows whose method is not in the study are left out, and methods of the study
-    without a row are appended. ``joined``: a section for each fraction, in which the data sets
-    are adjacent columns, as in the paper's Table 1. ``in_paper`` is false for a table that the
-    paper does not have; its ``where`` then says what it is. ``splits``: the columns, None for all.
-    ``against``: the method that all paired differences are to; None compares each pair of rows.
-    ``columns``: further columns before the splits, see :data:`COLUMNS`.
-    """
-
-    kind: Literal["table"]
     title: str
     claim: str
     where: str
     in_paper: bool = True
     fractions: Fractions = "study"
+    notes: list[str] = Field(default_factory=list)
+
+
+class TableDefinition(_Definition):
+    """A table: one section per data set and fraction, one row per method, one column per split.
+
+    ``from_study``: rows whose method is not in the study are left out, and methods of the study
+    without a row are appended. ``joined``: a section for each fraction, in which the data sets
+    are adjacent columns, as in the paper's Table 1. ``splits``: the columns, None for all.
+    ``against``: the method that all paired differences are to; None compares each pair of rows.
+    ``columns``: further columns before the splits, see :data:`COLUMNS`.
+    """
+
+    kind: Literal["table"]
     from_study: bool = False
     joined: bool = False
     marks: list[str] = Field(default_factory=list)
@@ -99,7 +104,6 @@ class TableDefinition(Section):
     columns: list[Column] = Field(default_factory=list)
     against: Name | None = None
     rows: list[TableRow] = Field(min_length=1)
-    notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _marks_fit(self) -> TableDefinition:
@@ -111,23 +115,17 @@ class TableDefinition(Section):
         return self
 
 
-class FigureDefinition(Section):
+class FigureDefinition(_Definition):
     """A figure, drawn by the function of `figures.py` that ``kind`` names.
 
-    ``in_paper`` and ``where``: as for a table. ``against``: the method that the values of the kind
-    ``quality`` are differences to; None: the first one.
+    ``against``: the method that the values of the kind ``quality`` are differences to; None: the
+    first one.
     """
 
     kind: Literal["curves", "corrections", "panels", "cost", "quality"]
-    title: str
-    claim: str
-    where: str
-    in_paper: bool = True
-    fractions: Fractions = "study"
     methods: list[Name] = Field(min_length=1)
     against: Name | None = None
     paper: str | None = None
-    notes: list[str] = Field(default_factory=list)
 
 
 Definition = Annotated[TableDefinition | FigureDefinition, Field(discriminator="kind")]
@@ -245,6 +243,11 @@ def counterpart(params: Params, dataset: str) -> str | None:
 def display_name(params: Params, dataset: str) -> str:
     """The display name of a data set."""
     return DISPLAY_NAMES.get(params.datasets[dataset].dataset, dataset)
+
+
+def evaluated(params: Params, dataset: str) -> list[str]:
+    """The splits of a data set that have numbers: all but train."""
+    return [split for split in params.datasets[dataset].splits if split != "train"]
 
 
 def section_title(params: Params, dataset: str, fraction: float | str) -> str:

@@ -13,13 +13,13 @@ import numpy as np
 
 from semires.config.schema import Params
 from semires.evaluation.metrics import gains
-from semires.files import read_json
 from semires.reporting import quality
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
     counterpart,
     display_name,
+    evaluated,
     fractions_of,
     section_title,
 )
@@ -27,7 +27,6 @@ from semires.reporting.panels import panel_figure
 from semires.reporting.records import Records, Run
 from semires.reporting.style import fix_style, new_axes, style_of
 from semires.runs.key import fraction_name
-from semires.runs.layout import split_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,9 +113,9 @@ class FigureMaker:
         ours: dict[str, list[Point]] = {}
         for method, fraction in product(definition.methods, fractions_of(self.params, definition)):
             values = list(self._oious(dataset, fraction, method).values())
-            refs = labelled_refs(self.records.find(dataset, fraction, method), dataset, fraction)
-            if values and refs:
-                hours = refs * SECONDS_PER_MASK / 3600
+            if values:
+                run = self.records.find(dataset, fraction, method)[0]
+                hours = run.record.n_refs_labelled * SECONDS_PER_MASK / 3600
                 point = (hours, float(np.mean(values)), f"{fraction_name(fraction)} %")
                 ours.setdefault(method, []).append(point)
         if not ours:
@@ -139,7 +138,7 @@ class FigureMaker:
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:
         """Val oIoU by seed."""
-        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
+        split = evaluated(self.params, dataset)[0]
         runs = self.records.find(dataset, fraction, method)
         return {run.key.seed: s.percent for run in runs if (s := run.sums(split)) is not None}
 
@@ -202,15 +201,6 @@ class FigureMaker:
 
     def _has_run(self, definition: FigureDefinition, dataset: str, fraction: float) -> bool:
         return any(self.records.find(dataset, fraction, m) for m in definition.methods)
-
-
-def labelled_refs(runs: list[Run], dataset: str, fraction: float) -> int | None:
-    """Number of labelled references: from the run record, else from the versioned split."""
-    stated = [run.record.n_refs_labelled for run in runs if run.record.n_refs_labelled]
-    if stated:
-        return int(stated[0])
-    path = split_file(dataset, fraction)
-    return int(read_json(path)["n_refs_labelled"]) if path.is_file() else None
 
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:

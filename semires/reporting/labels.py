@@ -14,7 +14,7 @@ from semires.config.grid import expand
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
 from semires.reporting.definitions import section_title
-from semires.reporting.markup import pipe_table
+from semires.reporting.formats import pipe_table
 from semires.reporting.style import new_axes, style_of
 from semires.runs import layout
 from semires.runs.key import SUPERVISED

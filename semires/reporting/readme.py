@@ -24,8 +24,7 @@ from semires.process import STAGE_TIMES
 from semires.reporting.claims import VERDICTS, load_claims
 from semires.reporting.claims_render import count_line
 from semires.reporting.definitions import DISPLAY_NAMES, load_definitions
-from semires.reporting.markup import pipe_table
-from semires.reporting.render import md
+from semires.reporting.formats import md, pipe_table
 from semires.runs import layout
 from semires.runs.record import Provenance, RunRecord, run_folders
 

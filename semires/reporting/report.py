@@ -20,12 +20,11 @@ from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.reporting import labels
 from semires.reporting.claims import Judge, Judgement, load_claims
 from semires.reporting.claims_render import claims_csv, claims_markdown
-from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
+from semires.reporting.formats import tex_table
+from semires.reporting.grids import OTHERS, grid_of, to_csv, to_markdown, to_tex
 from semires.reporting.records import Records, load_records
-from semires.reporting.render import OTHERS, body, to_csv, to_markdown
-from semires.reporting.render_tex import tex_table, to_tex
-from semires.reporting.runs_table import log_path, logs, runs_csv
+from semires.reporting.runs_table import curves_csv, log_path, logs, runs_csv
 from semires.reporting.tables import FilledTable, TableBuilder
 from semires.reporting.thresholds import Thresholds, compare_thresholds
 from semires.reporting.thresholds_render import grids, thresholds_csv, thresholds_markdown
@@ -149,39 +148,36 @@ def _write_figures_and_page(params: Params, results: Results, folder: Path) -> N
     for name, definition in definitions.items():
         if definition.kind == "panels" and (overview := maker.overview(definition)) is not None:
             _write_figures(folder, {"qualitative": overview})
-        pictures = _write_figures(folder, maker.draw(name, definition))
-        drawn.append(DrawnFigure(name, definition, pictures))
-    searched = _write_figures(folder, threshold_figures(results.thresholds))
-    thresholds = (grids(params, results.thresholds), searched)
-    rules = _write_labels(params, folder)
+        stems = _write_figures(folder, maker.draw(name, definition))
+        drawn.append(DrawnFigure(name, definition, stems))
     page = render_page(
-        params, results.records, results.tables, drawn, results.judgements, thresholds, rules
-    )
+        params, results.records, results.tables, drawn, results.judgements,
+        grids(params, results.thresholds),
+        searches=_write_figures(folder, threshold_figures(results.thresholds)),
+        rules=_write_labels(params, folder),
+    )  # fmt: skip
     write_text(folder / "index.html", page)
 
 
-def _write_labels(params: Params, folder: Path) -> bytes | None:
-    """Write labels.md, labels.csv and the figure; return its PNG, or None without measurements."""
+def _write_labels(params: Params, folder: Path) -> list[str]:
+    """Write labels.md, labels.csv and the figure, if there are measurements; return its stem."""
     table = labels.read_labels(params)
     if not len(table):
-        return None
+        return []
     write_text(folder / "labels.csv", labels.to_csv(table))
     write_text(folder / "labels.md", labels.markdown(params, table))
-    ((_, png),) = _write_figures(folder, {"labels": labels.figure(params, table)})
-    return png
+    return _write_figures(folder, {"labels": labels.figure(params, table)})
 
 
-def _write_figures(folder: Path, figures: dict[str, Figure]) -> list[tuple[str, bytes]]:
-    """Write each figure as STEM.png and STEM.svg; return the stems with the PNG's bytes."""
+def _write_figures(folder: Path, figures: dict[str, Figure]) -> list[str]:
+    """Write each figure as STEM.png and STEM.svg; return the stems."""
     from semires.reporting.style import save
 
-    pictures = []
     for stem, figure in figures.items():
         png, svg = save(figure)
         write_bytes(folder / f"{stem}.png", png)
         write_bytes(folder / f"{stem}.svg", svg)
-        pictures.append((stem, png))
-    return pictures
+    return list(figures)
 
 
 def metrics_of(tables: Tables) -> dict[str, Any]:
@@ -220,7 +216,7 @@ def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
     shown = RichTable(title=escape(table.title), title_justify="left")
     for position, title in enumerate(titles):
         shown.add_column(escape(title), justify="right" if position else "left")
-    for section, rows in body(table):
+    for section, rows in grid_of(table).sections:
         shown.add_row(f"[bold]{escape(section)}[/bold]")
         for row in rows:
             shown.add_row(*(escape(cell.main) for cell in row[: len(titles)]))

@@ -1,31 +1,28 @@
-"""The tables of `thresholds.py` as Markdown, CSV, LaTeX and HTML."""
+"""The tables of `thresholds.py`: their layout, Markdown and CSV."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 
 from semires.config.schema import Params
 from semires.evaluation.bootstrap import Interval
-from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN
 from semires.reporting.definitions import display_name, section_title
-from semires.reporting.render import (
-    CSV_COLUMNS,
+from semires.reporting.formats import (
     Body,
     Grid,
     Text,
     csv_number,
     csv_of,
     csv_text,
-    html_cell,
     md,
     md_note,
     md_table,
     signed,
 )
+from semires.reporting.grids import CSV_COLUMNS
 from semires.reporting.searches import Search
 from semires.reporting.selection import Value
 from semires.reporting.style import style_of
@@ -56,23 +53,9 @@ def thresholds_markdown(made: list[Grid]) -> str:
     lines = [f"# {TITLE}", "", f"Not in the paper: {PURPOSE}.", ""]
     for number, grid in enumerate(made):
         lines += [f"## {md(grid.title)}", ""] if number else []
-        lines += [*md_table(grid.titles, grid.sections), ""]
+        lines += [*md_table(grid), ""]
         lines += [*(f"- {md_note(note)}" for note in grid.notes), ""]
     return "\n".join(lines)
-
-
-def thresholds_html(made: list[Grid]) -> str:
-    """All tables for the page."""
-    parts = []
-    for number, grid in enumerate(made):
-        parts.append(f"<h3>{html.escape(grid.title)}</h3>" if number else "")
-        parts.append(f'<div class="scroll"><table id="{grid.name}">{markup.head(grid.titles)}')
-        for title, rows in grid.sections:
-            parts.append(f"<tbody>{markup.section(html.escape(title), len(grid.titles))}")
-            parts += [markup.row(html_cell([cell]) for cell in row) for row in rows]
-            parts.append("</tbody>")
-        parts.append(f"</table></div>{markup.notes(map(markup.note, grid.notes))}")
-    return "\n".join(parts)
 
 
 def _name(method: str) -> str:
