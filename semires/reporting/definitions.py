@@ -169,24 +169,22 @@ class PaperValues:
         self._path = folder / "paper.json"
         self._values: Any = read_json(self._path)
 
-    def row(self, row: TableRow, dataset: str | None, fraction: str) -> dict[str, float] | None:
+    def row(self, row: TableRow, dataset: str, fraction: str) -> dict[str, float] | None:
         """The paper's oIoU of a row by split, or None.
 
         Args:
             row: the table row.
-            dataset: the paper's data set, see :func:`counterpart`; None gives RefCOCO's values.
+            dataset: the paper's data set, see :func:`counterpart`.
             fraction: as params.yaml spells it, in percent.
         """
         path = row.paper.get(fraction) if isinstance(row.paper, dict) else row.paper
         return self.values(path, dataset, fraction)
 
-    def values(
-        self, path: str | None, dataset: str | None, fraction: str
-    ) -> dict[str, float] | None:
+    def values(self, path: str | None, dataset: str, fraction: str) -> dict[str, float] | None:
         """The paper's oIoU by split at a path that may hold ``{dataset}`` and ``{fraction}``."""
-        if path is None or ("{dataset}" not in path and dataset not in (None, "RefCOCO")):
+        if path is None or ("{dataset}" not in path and dataset != "RefCOCO"):
             return None
-        found = self.at(path.format(dataset=dataset or "RefCOCO", fraction=fraction))
+        found = self.at(path.format(dataset=dataset, fraction=fraction))
         if found is None:
             return None
         return {_SPLIT_NAMES.get(k, k): v for k, v in self._numbers(found, path).items()}
@@ -195,9 +193,9 @@ class PaperValues:
         """The value at a path of keys joined by ``/`` (a key may contain one), or None."""
         return _descend(self._values, path)
 
-    def corrections(self, dataset: str | None) -> dict[str, dict[str, int]]:
-        """Figure 6's counts of one data set by method; RefCOCO's if the paper does not use it."""
-        name = _FIGURE_NAMES.get(dataset or "RefCOCO", dataset or "RefCOCO")
+    def corrections(self, dataset: str) -> dict[str, dict[str, int]]:
+        """Figure 6's counts of one of the paper's data sets by method."""
+        name = _FIGURE_NAMES.get(dataset, dataset)
         found = self.at(f"fig6_counts/{name}") or {}
         if not isinstance(found, dict):
             raise self._damaged(f"fig6_counts/{name}")
@@ -231,13 +229,14 @@ def paper_name(params: Params, dataset: str) -> str | None:
     return PAPER_NAMES.get(entry.dataset)
 
 
-def counterpart(params: Params, dataset: str) -> str | None:
-    """The paper's data set whose numbers are shown beside those of ``dataset``; None for RefCOCO.
+def counterpart(params: Params, dataset: str) -> str:
+    """The paper's data set whose numbers are shown beside those of ``dataset``.
 
     It is the data set itself, if the paper uses it, or the one that a generated data set is
-    modelled on.
+    modelled on, or RefCOCO.
     """
-    return paper_name(params, dataset) or _MODELLED_ON.get(params.datasets[dataset].dataset)
+    modelled_on = _MODELLED_ON.get(params.datasets[dataset].dataset, "RefCOCO")
+    return paper_name(params, dataset) or modelled_on
 
 
 def display_name(params: Params, dataset: str) -> str:

@@ -18,7 +18,7 @@ from semires.evaluation.bootstrap import Interval, paired_difference
 from semires.reporting.definitions import FigureDefinition, evaluated, fractions_of, section_title
 from semires.reporting.formats import signed
 from semires.reporting.records import Records, Run
-from semires.reporting.style import distinct_styles, new_axes, style_of
+from semires.reporting.style import distinct_styles, name_of, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def figure(
         draw(axis, each, styles, each[against].seeds)
         title = section_title(params, dataset, fraction)
         axis.set_title(f"{title}\n{summary(each, each[against].seeds)}")
-    name = style_of(against)[3]
+    name = name_of(against)
     for axis in axes:
         axis.set_xlabel(f"oIoU of the labels − {name}'s (points)")
     axes[0].set_ylabel(f"{split} oIoU of the student − {name}'s (points)")
@@ -166,5 +166,5 @@ def _legend(drawn: Figure, styles: Mapping[str, tuple[str, str]], columns: int) 
         Line2D([], [], color=colour, marker=marker, ls="none", ms=6)
         for colour, marker in styles.values()
     ]
-    names = [style_of(method)[3] for method in styles]
+    names = [name_of(method) for method in styles]
     drawn.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)

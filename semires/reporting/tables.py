@@ -27,6 +27,8 @@ from semires.reporting.records import METRICS, Records
 from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
 
+Missing = dict[bool, list[RunKey]]  # the runs of empty rows, by whether the study has them
+
 
 @dataclass(frozen=True)
 class FilledRow:
@@ -125,7 +127,7 @@ class TableBuilder:
 
     def build(self, name: str, definition: TableDefinition) -> FilledTable:
         """Fill one table."""
-        missing = _Missing(self.plan)
+        missing: Missing = {}
         sections, notes = [], dict[str, None]()
         for dataset, fraction, rows in self.plan.sections(definition):
             notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
@@ -136,8 +138,8 @@ class TableBuilder:
         table = FilledTable(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=list(splits), marks=definition.marks, sections=sections, notes=[],
-            footnotes=missing.footnotes(), in_paper=definition.in_paper, joined=definition.joined,
-            columns=definition.columns,
+            footnotes=self._footnotes(missing), in_paper=definition.in_paper,
+            joined=definition.joined, columns=definition.columns,
         )  # fmt: skip
         shown = {section.dataset for section in sections}
         left_out = (d for d in self.params.study.datasets if d not in shown)
@@ -153,7 +155,7 @@ class TableBuilder:
         rows: list[TableRow],
         dataset: str,
         fraction: float,
-        missing: _Missing,
+        missing: Missing,
     ) -> TableSection:
         name = display_name(self.params, dataset)
         spans = spans_rows(definition)
@@ -166,7 +168,7 @@ class TableBuilder:
             rows=[self._row(row, dataset, fraction, missing) for row in rows],
             splits={split: f"{split}{mark}" for split in evaluated(self.params, dataset)},
             name=name,
-            paper_name=counterpart(self.params, dataset) or "RefCOCO",
+            paper_name=counterpart(self.params, dataset),
         )
 
     def differences(self, table: FilledTable, definition: TableDefinition) -> FilledTable | None:
@@ -196,11 +198,16 @@ class TableBuilder:
             is_difference=True,
         )  # fmt: skip
 
-    def _row(self, row: TableRow, dataset: str, fraction: float, missing: _Missing) -> FilledRow:
+    def _row(self, row: TableRow, dataset: str, fraction: float, missing: Missing) -> FilledRow:
         key = run_of(self.params, row, dataset, fraction)
         values = self._values(
             dataset, lambda *at: self.selection.value(row, dataset, fraction, *at)
         )
+        footnote = None
+        if not values[METRICS[0]]:
+            planned = self.plan.makes_all([key])
+            missing.setdefault(planned, []).append(key)
+            footnote = list(missing).index(planned)
         return FilledRow(
             label=row.label,
             method=key.label,
@@ -208,10 +215,19 @@ class TableBuilder:
             marks=tuple(row.marks),
             metrics=values,
             paper=self.plan.paper_values(row, dataset, fraction),
-            footnote=None if values[METRICS[0]] else missing.add(key),
+            footnote=footnote,
             columns=self.selection.columns(row, dataset, fraction),
             runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
         )
+
+    def _footnotes(self, missing: Missing) -> list[str]:
+        """One for each reason, with the commands that fill the rows in backticks."""
+        return [
+            "no run yet: `dvc repro` fills it."
+            if planned
+            else f"no run: {self.plan.fill_command(keys)}."
+            for planned, keys in missing.items()
+        ]
 
     def _difference(self, first: TableRow, second: TableRow, section: TableSection) -> FilledRow:
         """The later row minus the earlier one."""
@@ -237,29 +253,6 @@ class TableBuilder:
             metric: {s: value for s in splits if (value := compute(s, metric)) is not None}
             for metric in METRICS
         }
-
-
-class _Missing:
-    """Collects empty rows and states, in one footnote per reason, which command fills them."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._keys: dict[bool, list[RunKey]] = {}  # by whether the study has them
-
-    def add(self, key: RunKey) -> int:
-        """Note an empty row; returns the position of its footnote."""
-        planned = self._plan.makes_all([key])
-        self._keys.setdefault(planned, []).append(key)
-        return list(self._keys).index(planned)
-
-    def footnotes(self) -> list[str]:
-        """The text of each footnote, commands in backticks."""
-        return [
-            "no run yet: `dvc repro` fills it."
-            if planned
-            else f"no run: {self._plan.fill_command(keys)}."
-            for planned, keys in self._keys.items()
-        ]
 
 
 def _pairs(rows: list[TableRow], against: str | None) -> Iterable[tuple[TableRow, TableRow]]:
