@@ -5,13 +5,13 @@ All text is data and is escaped for its format.
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from semires.evaluation.bootstrap import Interval
 from semires.reporting.records import METRICS
@@ -189,11 +189,8 @@ def _spaced(text: str) -> str:
 
 def csv_of(columns: Iterable[str], lines: Iterable[Mapping[str, object]]) -> str:
     """A CSV file; columns that a line lacks are empty."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(columns), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    table = pd.DataFrame(list(lines), columns=list(columns))
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def csv_text(text: str) -> str:

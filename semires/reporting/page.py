@@ -7,8 +7,6 @@ network. Text from records is data and escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
@@ -22,7 +20,7 @@ from semires.reporting.grids import claimed, grid_of, place
 from semires.reporting.page_template import PAGE, PARTS
 from semires.reporting.records import METRICS, Records
 from semires.reporting.runs_table import log_path
-from semires.reporting.style import style_of
+from semires.reporting.style import name_of
 from semires.reporting.tables import FilledTable
 from semires.reporting.threshold_figures import caption
 from semires.reporting.thresholds_render import PURPOSE, TITLE
@@ -40,30 +38,22 @@ _QUALITY = {
 }
 
 
-@dataclass(frozen=True)
-class DrawnFigure:
-    """A figure as the page shows it: its definition and the stems of its pictures."""
-
-    name: str
-    definition: FigureDefinition
-    stems: Sequence[str]
-
-
 def templates() -> Environment:
-    """The templates ``page`` and ``parts``, and the functions that they call."""
+    """The templates ``page`` and ``parts``, with the functions and texts that they use."""
     environment = Environment(
         loader=DictLoader({"page": PAGE, "parts": PARTS}),
         autoescape=True,
         undefined=StrictUndefined,
     )
     environment.globals |= {
-        "caption": caption, "cells": cells, "claimed": claimed, "grids": grids, "letter": letter,
-        "log_path": log_path, "place": place, "style_of": style_of,
+        "caption": caption, "cells": cells, "claimed": claimed, "by_metric": by_metric,
+        "letter": letter, "log_path": log_path, "place": place, "name_of": name_of,
+        "metrics": METRICS, "claim_titles": TITLES, "thresholds_title": TITLE, "purpose": PURPOSE,
     }  # fmt: skip
     return environment
 
 
-def grids(table: FilledTable) -> list[Grid]:
+def by_metric(table: FilledTable) -> list[Grid]:
     """The layout of a table for each of METRICS."""
     return [grid_of(table, (metric,)) for metric in METRICS]
 
@@ -72,11 +62,10 @@ def render_page(
     params: Params,
     records: Records,
     tables: list[tuple[FilledTable, FilledTable | None]],
-    figures: list[DrawnFigure],
+    figures: dict[str, FigureDefinition],
+    pictures: dict[str, list[str]],
     judgements: list[Judgement],
     thresholds: list[Grid],
-    searches: Sequence[str],
-    rules: Sequence[str],
 ) -> str:
     """The page's HTML.
 
@@ -84,53 +73,45 @@ def render_page(
         params: names the data sets.
         records: all runs, for their list, environment and parameters.
         tables: each table with its paired differences, if any.
-        figures: drawn figures, in order.
+        figures: the figures' definitions, in order.
+        pictures: the stems of the pictures of each figure, of the searches ("thresholds"), and
+            of the label quality of every rule ("labels").
         judgements: the judged claims, in order.
         thresholds: the tables of the searches.
-        searches: the stems of the pictures of the searches.
-        rules: the stem of the figure of the label quality of every rule, if it was measured.
     """
-    after: dict[str, list[DrawnFigure]] = {table.name: [] for table, _ in tables}
-    for figure in figures:
-        table_name = _AFTER.get(figure.name)
-        after[table_name if table_name in after else tables[-1][0].name].append(figure)
+    after: dict[str, list[str]] = {table.name: [] for table, _ in tables}
+    for name in figures:
+        wanted = _AFTER.get(name)
+        after[wanted if wanted in after else tables[-1][0].name].append(name)
     headings = {table.name: heading(table.name, table.title) for table, _ in tables}
     if "table1" in headings:  # then the main table is not Table 1
         headings["main"] = tables[0][0].title
-    headings |= {figure.name: heading(figure.name, figure.definition.title) for figure in figures}
-    shown = [name for table in after for name in (table, *(f.name for f in after[table]))]
+    headings |= {name: heading(name, figure.title) for name, figure in figures.items()}
+    shown = [name for table in after for name in (table, *after[table])]
     contents = [("claims", "Claims")] if judgements else []
     contents += [(name, headings[name]) for name in shown]
     contents += [("thresholds", TITLE)] if thresholds else []
     contents.append(("labels", "Pseudo-labels and proposals"))
     contents += [(name.lower(), name) for name in ("Runs", "Environment", "Parameters")]
-    return (
-        templates()
-        .get_template("page")
-        .render(
-            judgements=judgements,
-            by_dataset=by_dataset(params, judgements),
-            claim_titles=TITLES,
-            claim_notes=notes(judgements),
-            metrics=METRICS,
-            tables=tables,
-            figures=after,
-            headings=headings,
-            contents=contents,
-            thresholds=thresholds,
-            thresholds_title=TITLE,
-            purpose=PURPOSE,
-            searches=searches,
-            datasets=", ".join(display_name(params, d) for d in params.study.datasets),
-            labels=_labels(records),
-            rules=rules,
-            proposals=_proposals(records),
-            runs=records.all,
-            links=run_links(run.key for run in records.all),
-            environment=_varying([run.record.numerics for run in records.all]),
-            parameters=_varying([run.record.params for run in records.all]),
-        )
-    )
+    return templates().get_template("page").render(
+        judgements=judgements,
+        claims=by_dataset(params, judgements),
+        claim_notes=notes(judgements),
+        tables=tables,
+        after=after,
+        figures=figures,
+        pictures=pictures,
+        headings=headings,
+        contents=contents,
+        thresholds=thresholds,
+        datasets=", ".join(display_name(params, d) for d in params.study.datasets),
+        labels=_labels(records),
+        proposals=_proposals(records),
+        runs=records.all,
+        links=run_links(run.key for run in records.all),
+        environment=_varying([run.record.numerics for run in records.all]),
+        parameters=_varying([run.record.params for run in records.all]),
+    )  # fmt: skip
 
 
 def heading(name: str, title: str) -> str:

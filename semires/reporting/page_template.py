@@ -114,9 +114,9 @@ computed from these records.
 {% if judgements %}<section id="s-claims"><h2>The paper's claims, judged</h2>
 <p>Each claim is an inequality between two rows of the tables below; the link leads to the table or
 figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.csv</a>.</p>
-{% for dataset, counts, claims in by_dataset %}<p><strong>{{ dataset }}: {{ counts }}.</strong></p>
+{% for dataset, counts, groups in claims %}<p><strong>{{ dataset }}: {{ counts }}.</strong></p>
 <div class="scroll"><table class="claims"><thead>{{ parts.head(claim_titles) }}</thead>
-{% for claim, judged in claims %}<tbody><tr class="section">
+{% for claim, judged in groups %}<tbody><tr class="section">
 <th scope="colgroup" colspan="{{ claim_titles | length }}">{{ claim.claim }}
 <a href="#s-{{ judged[0].link }}">{{ claim.where }}</a></th></tr>
 {% for j in judged %}<tr>
@@ -135,26 +135,25 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 <h2>{{ headings[table.name] }}</h2>
 <p class="where">{{ place(table) }}.</p>
 <p><strong>{{ claimed(table) }}</strong> {{ table.claim }}</p>
-{{ parts.tables(grids(table)) }}
+{{ parts.tables(by_metric(table)) }}
 <p class="small">Also as {% for ending in [".md", ".csv", ".tex", "_miou.tex"] -%}
 <a href="{{ table.name }}{{ ending }}">{{ table.name }}{{ ending }}</a>
 {%- if not loop.last %}, {% endif %}{% endfor %}.</p>
 {% if differences %}<details><summary>Paired differences of the methods</summary>
-{{ parts.tables(grids(differences)) }}
+{{ parts.tables(by_metric(differences)) }}
 </details>{% endif %}
 </section>
-{% for figure in figures[table.name] %}<section id="s-{{ figure.name }}">
-<h2>{{ headings[figure.name] }}</h2>
-<p class="where">{{ place(figure.definition) }}.</p>
+{% for name in after[table.name] %}{% set figure = figures[name] %}<section id="s-{{ name }}">
+<h2>{{ headings[name] }}</h2>
+<p class="where">{{ place(figure) }}.</p>
 <figure>
-{% for stem in figure.stems %}
-{%- if figure.stems | length > 1 %}<p class="small"><strong>
-{{- style_of(stem.removeprefix(figure.name ~ "-"))[3] }}</strong></p>
-{% endif %}{{ parts.picture(stem, figure.definition.title ~ " (" ~ stem ~ ")") }}
+{% for stem in pictures[name] %}
+{%- if not loop.first or not loop.last %}<p class="small"><strong>
+{{- name_of(stem.removeprefix(name ~ "-")) }}</strong></p>
+{% endif %}{{ parts.picture(stem, figure.title ~ " (" ~ stem ~ ")") }}
 {%- else %}<p>– no run yet: <code>dvc repro</code> fills it.</p>
-{% endfor %}<figcaption><strong>{{ claimed(figure.definition) }}</strong>
-{{ figure.definition.claim }}
-{% for note in figure.definition.notes %} {{ note }}{% endfor %}</figcaption>
+{% endfor %}<figcaption><strong>{{ claimed(figure) }}</strong> {{ figure.claim }}
+{% for note in figure.notes %} {{ note }}{% endfor %}</figcaption>
 </figure>
 </section>
 {% endfor %}{% endfor %}
@@ -165,7 +164,7 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 {% endfor %}<p class="small">Also as <a href="thresholds.md">thresholds.md</a>,
 <a href="thresholds.csv">thresholds.csv</a>{% for grid in thresholds %},
 <a href="{{ grid.name }}.tex">{{ grid.name }}.tex</a>{% endfor %}.</p>
-{% for stem in searches %}<figure>
+{% for stem in pictures["thresholds"] %}<figure>
 {{ parts.picture(stem, stem) }}<figcaption>{{ stem }}: {{ caption(stem) }}</figcaption>
 </figure>
 {% endfor %}</section>
@@ -173,7 +172,7 @@ figure. Also as <a href="claims.md">claims.md</a>, <a href="claims.csv">claims.c
 <p>Overall IoU of the burn-in teacher's pseudo-labels on unlabelled references with their hidden
 ground truth, before and after refinement, and the shares refined (%).</p>
 <details><summary>All runs that refine</summary>{{ parts.table(labels) }}</details>
-{% for stem in rules %}<figure>{{ parts.picture(stem, "Label quality of every rule") }}
+{% for stem in pictures["labels"] %}<figure>{{ parts.picture(stem, "Label quality of every rule") }}
 <figcaption>The labels of the unlabelled part after every rule, measured
 without training. Numbers: <a href="labels.md">labels.md</a>, <a href="labels.csv">labels.csv</a>.
 </figcaption></figure>

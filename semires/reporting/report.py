@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tabulate import SEPARATING_LINE, tabulate
+
 from semires import tracking
 from semires.config.messages import require
 from semires.config.schema import Params
@@ -21,7 +23,7 @@ from semires.reporting import labels
 from semires.reporting.claims import Judge, Judgement, load_claims
 from semires.reporting.claims_render import claims_csv, claims_markdown
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
-from semires.reporting.formats import tex_table
+from semires.reporting.formats import one_line, tex_table
 from semires.reporting.grids import OTHERS, grid_of, to_csv, to_markdown, to_tex
 from semires.reporting.records import Records, load_records
 from semires.reporting.runs_table import curves_csv, log_path, logs, runs_csv
@@ -139,22 +141,21 @@ def write_data(params: Params, results: Results, folder: Path) -> None:
 
 def _write_figures_and_page(params: Params, results: Results, folder: Path) -> None:
     from semires.reporting.figures import FigureMaker
-    from semires.reporting.page import DrawnFigure, render_page
+    from semires.reporting.page import render_page
     from semires.reporting.threshold_figures import threshold_figures
 
     _, definitions = load_definitions()
     maker = FigureMaker(params, results.records, PaperValues())
-    drawn = []
+    drawn = {}
     for name, definition in definitions.items():
         if definition.kind == "panels" and (overview := maker.overview(definition)) is not None:
             _write_figures(folder, {"qualitative": overview})
-        stems = _write_figures(folder, maker.draw(name, definition))
-        drawn.append(DrawnFigure(name, definition, stems))
+        drawn[name] = _write_figures(folder, maker.draw(name, definition))
+    drawn["thresholds"] = _write_figures(folder, threshold_figures(results.thresholds))
+    drawn["labels"] = _write_labels(params, folder)
     page = render_page(
-        params, results.records, results.tables, drawn, results.judgements,
+        params, results.records, results.tables, definitions, drawn, results.judgements,
         grids(params, results.thresholds),
-        searches=_write_figures(folder, threshold_figures(results.thresholds)),
-        rules=_write_labels(params, folder),
     )  # fmt: skip
     write_text(folder / "index.html", page)
 
@@ -205,27 +206,21 @@ def _summary(params: Params, results: Results) -> dict[str, Any]:
 
 def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
     """Print the main table and the places of all results, at the end of `make repro`."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
     definitions, _ = load_definitions()
     builder = TableBuilder(params, read_runs(params), PaperValues())
     table = builder.build("main", definitions["main"])
     titles = ["oIoU (%)", *table.splits]
-    shown = RichTable(title=escape(table.title), title_justify="left")
-    for position, title in enumerate(titles):
-        shown.add_column(escape(title), justify="right" if position else "left")
-    for section, rows in grid_of(table).sections:
-        shown.add_row(f"[bold]{escape(section)}[/bold]")
-        for row in rows:
-            shown.add_row(*(escape(cell.main) for cell in row[: len(titles)]))
-        shown.add_section()
-    console = Console(highlight=False)
-    console.print(shown)
+    rows: list[Any] = []
+    for section, shown in grid_of(table).sections:
+        rows += [*([SEPARATING_LINE] if rows else []), [section]]
+        rows += [[one_line(cell.main) for cell in row[: len(titles)]] for row in shown]
+    align = ["left", *["right"] * len(table.splits)]
+    text = tabulate(rows, titles, "simple_outline", disable_numparse=True, colalign=align)
+    print(table.title, text, sep="\n")
     for note in table.footnotes:
-        console.print(escape(f"–: {note}"))
-    console.print("Claims, confidence intervals, the paper's values and figures:", end=" ")
-    console.print(f"{output}/index.html, {output}/claims.md")
-    console.print(f"Runs with their checkpoints: {RUNS}/D/F/M/seedS/")
-    console.print(escape(f"MLflow store: {tracking.store_name()} (`make ui` shows mlflow.db)"))
+        print(f"–: {note}")
+    print(
+        f"Claims, confidence intervals, the paper's values and figures: {output}/index.html, "
+        f"{output}/claims.md\nRuns with their checkpoints: {RUNS}/D/F/M/seedS/\n"
+        f"MLflow store: {tracking.store_name()} (`make ui` shows mlflow.db)"
+    )

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semires.reporting import formats, grids
-from semires.reporting.page import templates
+from semires.reporting.page import by_metric, templates
 from semires.reporting.selection import Value
 from semires.reporting.tables import FilledRow, FilledTable, TableSection
 
@@ -38,9 +38,7 @@ def table(label=NASTY, comparable=False, name="t_1"):
 
 
 def to_html(shown):
-    environment = templates()
-    parts = environment.get_template("parts").module
-    return str(parts.tables(environment.globals["grids"](shown)))
+    return str(templates().get_template("parts").module.tables(by_metric(shown)))
 
 
 def test_csv_has_one_line_per_number_rounded_to_two_decimals():
