@@ -10,6 +10,7 @@ incomplete run is continued; ``semires.record`` is the SHA-256 of the ``run.json
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -204,7 +205,9 @@ class StoredRun:
         self.client.set_terminated(trial, "FINISHED", ms)
 
     def _log_report(self, folder: Path, ms: int) -> None:
-        self._log_files(folder, "index.html", "main.md")
+        self._log_files(folder, "main.md")
+        if (page := folder / "index.html").is_file():
+            self._log_file(page.name, with_pictures(page).encode())
         tree = flatten(read_json(folder / "metrics.json"), "/")
         self._log_summary(tree, {}, ms)
 
@@ -278,6 +281,17 @@ def _search_summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     summary = read_json(path) if path.is_file() else {}
     return summary if isinstance(summary, dict) else {}
+
+
+def with_pictures(page: Path) -> str:
+    """A page with the PNG files beside it in its text: MLflow shows a page without other files."""
+
+    def embedded(found: re.Match[str]) -> str:
+        picture = page.parent / unquote(found[1])
+        data = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
+        return f'src="data:image/png;base64,{data}"'
+
+    return re.sub('src="([^":]+[.]png)"', embedded, page.read_text(encoding="utf-8"))
 
 
 def _own_database() -> str:

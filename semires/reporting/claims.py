@@ -6,10 +6,11 @@ interval of the difference by paired bootstrap over images and seeds (`evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,6 @@ from semires.evaluation.bootstrap import (
     seed_mean,
 )
 from semires.evaluation.metrics import gains
-from semires.reporting import study
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
@@ -37,9 +37,10 @@ from semires.reporting.definitions import (
     counterpart,
     fractions_of,
 )
+from semires.reporting.plan import Plan, run_of
 from semires.reporting.records import METRICS, Records, Run
 from semires.reporting.selection import Selection
-from semires.reporting.style import style_of
+from semires.reporting.style import name_of
 from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 
@@ -177,20 +178,20 @@ def _unknown(
     figures: dict[str, FigureDefinition],
 ) -> str:
     """A missing table, row or figure that a claim names; empty if all exist."""
-    known = tables if isinstance(claim, RowsClaim) else figures
+    wanted: list[str] = []
     name = claim.table if isinstance(claim, RowsClaim) else claim.figure
+    known = {name: figure.methods for name, figure in figures.items()}
+    if isinstance(claim, RowsClaim):
+        known = {name: [row.label for row in table.rows] for name, table in tables.items()}
+        wanted = [claim.left, *claim.right]
+    elif isinstance(claim, CurvesClaim):
+        wanted = [claim.left, claim.right]
     file = f"{layout.TABLES}/{name}.yaml"
     if name not in known:
         return f"{file} is not there; there are {', '.join(known)}"
-    if isinstance(claim, RowsClaim):
-        there, wanted = [row.label for row in tables[name].rows], [claim.left, *claim.right]
-    elif isinstance(claim, CurvesClaim):
-        there, wanted = figures[name].methods, [claim.left, claim.right]
-    else:
-        return ""
     for label in wanted:
-        if label not in there:
-            return f"{label!r} is not in {file}; there are {', '.join(map(repr, there))}"
+        if label not in known[name]:
+            return f"{label!r} is not in {file}; there are {', '.join(map(repr, known[name]))}"
     return ""
 
 
@@ -215,7 +216,7 @@ class Judge:
     ) -> None:
         self.params, self.records, self.paper = params, records, paper
         self.tables, self.figures = tables, figures
-        self.selection = Selection(params, records)
+        self.plan, self.selection = Plan(params, paper), Selection(params, records)
 
     def judge(self, claims: list[Claim]) -> list[Judgement]:
         """One judgement for each claim, data set, fraction, split and right-hand side.
@@ -224,78 +225,61 @@ class Judge:
         study's first one only those for which the paper has numbers.
         """
         datasets = self.params.study.datasets
+        judge_kind: dict[str, Callable[[Any, str], Iterator[Judgement]]] = {
+            "rows": self._rows, "corrections": self._corrections, "curves": self._curves
+        }  # fmt: skip
         return [
             judgement
             for claim in claims
             for dataset in datasets
-            for judgement in self._on(claim, dataset)
+            for judgement in judge_kind[claim.kind](claim, dataset)
             if judgement.planned
             or (claim.in_paper and (dataset == datasets[0] or judgement.paper is not None))
         ]
-
-    def _on(self, claim: Claim, dataset: str) -> Iterator[Judgement]:
-        if isinstance(claim, RowsClaim):
-            return self._rows(claim, dataset)
-        if isinstance(claim, CorrectionsClaim):
-            return self._corrections(claim, dataset)
-        return self._curves(claim, dataset)
 
     def _rows(self, claim: RowsClaim, dataset: str) -> Iterator[Judgement]:
         definition = self.tables[claim.table]
         rows = {row.label: row for row in definition.rows}
         left = rows[claim.left]
         fractions = claim.fractions or fractions_of(self.params, definition)
-        for fraction in fractions[:1] if left.fraction else fractions:
-            for right in (rows[label] for label in claim.right):
-                for split in claim.splits:
-                    yield self._pair(claim, (left, right), dataset, fraction, split)
-
-    def _pair(
-        self,
-        claim: RowsClaim,
-        rows: tuple[TableRow, TableRow],
-        dataset: str,
-        fraction: float,
-        split: str,
-    ) -> Judgement:
-        left, right = rows
-        start = Judgement(
-            claim.id, dataset, fraction_name(left.fraction or fraction), split, claim.metric,
-            left.label, right.label, claim, claim.table,
-            paper=self._paper_rows(claim, rows, dataset, fraction, split),
-        )  # fmt: skip
-        value = self.selection.difference(rows, dataset, fraction, split, claim.metric)
-        if value is not None:
-            return start.judged(value, value.seeds)
-        empty = [row for row in rows if not self.selection.runs(row, dataset, fraction)]
-        if not empty:
-            return replace(start, reason="no seed in common, or other evaluated expressions")
-        return self._to_run(
-            start, [study.run_of(self.params, row, dataset, fraction) for row in empty]
-        )
+        fractions = fractions[:1] if left.fraction else fractions
+        for fraction, label, split in product(fractions, claim.right, claim.splits):
+            pair = (left, rows[label])
+            start = Judgement(
+                claim.id, dataset, fraction_name(left.fraction or fraction), split, claim.metric,
+                left.label, label, claim, claim.table,
+                paper=self._paper_rows(claim, pair, dataset, fraction, split),
+            )  # fmt: skip
+            value = self.selection.difference(pair, dataset, fraction, split, claim.metric)
+            empty = [row for row in pair if not self.selection.runs(row, dataset, fraction)]
+            if value is not None:
+                yield start.judged(value, value.seeds)
+            elif empty:
+                keys = [run_of(self.params, row, dataset, fraction) for row in empty]
+                yield self._to_run(start, keys)
+            else:
+                yield replace(start, reason="no seed in common, or other evaluated expressions")
 
     def _to_run(self, start: Judgement, keys: list[RunKey]) -> Judgement:
-        planned = all(study.is_planned(key, self.params) for key in keys)
-        return replace(start, reason=study.fill_command(keys, self.params), planned=planned)
+        planned, reason = self.plan.makes_all(keys), self.plan.fill_command(keys)
+        return replace(start, reason=reason, planned=planned)
 
     def _paper_rows(
         self,
         claim: RowsClaim,
-        rows: tuple[TableRow, TableRow],
+        pair: tuple[TableRow, TableRow],
         dataset: str,
         fraction: float,
         split: str,
     ) -> float | None:
-        name = counterpart(self.params, dataset)
         if claim.metric != METRICS[0]:  # the paper states overall IoU only
             return None
-        if claim.paper is not None:
-            paths = (claim.paper.left, claim.paper.right)
-            values = [self.paper.values(p, name, fraction_name(fraction)) for p in paths]
+        if claim.paper is None:
+            values = [self.plan.paper_values(row, dataset, fraction) for row in pair]
         else:
-            values = [
-                self.paper.row(row, name, fraction_name(row.fraction or fraction)) for row in rows
-            ]
+            name, at = counterpart(self.params, dataset), fraction_name(fraction)
+            paths = (claim.paper.left, claim.paper.right)
+            values = [self.paper.values(path, name, at) for path in paths]
         left, right = ((value or {}).get(split) for value in values)
         return None if left is None or right is None else left - right
 
@@ -305,7 +289,7 @@ class Judge:
         theirs = {method.lower(): values for method, values in counts.items()}
         for fraction in claim.fractions or fractions_of(self.params, definition):
             for method in definition.methods:
-                paper, name = None, style_of(method)[3]
+                paper, name = None, name_of(method)
                 if (stated := theirs.get(method)) is not None:
                     paper = 100 * (stated["positive"] - stated["negative"]) / sum(stated.values())
                 start = Judgement(
@@ -325,7 +309,7 @@ class Judge:
     def _curves(self, claim: CurvesClaim, dataset: str) -> Iterator[Judgement]:
         definition = self.figures[claim.figure]
         for fraction in claim.fractions or fractions_of(self.params, definition):
-            left, right = (style_of(method)[3] for method in (claim.left, claim.right))
+            left, right = (name_of(method) for method in (claim.left, claim.right))
             start = Judgement(
                 claim.id, dataset, fraction_name(fraction), "val", "oIoU, smallest difference",
                 left, right, claim, claim.figure,
@@ -352,7 +336,7 @@ class Judge:
         self, claim: CurvesClaim, definition: FigureDefinition, dataset: str
     ) -> float | None:
         curves = self.paper.at(definition.paper or "") or {}
-        if claim.paper is None or counterpart(self.params, dataset) not in (None, "RefCOCO"):
+        if claim.paper is None or counterpart(self.params, dataset) != "RefCOCO":
             return None
         left, right = (curves.get(name) for name in (claim.paper.left, claim.paper.right))
         if not left or not right:

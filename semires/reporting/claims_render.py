@@ -1,23 +1,21 @@
-"""Judged claims as CSV, Markdown and HTML, and their counts in one line."""
+"""Judged claims as CSV and Markdown, and their counts in one line."""
 
 from __future__ import annotations
 
-import html
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from semires.config.schema import Params
-from semires.reporting import markup
-from semires.reporting.claims import NOT_RUN, VERDICTS, Judgement
+from semires.reporting.claims import NOT_RUN, VERDICTS, Claim, Judgement
 from semires.reporting.definitions import display_name
-from semires.reporting.render import csv_of, csv_text, md, md_note, plain, signed
+from semires.reporting.formats import csv_of, csv_text, md, md_note, pipe_table, plain, signed
 
 CLAIM_COLUMNS = [
     *("id", "dataset", "fraction", "split", "metric", "left", "right", "paper", "ours", "low"),
     *("high", "seeds", "verdict"),
 ]
-_TITLES = ["Higher", "Lower", "%", "Paper", "Ours [95 % interval]", "Seeds", "Verdict"]
+TITLES = ["Higher", "Lower", "%", "Paper", "Ours [95 % interval]", "Seeds", "Verdict"]
 
 
 def claims_csv(judgements: Iterable[Judgement]) -> str:
@@ -44,33 +42,14 @@ def count_line(verdicts: Iterable[str]) -> str:
 def claims_markdown(params: Params, judgements: list[Judgement]) -> str:
     """A section for each data set: its counts and a table of claims."""
     lines = ["# The paper's claims, judged", ""]
-    for dataset, group in _by_dataset(judgements):
-        lines += [f"## {md(display_name(params, dataset))}", "", f"{_counts(group)}.", ""]
+    for dataset, counts, claims in by_dataset(params, judgements):
+        lines += [f"## {md(dataset)}", "", f"{counts}.", ""]
         rows = []
-        for claim, judged in groupby(group, key=lambda j: j.claim):
-            rows.append([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * (len(_TITLES) - 1)])
-            rows += [[*map(md, _cells(j)[:-1]), _verdict(j)] for j in judged]
-        lines += [*markup.pipe_table(_TITLES, rows, left=(0, 1, 6)), ""]
+        for claim, judged in claims:
+            rows.append([f"**{md(claim.claim)}** {md(claim.where)}", *[""] * (len(TITLES) - 1)])
+            rows += [[*map(md, cells(j)), _verdict(j)] for j in judged]
+        lines += [*pipe_table(TITLES, rows, left=(0, 1, 6)), ""]
     return "\n".join([*lines, *(f"- {md_note(note)}" for note in notes(judgements))]) + "\n"
-
-
-def claims_html(params: Params, judgements: list[Judgement]) -> str:
-    """The same for the page, with a link from each claim to its table or figure."""
-    parts = []
-    for dataset, group in _by_dataset(judgements):
-        name = html.escape(display_name(params, dataset))
-        parts.append(f"<p><strong>{name}: {html.escape(_counts(group))}.</strong></p>")
-        parts.append('<div class="scroll"><table class="claims">')
-        parts.append(markup.head(_TITLES))
-        for claim, rows in groupby(group, key=lambda j: j.claim):
-            judged = list(rows)
-            link = f'<a href="#s-{html.escape(judged[0].link)}">{html.escape(claim.where)}</a>'
-            title = f"{html.escape(claim.claim)} {link}"
-            parts.append(f"<tbody>{markup.section(title, len(_TITLES))}")
-            parts += [_html_row(j) for j in judged]
-            parts.append("</tbody>")
-        parts.append("</table></div>")
-    return "\n".join([*parts, markup.notes(map(markup.note, notes(judgements)))])
 
 
 def notes(judgements: list[Judgement]) -> list[str]:
@@ -97,9 +76,14 @@ def notes(judgements: list[Judgement]) -> list[str]:
     return result
 
 
-def _by_dataset(judgements: list[Judgement]) -> list[tuple[str, list[Judgement]]]:
-    datasets = dict.fromkeys(j.dataset for j in judgements)
-    return [(name, [j for j in judgements if j.dataset == name]) for name in datasets]
+def by_dataset(
+    params: Params, judgements: list[Judgement]
+) -> Iterator[tuple[str, str, list[tuple[Claim, list[Judgement]]]]]:
+    """For each data set its name, the counts of verdicts, and the judgements by claim."""
+    for dataset in dict.fromkeys(j.dataset for j in judgements):
+        group = [j for j in judgements if j.dataset == dataset]
+        by_claim = [(claim, list(js)) for claim, js in groupby(group, key=lambda j: j.claim)]
+        yield display_name(params, dataset), _counts(group), by_claim
 
 
 def _counts(group: list[Judgement]) -> str:
@@ -111,7 +95,8 @@ def _counts(group: list[Judgement]) -> str:
     return f"{line}; of our own, {count_line(ours)}" if ours else line
 
 
-def _cells(j: Judgement) -> list[str]:
+def cells(j: Judgement) -> list[str]:
+    """The cells under TITLES, without the verdict."""
     right = j.right
     if j.claim.margin:
         right += f" + {j.claim.margin:g} points"
@@ -121,17 +106,8 @@ def _cells(j: Judgement) -> list[str]:
     if j.low is not None and j.high is not None:
         ours += f" [{signed(j.low)}, {signed(j.high)}]"
     paper = "–" if j.paper is None else signed(j.paper)
-    return [j.left, right, j.fraction, paper, ours, str(j.seeds or "–"), j.verdict]
+    return [j.left, right, j.fraction, paper, ours, str(j.seeds or "–")]
 
 
 def _verdict(j: Judgement) -> str:
     return j.verdict if j.verdict in (NOT_RUN, "undecided") else f"**{j.verdict}**"
-
-
-def _html_row(j: Judgement) -> str:
-    left, right, *cells = _cells(j)
-    numbers = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells[:-1])
-    title = f' title="{html.escape(j.reason.replace("`", ""))}"' if j.reason else ""
-    kind = j.verdict.replace(" ", "-")
-    names = "".join(f'<th scope="row">{html.escape(name)}</th>' for name in (left, right))
-    return f'<tr>{names}{numbers}<td class="verdict {kind}"{title}>{j.verdict}</td></tr>'

@@ -75,23 +75,28 @@ class TableRow(Section):
         return paper
 
 
-class TableDefinition(Section):
-    """A table: one section per data set and fraction, one row per method, one column per split.
+class _Definition(Section):
+    """``in_paper`` is false for what the paper does not have; ``where`` then says what it is."""
 
-    ``from_study``: rows whose method is not in the study are left out, and methods of the study
-    without a row are appended. ``joined``: a section for each fraction, in which the data sets
-    are adjacent columns, as in the paper's Table 1. ``in_paper`` is false for a table that the
-    paper does not have; its ``where`` then says what it is. ``splits``: the columns, None for all.
-    ``against``: the method that all paired differences are to; None compares each pair of rows.
-    ``columns``: further columns before the splits, see :data:`COLUMNS`.
-    """
-
-    kind: Literal["table"]
     title: str
     claim: str
     where: str
     in_paper: bool = True
     fractions: Fractions = "study"
+    notes: list[str] = Field(default_factory=list)
+
+
+class TableDefinition(_Definition):
+    """A table: one section per data set and fraction, one row per method, one column per split.
+
+    ``from_study``: rows whose method is not in the study are left out, and methods of the study
+    without a row are appended. ``joined``: a section for each fraction, in which the data sets
+    are adjacent columns, as in the paper's Table 1. ``splits``: the columns, None for all.
+    ``against``: the method that all paired differences are to; None compares each pair of rows.
+    ``columns``: further columns before the splits, see :data:`COLUMNS`.
+    """
+
+    kind: Literal["table"]
     from_study: bool = False
     joined: bool = False
     marks: list[str] = Field(default_factory=list)
@@ -99,7 +104,6 @@ class TableDefinition(Section):
     columns: list[Column] = Field(default_factory=list)
     against: Name | None = None
     rows: list[TableRow] = Field(min_length=1)
-    notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _marks_fit(self) -> TableDefinition:
@@ -111,23 +115,17 @@ class TableDefinition(Section):
         return self
 
 
-class FigureDefinition(Section):
+class FigureDefinition(_Definition):
     """A figure, drawn by the function of `figures.py` that ``kind`` names.
 
-    ``in_paper`` and ``where``: as for a table. ``against``: the method that the values of the kind
-    ``quality`` are differences to; None: the first one.
+    ``against``: the method that the values of the kind ``quality`` are differences to; None: the
+    first one.
     """
 
     kind: Literal["curves", "corrections", "panels", "cost", "quality"]
-    title: str
-    claim: str
-    where: str
-    in_paper: bool = True
-    fractions: Fractions = "study"
     methods: list[Name] = Field(min_length=1)
     against: Name | None = None
     paper: str | None = None
-    notes: list[str] = Field(default_factory=list)
 
 
 Definition = Annotated[TableDefinition | FigureDefinition, Field(discriminator="kind")]
@@ -171,24 +169,22 @@ class PaperValues:
         self._path = folder / "paper.json"
         self._values: Any = read_json(self._path)
 
-    def row(self, row: TableRow, dataset: str | None, fraction: str) -> dict[str, float] | None:
+    def row(self, row: TableRow, dataset: str, fraction: str) -> dict[str, float] | None:
         """The paper's oIoU of a row by split, or None.
 
         Args:
             row: the table row.
-            dataset: the paper's data set, see :func:`counterpart`; None gives RefCOCO's values.
+            dataset: the paper's data set, see :func:`counterpart`.
             fraction: as params.yaml spells it, in percent.
         """
         path = row.paper.get(fraction) if isinstance(row.paper, dict) else row.paper
         return self.values(path, dataset, fraction)
 
-    def values(
-        self, path: str | None, dataset: str | None, fraction: str
-    ) -> dict[str, float] | None:
+    def values(self, path: str | None, dataset: str, fraction: str) -> dict[str, float] | None:
         """The paper's oIoU by split at a path that may hold ``{dataset}`` and ``{fraction}``."""
-        if path is None or ("{dataset}" not in path and dataset not in (None, "RefCOCO")):
+        if path is None or ("{dataset}" not in path and dataset != "RefCOCO"):
             return None
-        found = self.at(path.format(dataset=dataset or "RefCOCO", fraction=fraction))
+        found = self.at(path.format(dataset=dataset, fraction=fraction))
         if found is None:
             return None
         return {_SPLIT_NAMES.get(k, k): v for k, v in self._numbers(found, path).items()}
@@ -197,9 +193,9 @@ class PaperValues:
         """The value at a path of keys joined by ``/`` (a key may contain one), or None."""
         return _descend(self._values, path)
 
-    def corrections(self, dataset: str | None) -> dict[str, dict[str, int]]:
-        """Figure 6's counts of one data set by method; RefCOCO's if the paper does not use it."""
-        name = _FIGURE_NAMES.get(dataset or "RefCOCO", dataset or "RefCOCO")
+    def corrections(self, dataset: str) -> dict[str, dict[str, int]]:
+        """Figure 6's counts of one of the paper's data sets by method."""
+        name = _FIGURE_NAMES.get(dataset, dataset)
         found = self.at(f"fig6_counts/{name}") or {}
         if not isinstance(found, dict):
             raise self._damaged(f"fig6_counts/{name}")
@@ -233,18 +229,24 @@ def paper_name(params: Params, dataset: str) -> str | None:
     return PAPER_NAMES.get(entry.dataset)
 
 
-def counterpart(params: Params, dataset: str) -> str | None:
-    """The paper's data set whose numbers are shown beside those of ``dataset``; None for RefCOCO.
+def counterpart(params: Params, dataset: str) -> str:
+    """The paper's data set whose numbers are shown beside those of ``dataset``.
 
     It is the data set itself, if the paper uses it, or the one that a generated data set is
-    modelled on.
+    modelled on, or RefCOCO.
     """
-    return paper_name(params, dataset) or _MODELLED_ON.get(params.datasets[dataset].dataset)
+    modelled_on = _MODELLED_ON.get(params.datasets[dataset].dataset, "RefCOCO")
+    return paper_name(params, dataset) or modelled_on
 
 
 def display_name(params: Params, dataset: str) -> str:
     """The display name of a data set."""
     return DISPLAY_NAMES.get(params.datasets[dataset].dataset, dataset)
+
+
+def evaluated(params: Params, dataset: str) -> list[str]:
+    """The splits of a data set that have numbers: all but train."""
+    return [split for split in params.datasets[dataset].splits if split != "train"]
 
 
 def section_title(params: Params, dataset: str, fraction: float | str) -> str:

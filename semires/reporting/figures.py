@@ -13,21 +13,20 @@ import numpy as np
 
 from semires.config.schema import Params
 from semires.evaluation.metrics import gains
-from semires.files import read_json
 from semires.reporting import quality
 from semires.reporting.definitions import (
     FigureDefinition,
     PaperValues,
     counterpart,
     display_name,
+    evaluated,
     fractions_of,
     section_title,
 )
 from semires.reporting.panels import panel_figure
 from semires.reporting.records import Records, Run
-from semires.reporting.style import fix_style, new_axes, style_of
+from semires.reporting.style import fix_style, name_of, new_axes, plot_method
 from semires.runs.key import fraction_name
-from semires.runs.layout import split_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +68,7 @@ class FigureMaker:
                 runs = self.records.find(dataset, fraction, method)
                 line = _curve(axis, method, runs, starts)
                 if line is not None:
-                    handles.setdefault(style_of(method)[3], line)
+                    handles.setdefault(name_of(method), line)
             if starts:
                 start = float(np.mean(list(starts.values())))
                 line = axis.axhline(start, color="black", ls=":", lw=1)
@@ -96,14 +95,14 @@ class FigureMaker:
         }
         if not found:
             return {}
+        name = counterpart(self.params, dataset)
         theirs = {
             method.lower(): [v["positive"], v["negative"], 0, v["none(PWA)"]]
-            for method, v in self.paper.corrections(counterpart(self.params, dataset)).items()
+            for method, v in self.paper.corrections(name).items()
         }
         figure, axes = new_axes(2 if theirs else 1, height=2.5, width=3.6)
         handles = _stacked(axes[0], found, section_title(self.params, dataset, fraction))
         if theirs:
-            name = counterpart(self.params, dataset) or "RefCOCO"
             _stacked(axes[1], theirs, f"Paper: {name}, 1 %")
         axes[0].set_ylabel("pseudo-labels (%)")
         _legend(figure, handles)
@@ -114,14 +113,14 @@ class FigureMaker:
         ours: dict[str, list[Point]] = {}
         for method, fraction in product(definition.methods, fractions_of(self.params, definition)):
             values = list(self._oious(dataset, fraction, method).values())
-            refs = labelled_refs(self.records.find(dataset, fraction, method), dataset, fraction)
-            if values and refs:
-                hours = refs * SECONDS_PER_MASK / 3600
+            if values:
+                run = self.records.find(dataset, fraction, method)[0]
+                hours = run.record.n_refs_labelled * SECONDS_PER_MASK / 3600
                 point = (hours, float(np.mean(values)), f"{fraction_name(fraction)} %")
                 ours.setdefault(method, []).append(point)
         if not ours:
             return {}
-        name = counterpart(self.params, dataset) or "RefCOCO"
+        name = counterpart(self.params, dataset)
         theirs = self._paper_cost(definition, name) if name == "RefCOCO" else {}
         figure, axes = new_axes(2 if theirs else 1, height=2.7, width=3.6)
         handles = _cost_lines(axes[0], ours, display_name(self.params, dataset))
@@ -139,7 +138,7 @@ class FigureMaker:
 
     def _oious(self, dataset: str, fraction: float, method: str) -> dict[int, float]:
         """Val oIoU by seed."""
-        split = next(s for s in self.params.datasets[dataset].splits if s != "train")
+        split = evaluated(self.params, dataset)[0]
         runs = self.records.find(dataset, fraction, method)
         return {run.key.seed: s.percent for run in runs if (s := run.sums(split)) is not None}
 
@@ -190,7 +189,7 @@ class FigureMaker:
     def _title(self, run: Run) -> str:
         """The title of a figure that shows one run."""
         shown = section_title(self.params, run.key.dataset, run.key.fraction)
-        return f"{style_of(run.key.method)[3]} on {shown}, seed {run.key.seed}"
+        return f"{name_of(run.key.method)} on {shown}, seed {run.key.seed}"
 
     def _filled(self, definition: FigureDefinition, dataset: str) -> list[float]:
         """The definition's fractions; where none has a run, the study's largest that has one."""
@@ -202,15 +201,6 @@ class FigureMaker:
 
     def _has_run(self, definition: FigureDefinition, dataset: str, fraction: float) -> bool:
         return any(self.records.find(dataset, fraction, m) for m in definition.methods)
-
-
-def labelled_refs(runs: list[Run], dataset: str, fraction: float) -> int | None:
-    """Number of labelled references: from the run record, else from the versioned split."""
-    stated = [run.record.n_refs_labelled for run in runs if run.record.n_refs_labelled]
-    if stated:
-        return int(stated[0])
-    path = split_file(dataset, fraction)
-    return int(read_json(path)["n_refs_labelled"]) if path.is_file() else None
 
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:
@@ -231,20 +221,19 @@ def _curve(axis: Axes, method: str, runs: list[Run], starts: dict[int, float]) -
     by_step.loc[0] = pd.Series(starts, dtype=float)
     by_step = by_step.dropna(how="all").sort_index()
     steps, mean = by_step.index.to_numpy(), by_step.mean(axis=1).to_numpy()
-    colour, marker, dash, _ = style_of(method)
-    (line,) = axis.plot(steps, mean, color=colour, marker=marker, ls=dash, ms=4, lw=1.4)
+    line = plot_method(axis, method, steps, mean, ms=4, lw=1.4)
     if len(runs) > 1:
         spread = (by_step - by_step.iloc[0]).std(axis=1).to_numpy()
-        axis.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+        band = (mean - spread, mean + spread)
+        axis.fill_between(steps, *band, color=line.get_color(), alpha=0.15, lw=0)
     return line
 
 
 def _cost_lines(axis: Axes, lines: dict[str, list[Point]], title: str) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     for method, points in lines.items():
-        colour, marker, dash, label = style_of(method)
         hours, values, _ = zip(*points, strict=True)
-        (handles[label],) = axis.plot(hours, values, color=colour, marker=marker, ls=dash, ms=5)
+        handles[name_of(method)] = plot_method(axis, method, hours, values, ms=5)
     for hour, value, text in points:
         axis.annotate(
             text, (hour, value), (0, 7), textcoords="offset points", ha="center", fontsize=8
@@ -262,9 +251,8 @@ def _cost_lines(axis: Axes, lines: dict[str, list[Point]], title: str) -> dict[s
 
 def _paper_curves(axis: Axes, values: dict[str, list[float]]) -> None:
     for name, curve in values.items():
-        colour, marker, dash, _ = style_of(name.lower())
         epochs = range(1, len(curve) + 1)
-        axis.plot(epochs, curve, color=colour, marker=marker, ls=dash, ms=4, lw=1.4)
+        plot_method(axis, name.lower(), epochs, curve, ms=4, lw=1.4)
     axis.set_title("Paper: RefCOCO, 1 % labelled")
     axis.set_xlabel("epoch")
     axis.set_xticks(range(2, max(map(len, values.values())) + 1, 2))
@@ -289,7 +277,7 @@ def _stacked(axis: Axes, counts: dict[str, list[int]], title: str) -> dict[str, 
         ("not matched (PWA)", "#E5E5E5", "black"),
     ]
     handles: dict[str, Any] = {}
-    names = [style_of(method)[3] for method in counts]
+    names = [name_of(method) for method in counts]
     bottom = np.zeros(len(names))
     shares = np.array([np.array(c) * 100 / max(1, sum(c)) for c in counts.values()])
     for i, (label, colour, ink) in enumerate(kinds):

@@ -14,8 +14,8 @@ from semires.config.grid import expand
 from semires.config.schema import Params
 from semires.errors import CorruptCacheError
 from semires.reporting.definitions import section_title
-from semires.reporting.markup import pipe_table
-from semires.reporting.style import new_axes, style_of
+from semires.reporting.formats import pipe_table
+from semires.reporting.style import name_of, new_axes
 from semires.runs import layout
 from semires.runs.key import SUPERVISED
 from semires.tuning.labels import BEST, COLUMNS, MEASURES, TEACHER
@@ -112,7 +112,7 @@ def _sections(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]
 
 
 def _name(rule: str) -> str:
-    return _NAMES.get(rule) or style_of(rule)[3]
+    return _NAMES.get(rule) or name_of(rule)
 
 
 def _means(rows: pd.DataFrame, part: str, group: str) -> pd.DataFrame:

@@ -1,36 +1,32 @@
 """`reports/index.html`: claims, tables, figures, runs and parameters.
 
-One self-contained file: figures are data URIs. It has no scripts and loads nothing.
-Text from records is data and escaped.
+The pictures and files that it links are beside it. It has no scripts and loads nothing from a
+network. Text from records is data and escaped.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+
+from jinja2 import DictLoader, Environment, StrictUndefined
 
 from semires.config.schema import Params
-from semires.reporting import markup
 from semires.reporting.claims import Judgement
-from semires.reporting.claims_render import claims_html
+from semires.reporting.claims_render import TITLES, by_dataset, cells, notes
 from semires.reporting.definitions import FigureDefinition, display_name
-from semires.reporting.page_template import TEMPLATE
+from semires.reporting.formats import Grid, Text, letter
+from semires.reporting.grids import claimed, grid_of, place
+from semires.reporting.page_template import PAGE, PARTS
 from semires.reporting.records import METRICS, Records
-from semires.reporting.render import Grid, claimed, place, to_html
 from semires.reporting.runs_table import log_path
-from semires.reporting.style import style_of
+from semires.reporting.style import name_of
 from semires.reporting.tables import FilledTable
 from semires.reporting.threshold_figures import caption
-from semires.reporting.thresholds_render import PURPOSE, TITLE, thresholds_html
-from semires.runs.key import RunKey
+from semires.reporting.thresholds_render import PURPOSE, TITLE
 from semires.runs.record import flatten
 from semires.tracking import run_links
 
-Picture = tuple[str, bytes]  # stem of its file, PNG
 #: Which table a figure follows; others come last.
 _AFTER = {"figure1": "main", "figure3": "main", "figure6": "table2", "figure7": "main"}
 #: Titles of the measures in quality.json.
@@ -42,23 +38,34 @@ _QUALITY = {
 }
 
 
-@dataclass(frozen=True)
-class DrawnFigure:
-    """A figure as the page shows it: its definition and its pictures."""
+def templates() -> Environment:
+    """The templates ``page`` and ``parts``, with the functions and texts that they use."""
+    environment = Environment(
+        loader=DictLoader({"page": PAGE, "parts": PARTS}),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals |= {
+        "caption": caption, "cells": cells, "claimed": claimed, "by_metric": by_metric,
+        "letter": letter, "log_path": log_path, "place": place, "name_of": name_of,
+        "metrics": METRICS, "claim_titles": TITLES, "thresholds_title": TITLE, "purpose": PURPOSE,
+    }  # fmt: skip
+    return environment
 
-    name: str
-    definition: FigureDefinition
-    pictures: list[Picture]
+
+def by_metric(table: FilledTable) -> list[Grid]:
+    """The layout of a table for each of METRICS."""
+    return [grid_of(table, (metric,)) for metric in METRICS]
 
 
 def render_page(
     params: Params,
     records: Records,
     tables: list[tuple[FilledTable, FilledTable | None]],
-    figures: list[DrawnFigure],
+    figures: dict[str, FigureDefinition],
+    pictures: dict[str, list[str]],
     judgements: list[Judgement],
-    thresholds: tuple[list[Grid], list[Picture]],
-    rules: bytes | None = None,
+    thresholds: list[Grid],
 ) -> str:
     """The page's HTML.
 
@@ -66,43 +73,45 @@ def render_page(
         params: names the data sets.
         records: all runs, for their list, environment and parameters.
         tables: each table with its paired differences, if any.
-        figures: drawn figures, in order.
+        figures: the figures' definitions, in order.
+        pictures: the stems of the pictures of each figure, of the searches ("thresholds"), and
+            of the label quality of every rule ("labels").
         judgements: the judged claims, in order.
-        thresholds: the tables and the pictures of the searches.
-        rules: the figure of the label quality of every rule, PNG, if it was measured.
+        thresholds: the tables of the searches.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    logs = {run.key: quote(log_path(run.key)) for run in records.all}
-    shown = [_table_entry(table, pairs, logs) for table, pairs in tables]
-    if "table1" in (table.name for table, _ in tables):  # then the main table is not Table 1
-        shown[0]["heading"] = tables[0][0].title
-    drawn = [_figure_entry(figure, [str(t["name"]) for t in shown]) for figure in figures]
-    contents = [("s-claims", "Claims")] if judgements else []
-    for table in shown:
-        contents.append((f"s-{table['name']}", table["heading"]))
-        contents += [(f"s-{f['name']}", f["heading"]) for f in drawn if f["after"] == table["name"]]
-    contents += [("s-thresholds", TITLE)] if thresholds[0] else []
-    contents.append(("s-labels", "Pseudo-labels and proposals"))
-    contents += [(f"s-{name.lower()}", name) for name in ("Runs", "Environment", "Parameters")]
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
-    text: str = template.render(
-        claims=claims_html(params, judgements) if judgements else "",
-        metrics=METRICS,
-        tables=shown,
-        figures=drawn,
+    after: dict[str, list[str]] = {table.name: [] for table, _ in tables}
+    for name in figures:
+        wanted = _AFTER.get(name)
+        after[wanted if wanted in after else tables[-1][0].name].append(name)
+    headings = {table.name: heading(table.name, table.title) for table, _ in tables}
+    if "table1" in headings:  # then the main table is not Table 1
+        headings["main"] = tables[0][0].title
+    headings |= {name: heading(name, figure.title) for name, figure in figures.items()}
+    shown = [name for table in after for name in (table, *after[table])]
+    contents = [("claims", "Claims")] if judgements else []
+    contents += [(name, headings[name]) for name in shown]
+    contents += [("thresholds", TITLE)] if thresholds else []
+    contents.append(("labels", "Pseudo-labels and proposals"))
+    contents += [(name.lower(), name) for name in ("Runs", "Environment", "Parameters")]
+    return templates().get_template("page").render(
+        judgements=judgements,
+        claims=by_dataset(params, judgements),
+        claim_notes=notes(judgements),
+        tables=tables,
+        after=after,
+        figures=figures,
+        pictures=pictures,
+        headings=headings,
         contents=contents,
-        thresholds=_thresholds_entry(*thresholds),
-        n_runs=len(records.all),
+        thresholds=thresholds,
         datasets=", ".join(display_name(params, d) for d in params.study.datasets),
         labels=_labels(records),
-        rules=_data_uri(rules) if rules else "",
         proposals=_proposals(records),
-        runs=_runs(records, logs),
+        runs=records.all,
+        links=run_links(run.key for run in records.all),
         environment=_varying([run.record.numerics for run in records.all]),
         parameters=_varying([run.record.params for run in records.all]),
-    )
-    return text
+    )  # fmt: skip
 
 
 def heading(name: str, title: str) -> str:
@@ -114,70 +123,12 @@ def heading(name: str, title: str) -> str:
     return f"{kind.capitalize()} {number}. {title}" if kind and number.isdigit() else title
 
 
-def _table_entry(
-    table: FilledTable, pairs: FilledTable | None, logs: dict[RunKey, str]
-) -> dict[str, Any]:
-    return {
-        "name": table.name,
-        "heading": heading(table.name, table.title),
-        "where": place(table),
-        "claimed": claimed(table),
-        "claim": table.claim,
-        "html": to_html(table, logs),
-        "pairs": to_html(pairs) if pairs else "",
-    }
+def _grid(titles: list[str], rows: list[list[str]]) -> Grid:
+    sections = [("", [[Text(cell) for cell in row] for row in rows])]
+    return Grid("", "", titles, sections if rows else [])
 
 
-def _figure_entry(figure: DrawnFigure, tables: list[str]) -> dict[str, Any]:
-    after = _AFTER.get(figure.name, tables[-1])
-    definition = figure.definition
-    names = {stem: style_of(stem.removeprefix(f"{figure.name}-"))[3] for stem, _ in figure.pictures}
-    return {
-        "name": figure.name,
-        "heading": heading(figure.name, definition.title),
-        "where": place(definition),
-        "claimed": claimed(definition),
-        "claim": definition.claim,
-        "notes": definition.notes,
-        "images": [
-            (names[stem], f"{definition.title} ({stem})", _data_uri(png))
-            for stem, png in figure.pictures
-        ],
-        "after": after if after in tables else tables[-1],
-    }
-
-
-def _thresholds_entry(grids: list[Grid], pictures: list[Picture]) -> dict[str, Any]:
-    return {
-        "heading": TITLE,
-        "where": PURPOSE,
-        "html": thresholds_html(grids) if grids else "",
-        "files": [f"{grid.name}.tex" for grid in grids],
-        "images": [(stem, _data_uri(png), caption(stem)) for stem, png in pictures],
-    }
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _html_table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
-    """Rows of text as a table; the texts are escaped."""
-    return _html_cells(head, [[html.escape(cell) for cell in row] for row in rows], kind)
-
-
-def _html_cells(head: list[str], rows: list[list[str]], kind: str = "") -> str:
-    """Rows of cells that are HTML already."""
-    if not rows:
-        return "<p>– no run yet: <code>dvc repro</code> fills it.</p>"
-    attribute = f' class="{kind}"' if kind else ""
-    return (
-        f'<div class="scroll"><table{attribute}>{markup.head(head)}'
-        f"<tbody>{''.join(map(markup.row, rows))}</tbody></table></div>"
-    )
-
-
-def _labels(records: Records) -> str:
+def _labels(records: Records) -> Grid:
     keys = ["raw_oIoU", "refined_oIoU", "matched", "better", "worse", "unmatched"]
     rows = [
         [
@@ -188,10 +139,10 @@ def _labels(records: Records) -> str:
         if (pseudo := run.metrics.get("pseudo"))
     ]
     head = ["Run", "before", "after", "matched", "better", "worse", "not matched"]
-    return _html_table(head, rows)
+    return _grid(head, rows)
 
 
-def _proposals(records: Records) -> str:
+def _proposals(records: Records) -> Grid:
     flat = {key: flatten(values) for key, values in records.quality.items()}
     keys = list(dict.fromkeys(k for values in flat.values() for k in values))
     rows = [
@@ -201,7 +152,7 @@ def _proposals(records: Records) -> str:
     heads = [
         f"{split}: {_QUALITY.get(key, key)}" for split, _, key in (k.partition(".") for k in keys)
     ]
-    return _html_table(["Source", *heads], rows)
+    return _grid(["Source", *heads], rows)
 
 
 def _scaled(key: str, value: Any) -> str:
@@ -211,27 +162,7 @@ def _scaled(key: str, value: Any) -> str:
     return f"{value * (100 if _QUALITY.get(key.partition('.')[2], '').endswith('(%)') else 1):.2f}"
 
 
-def _runs(records: Records, logs: dict[RunKey, str]) -> str:
-    """All runs with links to their logs and to MLflow (the only use of the tracking store)."""
-    links = run_links(run.key for run in records.all)
-    rows = []
-    for run in records.all:
-        scores = [
-            f"{split} {values['oIoU']:.2f}"
-            for split, values in run.metrics.items()
-            if "oIoU" in values
-        ]
-        names = (run.folder.as_posix(), "; ".join(scores))
-        addresses = {"log": logs[run.key], "MLflow": links.get(run.key)}
-        rows.append([*map(html.escape, names), *(_link(*item) for item in addresses.items())])
-    return _html_cells(["Folder", "oIoU (%)", "Evaluations", "MLflow"], rows)
-
-
-def _link(text: str, address: str | None) -> str:
-    return f'<a href="{html.escape(address)}">{text}</a>' if address else "–"
-
-
-def _varying(values: list[dict[str, Any]]) -> str:
+def _varying(values: list[dict[str, Any]]) -> Grid:
     """Dotted keys and their values; all distinct ones where runs differ."""
     seen: dict[str, list[str]] = {}
     for value in values:
@@ -241,7 +172,7 @@ def _varying(values: list[dict[str, Any]]) -> str:
                 seen[key].append(text)
     rows = [[key, " | ".join(texts[:12]) + (" | …" if texts[12:] else "")]
             for key, texts in sorted(seen.items())]  # fmt: skip
-    return _html_table(["Key", "Value"], rows, "text")
+    return _grid(["Key", "Value"], rows)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semires.reporting.render import one_line
+from semires.reporting.formats import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,16 +1,15 @@
-"""What the tables need of a study: their sections, the runs of their rows, a part of the study."""
+"""What the tables need of a study: sections, runs of rows, missing runs, a part of the study."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from semires.config.grid import blocks_of, expand, search_of, searches
+from semires.config.grid import block_text, blocks_of, expand, search_of, searches
 from semires.config.messages import nearest
 from semires.config.schema import Block, Params, Study
 from semires.errors import ConfigError
-from semires.reporting import study
 from semires.reporting.definitions import (
     PaperValues,
     TableDefinition,
@@ -24,6 +23,13 @@ from semires.runs.key import SUPERVISED, RunKey, fraction_name
 
 #: The folder of the report of a part of a study.
 PART = "reports/part"
+
+
+def run_of(params: Params, row: TableRow, dataset: str, fraction: float) -> RunKey:
+    """A row's run of the study's first seed; a row's fixed fraction replaces ``fraction``."""
+    seed = params.study.seeds[0]
+    key = RunKey(dataset, row.fraction or fraction, row.method, seed, row.source, row.model)
+    return key.relative_to(params.proposals.source)
 
 
 class Plan:
@@ -42,8 +48,20 @@ class Plan:
 
     def planned(self, row: TableRow, dataset: str, fraction: float) -> list[RunKey]:
         """The study's runs of a row, one for each seed; empty if it has none."""
-        key = study.run_of(self.params, row, dataset, fraction)
+        key = run_of(self.params, row, dataset, fraction)
         return self._planned.get(replace(key, seed=0), [])
+
+    def makes_all(self, keys: Iterable[RunKey]) -> bool:
+        """Whether the study has the runs with any seed, so that `dvc repro` makes them."""
+        return all(replace(key, seed=0) in self._planned for key in keys)
+
+    def fill_command(self, keys: Sequence[RunKey]) -> str:
+        """Instructions to make the given runs, with commands in backticks."""
+        if self.makes_all(keys):
+            return "`dvc repro`"
+        every = (replace(key, seed=seed) for key in keys for seed in self.params.study.seeds)
+        blocks = ", ".join(f"`- {block_text(block)}`" for block in blocks_of(every))
+        return f"add {blocks} to `study.runs` in params.yaml, then `make repro`"
 
     def paper_values(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float] | None:
         """The paper's oIoU of a row by split, or None."""
@@ -84,10 +102,23 @@ class Plan:
         """The rows of a section."""
         if not definition.from_study:
             return definition.rows
-        methods = study.methods(self.params, dataset, fraction)
+        methods = self._methods(dataset, fraction)
         rows = [row for row in definition.rows if row.method in methods]
         known = {row.method for row in definition.rows}
         return rows + [TableRow(label=m, method=m) for m in methods if m not in known]
+
+    def _methods(self, dataset: str, fraction: float) -> list[str]:
+        """The methods of the main table that the study has for a data set and a fraction.
+
+        Burn-in (`supervised`) is first. Methods with tuned thresholds have a row wherever the study
+        trains them.
+        """
+        at = (dataset, fraction, None)
+        keys = [key for key in self._planned if (key.dataset, key.fraction, key.model) == at]
+        there = {key.method for key in keys}
+        tuned = [key.method for key in keys if search_of(self.params, key) is not None]
+        wanted = dict.fromkeys([SUPERVISED, *self.params.study.methods, *tuned])
+        return [method for method in wanted if method in there]
 
     def runs(self, definition: TableDefinition) -> list[RunKey]:
         """The study's runs that a table needs, with the burn-ins from which they start."""

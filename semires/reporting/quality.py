@@ -15,10 +15,10 @@ import pandas as pd
 
 from semires.config.schema import Params
 from semires.evaluation.bootstrap import Interval, paired_difference
-from semires.reporting.definitions import FigureDefinition, fractions_of, section_title
+from semires.reporting.definitions import FigureDefinition, evaluated, fractions_of, section_title
+from semires.reporting.formats import signed
 from semires.reporting.records import Records, Run
-from semires.reporting.render import signed
-from semires.reporting.style import distinct_styles, new_axes, style_of
+from semires.reporting.style import distinct_styles, name_of, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,32 +56,30 @@ def points(
         split: the split of the students' evaluation.
         samples: resamples of the bootstrap.
     """
-    reference = _runs(records, place, against, split)
+    by_seed = {run.key.seed: run for run in _runs(records, place, against, split)}
     found = {}
     for method in methods:
         runs = _runs(records, place, method, split)
-        if seeds := tuple(sorted(runs.keys() & reference.keys())):
-            pair = [runs[seed] for seed in seeds], [reference[seed] for seed in seeds]
-            found[method] = _difference(*pair, seeds, split, samples)
-    return {method: point for method, point in found.items() if point is not None}
+        pairs = [(run, by_seed[run.key.seed]) for run in runs if run.key.seed in by_seed]
+        if pairs and (point := _difference(pairs, split, samples)) is not None:
+            found[method] = point
+    return found
 
 
-def _runs(records: Records, place: tuple[str, float], method: str, split: str) -> dict[int, Run]:
-    """The runs with labels and an evaluation on the split, by seed."""
-    runs = records.find(*place, method)
-    return {run.key.seed: run for run in runs if run.labels and run.sums(split)}
+def _runs(records: Records, place: tuple[str, float], method: str, split: str) -> list[Run]:
+    """The runs with labels and an evaluation on the split."""
+    return [run for run in records.find(*place, method) if run.labels and run.sums(split)]
 
 
-def _difference(
-    runs: list[Run], others: list[Run], seeds: tuple[int, ...], split: str, samples: int
-) -> Point | None:
-    first, second = ([s for run in each if (s := run.sums(split))] for each in (runs, others))
-    labels, theirs = ([v[0] for run in each if (v := run.labels)] for each in (runs, others))
+def _difference(pairs: list[tuple[Run, Run]], split: str, samples: int) -> Point | None:
+    ours, theirs = zip(*pairs, strict=True)
+    first, second = ([s for run in runs if (s := run.sums(split))] for runs in (ours, theirs))
+    labels = [np.mean([v[0] for run in runs if (v := run.labels)]) for runs in (ours, theirs)]
     try:
         student = paired_difference(first, second, samples)
     except ValueError:  # evaluated on different expressions
         return None
-    return Point(float(np.mean(labels) - np.mean(theirs)), student, seeds)
+    return Point(float(labels[0] - labels[1]), student, tuple(run.key.seed for run in ours))
 
 
 def rank_correlation(found: Mapping[str, Point]) -> float | None:
@@ -106,7 +104,7 @@ def figure(
         dataset: a data set of the study.
     """
     against = definition.against or definition.methods[0]
-    split = next(s for s in params.datasets[dataset].splits if s != "train")
+    split = evaluated(params, dataset)[0]
     samples = params.evaluation.bootstrap_samples
     found = {
         fraction: points(records, (dataset, fraction), definition.methods, against, split, samples)
@@ -124,7 +122,7 @@ def figure(
         draw(axis, each, styles, each[against].seeds)
         title = section_title(params, dataset, fraction)
         axis.set_title(f"{title}\n{summary(each, each[against].seeds)}")
-    name = style_of(against)[3]
+    name = name_of(against)
     for axis in axes:
         axis.set_xlabel(f"oIoU of the labels − {name}'s (points)")
     axes[0].set_ylabel(f"{split} oIoU of the student − {name}'s (points)")
@@ -168,5 +166,5 @@ def _legend(drawn: Figure, styles: Mapping[str, tuple[str, str]], columns: int) 
         Line2D([], [], color=colour, marker=marker, ls="none", ms=6)
         for colour, marker in styles.values()
     ]
-    names = [style_of(method)[3] for method in styles]
+    names = [name_of(method) for method in styles]
     drawn.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)

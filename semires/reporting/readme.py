@@ -21,11 +21,10 @@ from pathlib import Path
 from semires.errors import SemiresError
 from semires.files import write_text
 from semires.process import STAGE_TIMES
-from semires.reporting.claims import VERDICTS, load_claims
+from semires.reporting.claims import NOT_RUN, VERDICTS, load_claims
 from semires.reporting.claims_render import count_line
 from semires.reporting.definitions import DISPLAY_NAMES, load_definitions
-from semires.reporting.markup import pipe_table
-from semires.reporting.render import md
+from semires.reporting.formats import md, pipe_table
 from semires.runs import layout
 from semires.runs.record import Provenance, RunRecord, run_folders
 
@@ -94,25 +93,21 @@ def _results() -> str:
 
 
 def _compact(dataset: str, found: list[Line]) -> str:
-    fractions = list(dict.fromkeys(line["fraction"] for line in found))
-    values = {(line["method"], line["fraction"]): line for line in found}
-    name = DISPLAY_NAMES.get(dataset, dataset)
+    fractions = dict.fromkeys(line["fraction"] for line in found)
+    made = {(line["method"], line["fraction"]): line for line in found if line["value"]}
+    values = {
+        key: line["value"] + (line["sd"] and f" ± {line['sd']}") for key, line in made.items()
+    }
+    titles = [f"{DISPLAY_NAMES.get(dataset, dataset)}, {SPLIT}", *(f"{f} %" for f in fractions)]
     rows = [
-        [title, *(_number(values.get((method, fraction))) for fraction in fractions)]
+        [title, *(values.get((method, fraction), "–") for fraction in fractions)]
         for method, title in ROWS.items()
     ]
-    lines = pipe_table([f"{name}, {SPLIT}", *(f"{f} %" for f in fractions)], rows)
-    seeds = sorted({n["seeds"] for n in found if n["seeds"] and n["method"] in ROWS})
+    seeds = sorted({line["seeds"] for (method, _), line in made.items() if method in ROWS})
     over = f"{' or '.join(seeds)} seed{'s' * (seeds != ['1'])}"
     deviation = "" if seeds == ["1"] else " ± standard deviation"
     note = f"Overall IoU in percent by labelled fraction, mean{deviation} over {over}."
-    return "\n".join([*lines, "", note])
-
-
-def _number(line: Line | None) -> str:
-    if line is None or not line["value"]:
-        return "–"
-    return line["value"] + (f" ± {line['sd']}" if line["sd"] else "")
+    return "\n".join([*pipe_table(titles, rows), "", note])
 
 
 def _claims_line(folder: Path) -> str:
@@ -122,7 +117,7 @@ def _claims_line(folder: Path) -> str:
     in_paper = {claim.id for claim in load_claims(*load_definitions()) if claim.in_paper}
     verdicts = [line["verdict"] for line in _lines(path) if line["id"] in in_paper]
     line = count_line(verdicts).replace("claims", "claims of the paper", 1)
-    return f"**{line[0].upper()}{line[1:]}**: [claim by claim]({folder}/claims.md)."
+    return f"**{line}**: [claim by claim]({folder}/claims.md)."
 
 
 def _claims() -> str:
@@ -139,17 +134,16 @@ def _claims() -> str:
         found.setdefault(line["id"], []).append(line)
     rows, own, not_run = [], Counter[str](), 0
     for claim in load_claims(*load_definitions()):
-        lines = found.get(claim.id, [])
+        lines = found.get(claim.id, [])  # a claim that the report leaves out has no line
         counts = Counter(line["verdict"] for line in lines)
-        if set(counts) <= {"not run"}:
-            not_run += bool(lines)  # a claim that the report leaves out has no line
-            continue
-        if not claim.in_paper:
+        if set(counts) <= {NOT_RUN}:
+            not_run += bool(lines)
+        elif claim.in_paper:
+            ours = differences([float(line["ours"]) for line in lines if line["ours"]])
+            where = claim.where.partition(" (")[0]
+            rows.append([md(claim.claim), md(where), ours, _verdicts(counts)])
+        else:
             own += counts
-            continue
-        ours = differences([float(line["ours"]) for line in lines if line["ours"]])
-        where = claim.where.partition(" (")[0]
-        rows.append([md(claim.claim), md(where), ours, _verdicts(counts)])
     if own:
         rows.append(["Claims of this project", "not in the paper", "", _verdicts(own)])
     titles = ["claim", "where", "left - right, points", "verdict"]
@@ -208,17 +202,14 @@ def _made_with() -> str:
     places = [
         {**record.numerics, "git_commit": made and made.git_commit} for record, made in records
     ]
-
-    def values(name: str) -> str:
-        return ", ".join(sorted({str(place.get(name))[:12] for place in places}))
-
-    threads = f"{values('threads')} thread{'s' * (values('threads') != '1')}"
+    device, threads, torch, commit = (
+        ", ".join(sorted({str(place.get(name))[:12] for place in places}))
+        for name in ("device", "threads", "torch", "git_commit")
+    )
     dates = sorted(made.finished[:10] for _, made in records if made) or ["?"]
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    return (
-        f"on {values('device')} with {threads}, torch {values('torch')}, "
-        f"commit {values('git_commit')}, {when}"
-    )
+    several = "s" * (threads != "1")
+    return f"on {device} with {threads} thread{several}, torch {torch}, commit {commit}, {when}"
 
 
 def _times() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semires.errors import CorruptCacheError
+from semires.errors import CorruptCacheError, SemiresError
 from semires.evaluation.bootstrap import ImageSums, image_sums
 from semires.evaluation.metrics import iou_per_expression, segmentation_metrics
 from semires.files import read_json, read_parquet
@@ -55,35 +55,30 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: per split the metrics in percent, and `pseudo`."""
-        path = self.record.verified(self.folder, "metrics.json")
-        values = read_json(path)
+        values = self._read("metrics.json", read_json)
         if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
-            raise CorruptCacheError(f"{path}: no metrics by split; make the run again")
+            raise CorruptCacheError(
+                f"{self.folder}/metrics.json: no metrics by split; make the run again"
+            )
         return values
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row per expression, without the expressions' text."""
-        return read_parquet(
-            self.record.verified(self.folder, "predictions.parquet"), columns=_PREDICTION_COLUMNS
-        )
+        return self._read("predictions.parquet", read_parquet, columns=_PREDICTION_COLUMNS)
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """history.csv, one row per evaluation."""
         import pandas as pd
 
-        path = self.record.verified(self.folder, "history.csv")
-        try:
-            return pd.read_csv(path)
-        except (OSError, ValueError, pd.errors.ParserError) as error:
-            raise CorruptCacheError(f"{path}: no readable history ({error})") from error
+        return self._read("history.csv", pd.read_csv)
 
     @cached_property
     def corrections(self) -> pd.DataFrame | None:
         """corrections.parquet, or None if the run has none (burn-in, control)."""
-        path = self.record.verified(self.folder, "corrections.parquet")
-        return read_parquet(path) if path.is_file() else None
+        name = "corrections.parquet"
+        return self._read(name, read_parquet) if name in self.record.files else None
 
     @cached_property
     def labels(self) -> tuple[float, float] | None:
@@ -97,14 +92,18 @@ class Run:
     @cached_property
     def panels(self) -> dict[str, NDArray[Any]] | None:
         """panels.npz as arrays, or None if the run has none."""
-        path = self.record.verified(self.folder, "panels.npz")
-        if not path.is_file():
-            return None
+        name = "panels.npz"
+        return self._read(name, _read_arrays) if name in self.record.files else None
+
+    def _read(self, name: str, read: Callable[..., Any], **options: Any) -> Any:
+        """The content of a file of the run, after comparing its digest."""
+        path = self.record.verified(self.folder, name)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # zipfile, zlib and numpy raise different exceptions
-            raise CorruptCacheError(f"{path}: damaged panels ({error})") from error
+            return read(path, **options)
+        except SemiresError:
+            raise
+        except Exception as error:  # pandas, numpy and zipfile raise different exceptions
+            raise CorruptCacheError(f"{path}: damaged ({error}); make the run again") from error
 
     @property
     def key(self) -> RunKey:
@@ -150,6 +149,11 @@ class Run:
                 f"predictions.parquet gives {sums.percent:.2f}; make the run again"
             )
         return sums
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def ratio(inter: ArrayLike, union: ArrayLike, metric: str) -> tuple[ArrayLike, ArrayLike]:

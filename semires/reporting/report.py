@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tabulate import SEPARATING_LINE, tabulate
+
 from semires import tracking
 from semires.config.messages import require
 from semires.config.schema import Params
@@ -19,12 +21,11 @@ from semires.files import atomic_folder, write_bytes, write_json, write_text
 from semires.reporting import labels
 from semires.reporting.claims import Judge, Judgement, load_claims
 from semires.reporting.claims_render import claims_csv, claims_markdown
-from semires.reporting.curves import curves_csv
 from semires.reporting.definitions import PaperValues, TableDefinition, load_definitions
+from semires.reporting.formats import one_line, tex_table
+from semires.reporting.grids import OTHERS, grid_of, to_csv, to_markdown, to_tex
 from semires.reporting.records import Records, load_records
-from semires.reporting.render import OTHERS, body, to_csv, to_markdown
-from semires.reporting.render_tex import tex_table, to_tex
-from semires.reporting.runs_table import log_path, logs, runs_csv
+from semires.reporting.runs_table import curves_csv, log_path, logs, runs_csv
 from semires.reporting.tables import FilledTable, TableBuilder
 from semires.reporting.thresholds import Thresholds, compare_thresholds
 from semires.reporting.thresholds_render import grids, thresholds_csv, thresholds_markdown
@@ -136,48 +137,44 @@ def write_data(params: Params, results: Results, folder: Path) -> None:
 
 def _write_figures_and_page(params: Params, results: Results, folder: Path) -> None:
     from semires.reporting.figures import FigureMaker
-    from semires.reporting.page import DrawnFigure, render_page
+    from semires.reporting.page import render_page
     from semires.reporting.threshold_figures import threshold_figures
 
     _, definitions = load_definitions()
     maker = FigureMaker(params, results.records, PaperValues())
-    drawn = []
+    drawn = {}
     for name, definition in definitions.items():
         if definition.kind == "panels" and (overview := maker.overview(definition)) is not None:
             _write_figures(folder, {"qualitative": overview})
-        pictures = _write_figures(folder, maker.draw(name, definition))
-        drawn.append(DrawnFigure(name, definition, pictures))
-    searched = _write_figures(folder, threshold_figures(results.thresholds))
-    thresholds = (grids(params, results.thresholds), searched)
-    rules = _write_labels(params, folder)
+        drawn[name] = _write_figures(folder, maker.draw(name, definition))
+    drawn["thresholds"] = _write_figures(folder, threshold_figures(results.thresholds))
+    drawn["labels"] = _write_labels(params, folder)
     page = render_page(
-        params, results.records, results.tables, drawn, results.judgements, thresholds, rules
-    )
+        params, results.records, results.tables, definitions, drawn, results.judgements,
+        grids(params, results.thresholds),
+    )  # fmt: skip
     write_text(folder / "index.html", page)
 
 
-def _write_labels(params: Params, folder: Path) -> bytes | None:
-    """Write labels.md, labels.csv and the figure; return its PNG, or None without measurements."""
+def _write_labels(params: Params, folder: Path) -> list[str]:
+    """Write labels.md, labels.csv and the figure, if there are measurements; return its stem."""
     table = labels.read_labels(params)
     if not len(table):
-        return None
+        return []
     write_text(folder / "labels.csv", labels.to_csv(table))
     write_text(folder / "labels.md", labels.markdown(params, table))
-    ((_, png),) = _write_figures(folder, {"labels": labels.figure(params, table)})
-    return png
+    return _write_figures(folder, {"labels": labels.figure(params, table)})
 
 
-def _write_figures(folder: Path, figures: dict[str, Figure]) -> list[tuple[str, bytes]]:
-    """Write each figure as STEM.png and STEM.svg; return the stems with the PNG's bytes."""
+def _write_figures(folder: Path, figures: dict[str, Figure]) -> list[str]:
+    """Write each figure as STEM.png and STEM.svg; return the stems."""
     from semires.reporting.style import save
 
-    pictures = []
     for stem, figure in figures.items():
         png, svg = save(figure)
         write_bytes(folder / f"{stem}.png", png)
         write_bytes(folder / f"{stem}.svg", svg)
-        pictures.append((stem, png))
-    return pictures
+    return list(figures)
 
 
 def metrics_of(tables: Tables) -> dict[str, Any]:
@@ -205,27 +202,21 @@ def _summary(params: Params, results: Results) -> dict[str, Any]:
 
 def print_summary(params: Params, output: Path = layout.REPORTS) -> None:
     """Print the main table and the places of all results, at the end of `make repro`."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
     definitions, _ = load_definitions()
     builder = TableBuilder(params, read_runs(params), PaperValues())
     table = builder.build("main", definitions["main"])
     titles = ["oIoU (%)", *table.splits]
-    shown = RichTable(title=escape(table.title), title_justify="left")
-    for position, title in enumerate(titles):
-        shown.add_column(escape(title), justify="right" if position else "left")
-    for section, rows in body(table):
-        shown.add_row(f"[bold]{escape(section)}[/bold]")
-        for row in rows:
-            shown.add_row(*(escape(cell.main) for cell in row[: len(titles)]))
-        shown.add_section()
-    console = Console(highlight=False)
-    console.print(shown)
+    rows: list[Any] = []
+    for section, shown in grid_of(table).sections:
+        rows += [*([SEPARATING_LINE] if rows else []), [section]]
+        rows += [[one_line(cell.main) for cell in row[: len(titles)]] for row in shown]
+    align = ["left", *["right"] * len(table.splits)]
+    text = tabulate(rows, titles, "simple_outline", disable_numparse=True, colalign=align)
+    print(table.title, text, sep="\n")
     for note in table.footnotes:
-        console.print(escape(f"–: {note}"))
-    console.print("Claims, confidence intervals, the paper's values and figures:", end=" ")
-    console.print(f"{output}/index.html, {output}/claims.md")
-    console.print(f"Runs with their checkpoints: {RUNS}/D/F/M/seedS/")
-    console.print(escape(f"MLflow store: {tracking.store_name()} (`make ui` shows mlflow.db)"))
+        print(f"–: {note}")
+    print(
+        f"Claims, confidence intervals, the paper's values and figures: {output}/index.html, "
+        f"{output}/claims.md\nRuns with their checkpoints: {RUNS}/D/F/M/seedS/\n"
+        f"MLflow store: {tracking.store_name()} (`make ui` shows mlflow.db)"
+    )

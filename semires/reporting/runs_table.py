@@ -1,18 +1,21 @@
-"""`runs.csv`, one line per run with its digests, and `logs/`, the evaluations of each run."""
+"""`runs.csv`, one line per run with its digests, and evaluations: `curves.csv` and `logs/`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import pandas as pd
+
 from semires.evaluation.bootstrap import confidence_interval
+from semires.reporting.formats import csv_of, csv_text
 from semires.reporting.records import METRICS, Records, Run
-from semires.reporting.render import csv_of, csv_text
-from semires.runs.key import RunKey, fraction_name
+from semires.runs.key import SUPERVISED, RunKey, fraction_name
 from semires.runs.record import flatten
 
 KEY_COLUMNS = ("dataset", "fraction", "method", "seed")
 NUMERICS = "numerics."
 DIGEST_COLUMNS = ("weights_sha256", "predictions_sha256", "samples_sha256")
+CURVE_COLUMNS = ["panel", "method", "step", "val/oIoU"]
 WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
 
 
@@ -87,3 +90,23 @@ def logs(records: Records) -> Iterator[tuple[RunKey, str]]:
         columns = [name for name in table if not name.startswith("time/")]
         text = table[columns].to_csv(index=False, float_format="%.6g", lineterminator="\n")
         yield run.key, text
+
+
+def curves_csv(records: Records) -> str:
+    """Val oIoU by step, for `dvc plots`: a table of CURVE_COLUMNS, averaged over seeds.
+
+    The template `.dvc/plots/curves.json` draws it: per data set and fraction a panel for burn-in
+    and one for mutual learning, whose steps are not the same; one line per method.
+    """
+    points = [_points(run) for run in records.by_stage if "val/oIoU" in run.history]
+    if not points:
+        return csv_of(CURVE_COLUMNS, [])
+    table = pd.concat(points).groupby(CURVE_COLUMNS[:3], sort=False, as_index=False).mean()
+    return str(table.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+
+
+def _points(run: Run) -> pd.DataFrame:
+    part = "burn-in" if run.key.method == SUPERVISED else "mutual learning"
+    panel = f"{run.key.dataset} {fraction_name(run.key.fraction)} %, {part}"
+    points = run.history[["step", "val/oIoU"]].dropna()
+    return points.assign(panel=panel, method=run.key.label)[CURVE_COLUMNS]

@@ -20,8 +20,8 @@ from semires.evaluation.bootstrap import (
     paired_difference,
 )
 from semires.reporting.definitions import Column, TableRow
+from semires.reporting.plan import run_of
 from semires.reporting.records import Records, Run
-from semires.reporting.study import run_of
 
 
 @dataclass(frozen=True)

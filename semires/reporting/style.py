@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from semires.config.resolve import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 #: method -> colour (Okabe-Ito), marker, dash, name
 STYLES: dict[str, tuple[str, str, str, str]] = {
@@ -67,6 +68,18 @@ def style_of(method: str) -> tuple[str, str, str, str]:
     base, _, source = method.partition("+")
     name = f"{style_of(base)[3]}, {source}" if source else NAMES.get(method, method)
     return *_other(number), _DASHES[number % len(_DASHES)], name
+
+
+def name_of(method: str) -> str:
+    """The name of a method, see :func:`style_of`."""
+    return style_of(method)[3]
+
+
+def plot_method(axis: Axes, method: str, x: Any, y: Any, **options: Any) -> Line2D:
+    """A line in the style of a method."""
+    colour, marker, dash, _ = style_of(method)
+    (line,) = axis.plot(x, y, color=colour, marker=marker, ls=dash, **options)
+    return line
 
 
 def distinct_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:

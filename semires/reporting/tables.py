@@ -1,7 +1,7 @@
 """Tables filled from run records: values, intervals, paired differences, footnotes.
 
 A table has one section per data set and labelled fraction, one row per method, one column per
-split. Numbers stay unrounded here; `render.py` rounds when it writes.
+split. Numbers stay unrounded here; `grids.py` rounds when it writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 
 from semires.config.schema import Params
-from semires.reporting import study
 from semires.reporting.definitions import (
     Column,
     PaperValues,
@@ -19,38 +18,39 @@ from semires.reporting.definitions import (
     TableRow,
     counterpart,
     display_name,
+    evaluated,
     paper_name,
     section_title,
 )
-from semires.reporting.plan import Plan, spans_rows
+from semires.reporting.plan import Plan, run_of, spans_rows
 from semires.reporting.records import METRICS, Records
 from semires.reporting.selection import Selection, Value
 from semires.runs.key import RunKey, fraction_name
 
+Missing = dict[bool, list[RunKey]]  # the runs of empty rows, by whether the study has them
+
 
 @dataclass(frozen=True)
 class FilledRow:
-    """One row: values by metric and split, the paper's by split, the reason if it is empty.
+    """One row: values by metric and split, the paper's by split, the footnote if it is empty.
 
-    ``values`` holds overall IoU, ``others`` mean IoU and P@0.5. ``columns`` has keys of
-    COLUMNS. ``runs`` are its sources. ``footnotes``: the reasons by split, where they differ.
+    ``columns`` has keys of COLUMNS. ``runs`` are its sources.
     """
 
     label: str
     method: str
     fraction: str
     marks: tuple[bool, ...] = ()
-    values: dict[str, Value] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Value]] = field(default_factory=dict)
     paper: dict[str, float] | None = None
     footnote: int | None = None
-    others: dict[str, dict[str, Value]] = field(default_factory=dict)
     columns: dict[Column, float] = field(default_factory=dict)
     runs: tuple[RunKey, ...] = ()
-    footnotes: dict[str, int] = field(default_factory=dict)
 
-    def of(self, metric: str) -> dict[str, Value]:
-        """Values of one of METRICS by split."""
-        return self.values if metric == METRICS[0] else self.others.get(metric, {})
+    @property
+    def values(self) -> dict[str, Value]:
+        """Overall IoU by split."""
+        return self.metrics.get(METRICS[0], {})
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FilledTable:
     """A filled table. ``footnotes`` explain empty rows, ``notes`` explain the numbers.
 
     ``is_difference``: the numbers are differences of two methods, in percentage points. ``joined``:
-    readable forms show the data sets beside each other (`joined.py`). ``columns``: those of COLUMNS
+    readable forms show the data sets beside each other (`grids.py`). ``columns``: those of COLUMNS
     that the rows have.
     """
 
@@ -127,7 +127,7 @@ class TableBuilder:
 
     def build(self, name: str, definition: TableDefinition) -> FilledTable:
         """Fill one table."""
-        missing = _Missing(self.params)
+        missing: Missing = {}
         sections, notes = [], dict[str, None]()
         for dataset, fraction, rows in self.plan.sections(definition):
             notes.update(dict.fromkeys(row.note for row in rows if row.note is not None))
@@ -138,8 +138,8 @@ class TableBuilder:
         table = FilledTable(
             name=name, title=definition.title, claim=definition.claim, where=definition.where,
             splits=list(splits), marks=definition.marks, sections=sections, notes=[],
-            footnotes=missing.footnotes(), in_paper=definition.in_paper, joined=definition.joined,
-            columns=definition.columns,
+            footnotes=self._footnotes(missing), in_paper=definition.in_paper,
+            joined=definition.joined, columns=definition.columns,
         )  # fmt: skip
         shown = {section.dataset for section in sections}
         left_out = (d for d in self.params.study.datasets if d not in shown)
@@ -155,7 +155,7 @@ class TableBuilder:
         rows: list[TableRow],
         dataset: str,
         fraction: float,
-        missing: _Missing,
+        missing: Missing,
     ) -> TableSection:
         name = display_name(self.params, dataset)
         spans = spans_rows(definition)
@@ -166,9 +166,9 @@ class TableBuilder:
             fraction=fraction_name(fraction),
             comparable=paper_name(self.params, dataset) is not None,
             rows=[self._row(row, dataset, fraction, missing) for row in rows],
-            splits={split: f"{split}{mark}" for split in self._splits(dataset)},
+            splits={split: f"{split}{mark}" for split in evaluated(self.params, dataset)},
             name=name,
-            paper_name=counterpart(self.params, dataset) or "RefCOCO",
+            paper_name=counterpart(self.params, dataset),
         )
 
     def differences(self, table: FilledTable, definition: TableDefinition) -> FilledTable | None:
@@ -198,26 +198,36 @@ class TableBuilder:
             is_difference=True,
         )  # fmt: skip
 
-    def _splits(self, dataset: str) -> list[str]:
-        return [split for split in self.params.datasets[dataset].splits if split != "train"]
-
-    def _row(self, row: TableRow, dataset: str, fraction: float, missing: _Missing) -> FilledRow:
-        key = study.run_of(self.params, row, dataset, fraction)
+    def _row(self, row: TableRow, dataset: str, fraction: float, missing: Missing) -> FilledRow:
+        key = run_of(self.params, row, dataset, fraction)
         values = self._values(
             dataset, lambda *at: self.selection.value(row, dataset, fraction, *at)
         )
+        footnote = None
+        if not values[METRICS[0]]:
+            planned = self.plan.makes_all([key])
+            missing.setdefault(planned, []).append(key)
+            footnote = list(missing).index(planned)
         return FilledRow(
             label=row.label,
             method=key.label,
             fraction=fraction_name(key.fraction),
             marks=tuple(row.marks),
-            values=values[METRICS[0]],
+            metrics=values,
             paper=self.plan.paper_values(row, dataset, fraction),
-            footnote=None if values[METRICS[0]] else missing.add(key),
-            others={metric: values[metric] for metric in METRICS[1:]},
+            footnote=footnote,
             columns=self.selection.columns(row, dataset, fraction),
             runs=tuple(run.key for run in self.selection.runs(row, dataset, fraction)),
         )
+
+    def _footnotes(self, missing: Missing) -> list[str]:
+        """One for each reason, with the commands that fill the rows in backticks."""
+        return [
+            "no run yet: `dvc repro` fills it."
+            if planned
+            else f"no run: {self.plan.fill_command(keys)}."
+            for planned, keys in missing.items()
+        ]
 
     def _difference(self, first: TableRow, second: TableRow, section: TableSection) -> FilledRow:
         """The later row minus the earlier one."""
@@ -231,41 +241,18 @@ class TableBuilder:
             fraction = f"{fraction_name(second.fraction)} - {fraction_name(first.fraction)}"
         return FilledRow(
             f"{second.label} − {first.label}", f"{second.method} - {first.method}", fraction,
-            values=values[METRICS[0]], others={metric: values[metric] for metric in METRICS[1:]},
+            metrics=values,
         )  # fmt: skip
 
     def _values(
         self, dataset: str, compute: Callable[[str, str], Value | None]
     ) -> dict[str, dict[str, Value]]:
         """The values that exist, by metric and split."""
-        splits = self._splits(dataset)
+        splits = evaluated(self.params, dataset)
         return {
             metric: {s: value for s in splits if (value := compute(s, metric)) is not None}
             for metric in METRICS
         }
-
-
-class _Missing:
-    """Collects empty rows and states, in one footnote per reason, which command fills them."""
-
-    def __init__(self, params: Params) -> None:
-        self._params = params
-        self._keys: dict[bool, list[RunKey]] = {}  # by whether the study has them
-
-    def add(self, key: RunKey) -> int:
-        """Note an empty row; returns the position of its footnote."""
-        planned = study.is_planned(key, self._params)
-        self._keys.setdefault(planned, []).append(key)
-        return list(self._keys).index(planned)
-
-    def footnotes(self) -> list[str]:
-        """The text of each footnote, commands in backticks."""
-        return [
-            "no run yet: `dvc repro` fills it."
-            if planned
-            else f"no run: {study.fill_command(keys, self._params)}."
-            for planned, keys in self._keys.items()
-        ]
 
 
 def _pairs(rows: list[TableRow], against: str | None) -> Iterable[tuple[TableRow, TableRow]]:

@@ -18,7 +18,7 @@ from semires.config.method import Method
 from semires.config.schema import Params
 from semires.evaluation.bootstrap import Interval, confidence_interval, paired_difference
 from semires.reporting.claims import NOT_RUN, verdict_of
-from semires.reporting.definitions import TableRow
+from semires.reporting.definitions import TableRow, evaluated
 from semires.reporting.records import Records
 from semires.reporting.searches import Search, label_sums, read_searches
 from semires.reporting.selection import Selection, Value
@@ -121,7 +121,7 @@ def _comparison(
             )
     tuned = next(iter(_tuned_methods(params, key)), None)
     names = (_paper_method(params, key.method), tuned)
-    splits = [s for s in params.datasets[key.dataset].splits if s != "train"]
+    splits = evaluated(params, key.dataset)
     students = {
         (split, metric): _students(selection, key, names, split, metric)
         for split, metric in product(splits, METRICS)

@@ -1,34 +1,31 @@
-"""The tables of `thresholds.py` as Markdown, CSV, LaTeX and HTML."""
+"""The tables of `thresholds.py`: their layout, Markdown and CSV."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 
 from semires.config.schema import Params
 from semires.evaluation.bootstrap import Interval
-from semires.reporting import markup
 from semires.reporting.claims import NOT_RUN
 from semires.reporting.definitions import display_name, section_title
-from semires.reporting.render import (
-    CSV_COLUMNS,
+from semires.reporting.formats import (
     Body,
     Grid,
     Text,
     csv_number,
     csv_of,
     csv_text,
-    html_cell,
     md,
     md_note,
     md_table,
     signed,
 )
+from semires.reporting.grids import CSV_COLUMNS
 from semires.reporting.searches import Search
 from semires.reporting.selection import Value
-from semires.reporting.style import style_of
+from semires.reporting.style import name_of
 from semires.reporting.thresholds import (
     METRICS,
     Change,
@@ -56,27 +53,9 @@ def thresholds_markdown(made: list[Grid]) -> str:
     lines = [f"# {TITLE}", "", f"Not in the paper: {PURPOSE}.", ""]
     for number, grid in enumerate(made):
         lines += [f"## {md(grid.title)}", ""] if number else []
-        lines += [*md_table(grid.titles, grid.sections), ""]
+        lines += [*md_table(grid), ""]
         lines += [*(f"- {md_note(note)}" for note in grid.notes), ""]
     return "\n".join(lines)
-
-
-def thresholds_html(made: list[Grid]) -> str:
-    """All tables for the page."""
-    parts = []
-    for number, grid in enumerate(made):
-        parts.append(f"<h3>{html.escape(grid.title)}</h3>" if number else "")
-        parts.append(f'<div class="scroll"><table id="{grid.name}">{markup.head(grid.titles)}')
-        for title, rows in grid.sections:
-            parts.append(f"<tbody>{markup.section(html.escape(title), len(grid.titles))}")
-            parts += [markup.row(html_cell([cell]) for cell in row) for row in rows]
-            parts.append("</tbody>")
-        parts.append(f"</table></div>{markup.notes(map(markup.note, grid.notes))}")
-    return "\n".join(parts)
-
-
-def _name(method: str) -> str:
-    return style_of(method)[3]
 
 
 def _comparisons(params: Params, results: Thresholds) -> Grid:
@@ -94,7 +73,7 @@ def _comparisons(params: Params, results: Thresholds) -> Grid:
 
 def _row(c: Comparison, metric: str, splits: list[str]) -> list[Text]:
     first = metric == METRICS[0]
-    cells = [Text(_name(c.key.label) if first else ""), Text(metric)]
+    cells = [Text(name_of(c.key.label) if first else ""), Text(metric)]
     cells.append(Text(_values(c.search)) if first else Text(""))
     cells += [_change(c.labels.get((part, metric))) for part in ("seen", "held_out")]
     cells += [_change(c.students.get((split, metric))) for split in splits]
@@ -137,7 +116,9 @@ def _notes(params: Params, results: Thresholds) -> Iterator[str]:
         f"seen half of val, and val chooses the best step of a student; {judged} has no part in "
         "either."
     )
-    if any(v.seeds == 1 for c in results.comparisons for v in _student_values(c)):
+    changes = (change for c in results.comparisons for change in c.students.values())
+    values = (v for change in changes for v in (change.difference, change.best))
+    if any(v.seeds == 1 for v in values if isinstance(v, Value)):
         yield "With one seed, a student's interval covers images only."
     missing = [f"{c.key.dataset} {c.key.name}" for c in results.comparisons if c.search is None]
     if missing:
@@ -150,11 +131,6 @@ def _notes(params: Params, results: Thresholds) -> Iterator[str]:
             "tuned:METHOD` in a block of `study.runs` does (docs/tuning.md)."
         )
     yield from _gains(results)
-
-
-def _student_values(c: Comparison) -> Iterator[Value]:
-    for change in c.students.values():
-        yield from (v for v in (change.difference, change.best) if isinstance(v, Value))
 
 
 def _gains(results: Thresholds) -> Iterator[str]:
@@ -192,7 +168,7 @@ def _transfers(params: Params, results: Thresholds) -> Grid:
                 [Text(origin), *(cells.get(target, _DASH) for target in targets)]
                 for origin, cells in rows.items()
             ]
-            sections.append((_name(strategy), filled))
+            sections.append((name_of(strategy), filled))
     notes = [
         "oIoU (%) of the refined labels on the held-out half of val. Rows: the search that found "
         "the thresholds; columns: the teacher whose labels they refine, with its proposals. Exact, "
@@ -220,7 +196,7 @@ def _trained(params: Params, results: Thresholds) -> Grid:
             ]
             for t in group
         ]
-        title = f"{_search_name(params, search)}, {_name(search.key.method)}"
+        title = f"{_search_name(params, search)}, {name_of(search.key.method)}"
         sections.append((title, rows))
     titles = ["All thresholds", *(f"{kind} {m}" for kind in ("Labels", "Student") for m in METRICS)]
     notes = [
@@ -245,59 +221,54 @@ def thresholds_csv(results: Thresholds) -> str:
     return csv_of([*CSV_COLUMNS, "thresholds", "verdict"], lines)
 
 
-def _csv_start(table: str, key: RunKey, method: str) -> dict[str, str]:
-    return {
-        "table": table,
-        "dataset": key.dataset,
-        "fraction": fraction_name(key.fraction),
-        "method": csv_text(method),
-    }
-
-
 def _comparison_lines(c: Comparison) -> Iterator[dict[str, str]]:
-    start = _csv_start("thresholds", c.key, c.key.label)
     best, given = (c.search.best, c.search.given) if c.search else ({}, {})
     places = [("labels", c.labels, part) for part in ("seen", "held_out")]
     places += [("students", c.students, split) for split, metric in c.students if metric == "oIoU"]
     for kind, changes, place in places:
         for name in ("paper", "best", "difference"):
             numbers = {m: getattr(changes.get((place, m)), name, None) for m in METRICS}
-            line = {**start, "row": f"{c.key.label}, {name}", "split": f"{kind} {place}"}
-            line |= _csv_numbers(numbers)
+            row, split = f"{c.key.label}, {name}", f"{kind} {place}"
+            line = _csv_line("thresholds", c.key, c.key.label, row, split, numbers)
             if name == "difference":
                 line["metric"] = "difference of oIoU"
+                line["verdict"] = c.verdict() if split == f"students {c.judged}" else ""
             else:
                 line["thresholds"] = _csv_thresholds(best if name == "best" else given)
-            if (kind, place, name) == ("students", c.judged, "difference"):
-                line["verdict"] = c.verdict()
             yield line
 
 
 def _transfer_line(t: Transfer) -> dict[str, str]:
-    used = t.origin.best if t.origin else t.target.given
+    key, used = t.target.key, t.origin.best if t.origin else t.target.given
     origin = f"{t.origin.key.dataset}, {where(t.origin)}" if t.origin else "paper"
-    line = _csv_start("thresholds_transfer", t.target.key, t.target.key.label)
-    line |= {"row": f"{t.target.key.label}, from {origin}", "split": "labels held_out"}
-    return line | {"thresholds": _csv_thresholds(used)} | _csv_numbers({"oIoU": t.value})
+    at = (key.label, f"{key.label}, from {origin}", "labels held_out")
+    line = _csv_line("thresholds_transfer", key, *at, {"oIoU": t.value})
+    return line | {"thresholds": _csv_thresholds(used)}
 
 
 def _trained_lines(t: Trained) -> Iterator[dict[str, str]]:
-    line = _csv_start("thresholds_trained", t.search.key, t.method)
-    line |= {"row": t.method, "thresholds": f"{t.value:g}"}
-    yield line | {"split": "labels val"} | _csv_numbers(t.labels)
-    yield line | {"split": "students val"} | _csv_numbers(t.students)
+    for split, numbers in (("labels val", t.labels), ("students val", t.students)):
+        at = (t.method, t.method, split)
+        line = _csv_line("thresholds_trained", t.search.key, *at, numbers)
+        yield line | {"thresholds": f"{t.value:g}"}
 
 
 def _csv_thresholds(values: Mapping[str, float]) -> str:
     return " ".join(f"{name}={value:.4f}" for name, value in values.items())
 
 
-def _csv_numbers(numbers: Mapping[str, Interval | None]) -> dict[str, str]:
-    line = {"metric": "oIoU"}
+def _csv_line(
+    table: str,
+    key: RunKey,
+    method: str,
+    row: str,
+    split: str,
+    numbers: Mapping[str, Interval | None],
+) -> dict[str, str]:
+    line = {"table": table, "dataset": key.dataset, "fraction": fraction_name(key.fraction)}
+    line |= {"row": row, "method": csv_text(method), "split": split, "metric": METRICS[0]}
     for metric, number in numbers.items():
         if number is not None:
             line |= csv_number(metric, number)
             line["seeds"] = str(number.seeds if isinstance(number, Value) else 1)
-    if numbers.get("oIoU") is None:
-        line["missing"] = NOT_RUN
-    return line
+    return line if numbers.get(METRICS[0]) else {**line, "missing": NOT_RUN}

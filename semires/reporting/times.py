@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 from semires.config.grid import expand
 from semires.config.schema import Params
 from semires.reporting.definitions import PaperValues, load_definitions
-from semires.reporting.markup import pipe_table
 from semires.reporting.plan import Plan
 from semires.runs.key import RunKey
 from semires.runs.record import Provenance
@@ -45,11 +46,9 @@ def times(params: Params) -> str:
     ]
     others = [key for key in every if key not in uses]
     rows += [_row("no table", others, (), hours), _row("all, each once", every, (), hours)]
-    widths = [max(map(len, column)) for column in zip(TITLES, *rows, strict=True)]
-    padded = [
-        [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (TITLES, *rows)
-    ]
-    return "\n".join([*pipe_table(padded[0], padded[1:]), "", NOTE])
+    align = ["left", *["right"] * (len(TITLES) - 1)]
+    table = tabulate(rows, TITLES, "pipe", disable_numparse=True, colalign=align)
+    return f"{table}\n\n{NOTE}"
 
 
 def _row(

@@ -18,7 +18,7 @@ import io
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,7 @@ from semires.runs import layout
 from semires.runs.key import RUNS
 
 Line = dict[str, str]
-_TABLE_KEY = ("table", "dataset", "fraction", "row", "split")
 _CLASS = f"{NUMERICS}class"
-_CLAIM_KEY = tuple(CLAIM_COLUMNS[:7])
 _VERDICTS = (
     *("identical", "equal", "unchanged", "within", "outside", "changed", "other seeds"),
     *("not run here", "not committed"),
@@ -80,16 +78,11 @@ def verify(params: Params, output: Path = layout.REPORTS, against: str = "HEAD")
     committed = {name: committed_text(output / name, against) for name in sorted(ours)}
     if not any(committed.values()):
         raise SemiresError(f"{output}: no committed results to compare with in {against}")
-    compared: dict[str, list[Compared]] = {"runs": [], "numbers": [], "claims": []}
+    compared: dict[str, list[Compared]] = {kind.name: [] for kind in (_RUNS, _NUMBERS, _CLAIMS)}
     for name, text in committed.items():
         # a file that is not committed counts as empty
-        before, now = ours[name].partition("\n")[0] if text is None else text, ours[name]
-        if name == "runs.csv":
-            compared["runs"] = compare_runs(before, now, name)
-        elif name == "claims.csv":
-            compared["claims"] = compare_claims(before, now, name)
-        else:
-            compared["numbers"] += compare(before, now, name)
+        before = ours[name].partition("\n")[0] if text is None else text
+        compared[_kind(name).name] += compare(before, ours[name], name)
     for kind, found in compared.items():
         _print(kind, found)
     failed = any(c.verdict in _FAILS for found in compared.values() for c in found)
@@ -115,57 +108,60 @@ def committed_text(path: Path, revision: str = "HEAD") -> str | None:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def read_lines(
-    text: str, name: str, key: Iterable[str], needed: Iterable[str]
-) -> dict[tuple[str, ...], Line]:
-    """Lines of a CSV file by the columns of ``key``.
+@dataclass(frozen=True)
+class _Kind:
+    """How the lines of a file are compared.
 
-    Raises:
-        CorruptCacheError: a required column is missing or the text is not CSV.
+    ``key``: the columns that name a line. ``needed``: further columns that it must have.
+    ``is_there``: whether a line has a result. ``verdict``: of the committed line and ours, among
+    all committed lines, with both sides as text.
     """
-    key = tuple(key)
-    reader = csv.DictReader(io.StringIO(text))
-    if not {*key, *needed} <= set(reader.fieldnames or ()):
-        raise CorruptCacheError(
-            f"{name}: not a results file of this version; restore it with git checkout"
-        )
-    try:
-        return {tuple(line[k] or "" for k in key): line for line in reader}
-    except csv.Error as error:
-        raise CorruptCacheError(f"{name}: no CSV ({error}); use git checkout") from error
+
+    name: str
+    key: Sequence[str]
+    needed: Sequence[str]
+    is_there: Callable[[Line], bool]
+    verdict: Callable[[Line, Line, Iterable[Line]], tuple[str, str]]
 
 
-def _pairs(
-    committed: str, ours: str, name: str, key: Iterable[str], needed: Iterable[str]
-) -> list[tuple[tuple[str, ...], Line, Line]]:
-    """The lines of both files by key, in our order; a line that a side lacks is empty."""
-    before, now = (read_lines(text, name, key, needed) for text in (committed, ours))
-    return [(k, before.get(k, {}), now.get(k, {})) for k in dict.fromkeys([*now, *before])]
-
-
-def compare_runs(committed: str, ours: str, name: str) -> list[Compared]:
-    """Compare two files as `runs_csv` writes them, in the order of the pipeline.
+def compare(committed: str, ours: str, name: str) -> list[Compared]:
+    """Compare two versions of runs.csv, claims.csv or a table, line by line in our order.
 
     Raises:
         CorruptCacheError: the committed text is no such file.
     """
-    pairs = _pairs(committed, ours, name, KEY_COLUMNS, DIGEST_COLUMNS)
+    kind = _kind(name)
+    before, now = (_read_lines(text, name, kind) for text in (committed, ours))
     result = []
-    for key, old, new in pairs:
-        if not old or not new:
-            result.append(Compared(key, "not run here" if old else "not committed"))
+    for key in dict.fromkeys([*now, *before]):
+        old, new = before.get(key, {}), now.get(key, {})
+        if not (kind.is_there(old) and kind.is_there(new)):
+            if kind.is_there(old) or kind.is_there(new):
+                verdict = "not run here" if kind.is_there(old) else "not committed"
+                result.append(Compared(key, verdict))
             continue
-        seeds = [line for other, line, _ in pairs if line and other[:3] == key[:3]]
         try:
-            verdict, detail = _run_verdict(old, new, seeds)
+            verdict, detail = kind.verdict(old, new, before.values())
         except ValueError as error:
-            raise CorruptCacheError(f"{name}: a metric is not a number ({error})") from error
+            raise CorruptCacheError(f"{name}: a cell is not a number ({error})") from error
         here, there = (line.get(_CLASS) or "unknown" for line in (new, old))
         result.append(Compared(key, verdict, detail, (here, there) if here != there else None))
     return result
 
 
-def _run_verdict(old: Line, new: Line, seeds: list[Line]) -> tuple[str, str]:
+def _read_lines(text: str, name: str, kind: _Kind) -> dict[tuple[str, ...], Line]:
+    reader = csv.DictReader(io.StringIO(text))
+    if not {*kind.key, *kind.needed} <= set(reader.fieldnames or ()):
+        raise CorruptCacheError(
+            f"{name}: not a results file of this version; restore it with git checkout"
+        )
+    try:
+        return {tuple(line[k] or "" for k in kind.key): line for line in reader}
+    except csv.Error as error:
+        raise CorruptCacheError(f"{name}: no CSV ({error}); use git checkout") from error
+
+
+def _run_verdict(old: Line, new: Line, committed: Iterable[Line]) -> tuple[str, str]:
     digests = [(old[c], new[c]) for c in DIGEST_COLUMNS]
     if all(a == b and a for a, b in digests):
         return "identical", ""
@@ -173,6 +169,7 @@ def _run_verdict(old: Line, new: Line, seeds: list[Line]) -> tuple[str, str]:
     metrics = [c for c in metrics if new.get(c)]
     if all(f"{float(old[c]):.2f}" == f"{float(new[c]):.2f}" for c in metrics):
         return "equal", ""
+    seeds = [line for line in committed if all(line[c] == old[c] for c in KEY_COLUMNS[:3])]
     details, outside = [], False
     for column in (c for c in metrics if c.endswith("/oIoU") and old.get(f"{c}_low")):
         value, centre = float(new[column]), float(old[column])
@@ -188,33 +185,11 @@ def _run_verdict(old: Line, new: Line, seeds: list[Line]) -> tuple[str, str]:
     return "outside" if outside else "within", "; ".join(details)
 
 
-def compare(committed: str, ours: str, name: str) -> list[Compared]:
-    """Compare two CSV tables as `render.to_csv` writes them.
-
-    Raises:
-        CorruptCacheError: the committed text is no such table.
-    """
-    needed = ("value", "ci_low", "ci_high", "sd", "seeds")
-    return [
-        Compared(key, *_verdict(old, new, name))
-        for key, old, new in _pairs(committed, ours, name, _TABLE_KEY, needed)
-        if old.get("value") or new.get("value")
-    ]
-
-
-def _verdict(old: Line, new: Line, name: str) -> tuple[str, str]:
-    """The verdict on one number of a table, and both sides with the interval."""
-    if not new.get("value"):
-        return "not run here", ""
-    if not old.get("value"):
-        return "not committed", ""
-    try:
-        value, centre, low, high = (
-            float(number) for number in (new["value"], old["value"], old["ci_low"], old["ci_high"])
-        )
-        margin = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
-    except ValueError as error:
-        raise CorruptCacheError(f"{name}: a cell is not a number ({error})") from error
+def _number_verdict(old: Line, new: Line, _: Iterable[Line]) -> tuple[str, str]:
+    value, centre, low, high = (
+        float(number) for number in (new["value"], old["value"], old["ci_low"], old["ci_high"])
+    )
+    margin = _seed_margin(float(old["sd"] or 0), int(old["seeds"]), int(new["seeds"]))
     low, high = _widened(centre, low, high, margin)
     verdict = "within" if low <= value <= high else "outside"
     if f"{value:.2f}" == f"{centre:.2f}":
@@ -236,29 +211,30 @@ def _seed_margin(sd: float, committed: int, here: int) -> float:
     return quantile * sd * math.sqrt(1 / committed + 1 / max(here, 1))
 
 
-def compare_claims(committed: str, ours: str, name: str) -> list[Compared]:
-    """Compare two files as `claims_csv` writes them; verdicts must be equal for equal seeds.
-
-    Raises:
-        CorruptCacheError: the committed text is no such file.
-    """
-    return [
-        Compared(key, *_claim_verdict(old, new))
-        for key, old, new in _pairs(committed, ours, name, _CLAIM_KEY, CLAIM_COLUMNS)
-        if {NOT_RUN} != {line.get("verdict", NOT_RUN) for line in (old, new)}
-    ]
-
-
-def _claim_verdict(old: Line, new: Line) -> tuple[str, str]:
-    for line, verdict in ((new, "not run here"), (old, "not committed")):
-        if line.get("verdict", NOT_RUN) == NOT_RUN:
-            return verdict, ""
+def _claim_verdict(old: Line, new: Line, _: Iterable[Line]) -> tuple[str, str]:
+    """With equal seeds, the verdicts must be equal."""
     if old["seeds"] != new["seeds"]:
         return "other seeds", ""
     if old["verdict"] == new["verdict"]:
         return "unchanged", ""
     sides = (f"{s['verdict']} ({s['ours']} [{s['low']}, {s['high']}])" for s in (new, old))
     return "changed", ", committed ".join(sides)
+
+
+_RUNS = _Kind("runs", KEY_COLUMNS, DIGEST_COLUMNS, bool, _run_verdict)
+_CLAIMS = _Kind(
+    "claims", CLAIM_COLUMNS[:7], CLAIM_COLUMNS,
+    lambda line: line.get("verdict", NOT_RUN) != NOT_RUN, _claim_verdict,
+)  # fmt: skip
+_NUMBERS = _Kind(
+    "numbers", ("table", "dataset", "fraction", "row", "split"),
+    ("value", "ci_low", "ci_high", "sd", "seeds"),
+    lambda line: bool(line.get("value")), _number_verdict,
+)  # fmt: skip
+
+
+def _kind(name: str) -> _Kind:
+    return {"runs.csv": _RUNS, "claims.csv": _CLAIMS}.get(name, _NUMBERS)
 
 
 def _print(kind: str, compared: list[Compared]) -> None:

@@ -12,8 +12,8 @@ from semires.refine.strategies import STRATEGIES
 from semires.reporting import quality
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.figures import FigureMaker
+from semires.reporting.grids import to_csv, to_markdown
 from semires.reporting.records import load_records
-from semires.reporting.render import to_csv, to_markdown
 from semires.reporting.style import NAMES, STYLES, distinct_styles, save, style_of
 from semires.reporting.tables import TableBuilder
 from semires.runs.key import RunKey

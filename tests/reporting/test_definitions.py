@@ -53,7 +53,7 @@ def test_rows_without_a_paper_value_are_those_the_paper_lacks(definitions):
         (name, row.label)
         for name, table in definitions[0].items()
         for row in table.rows
-        if table.in_paper and paper.row(row, None, "1") is None
+        if table.in_paper and paper.row(row, "RefCOCO", "1") is None
     }
     assert empty == {
         ("main", "Supervised, as long as mutual learning"),
@@ -72,7 +72,7 @@ def test_paper_values_come_from_the_right_cell(definitions):
     assert paper.row(semires, "RefCOCO", "10") == {"val": 63.6, "testA": 68.43, "testB": 60.2}
     assert paper.row(semires, "RefCOCO+", "10") is None  # Table 6 is on RefCOCO only
     assert paper.row(semires, "G-Ref(UMD)", "1") == {"val": 34.76, "test": 36.18}
-    assert paper.row(semires, None, "0.1") is None
+    assert paper.row(semires, "RefCOCO", "0.1") is None
     rela = rows["table7", "ReLA Baseline"]
     assert paper.row(rela, "RefCOCO", "1")["val"] == 38.65
     iom = rows["table3", "IOM, IoU > 0.7"]

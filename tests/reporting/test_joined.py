@@ -14,10 +14,10 @@ from semires.config.validate import validate
 from semires.reporting.claims import Judge, load_claims
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.figures import FigureMaker
-from semires.reporting.joined import side_by_side
+from semires.reporting.formats import md_table, signed
+from semires.reporting.grids import grid_of, to_csv, to_markdown, to_tex
+from semires.reporting.page import templates
 from semires.reporting.records import load_records
-from semires.reporting.render import signed, to_csv, to_html, to_markdown
-from semires.reporting.render_tex import to_tex
 from semires.reporting.report import build_tables
 from semires.runs.key import RunKey
 
@@ -61,6 +61,10 @@ def table1(made, monkeypatch):
     return next(table for table, _ in tables if table.name == "table1")
 
 
+def to_html(table):
+    return str(templates().get_template("parts").module.table(grid_of(table)))
+
+
 def oiou(dataset, split):
     folder = RunKey(dataset, 1.0, "supervised", 0).folder
     rows = pd.read_parquet(folder / "predictions.parquet").query("split == @split")
@@ -68,20 +72,21 @@ def oiou(dataset, split):
 
 
 def test_the_layout_is_the_papers(made, table1):
-    shown = side_by_side(table1)
+    grid = grid_of(table1)
     first, second, third = dict.fromkeys(section.name for section in table1.sections)
     splits = ["val", "testA", "testB"]
-    assert shown.splits == [
-        *(f"{name} {split}" for name in (first, second) for split in splits),
-        f"{third} val(U)", f"{third} test(U)",
-    ]  # fmt: skip
-    assert [s.title for s in shown.sections] == ["1 % labelled", "2 % labelled"]
-    for section in shown.sections:
-        assert [row.label for row in section.rows] == ["Supervised", "Baseline", "SemiRES"]
-    (row, *_), names = shown.sections[0].rows, made[1]
-    assert row.values[f"{third} test(U)"].value == pytest.approx(oiou(names[2], "test"))
-    assert row.values[f"{second} testB"].value == pytest.approx(oiou(names[1], "testB"))
-    assert len(row.runs) == 3
+    assert grid.titles == ["Method", *splits, *splits, "val(U)", "test(U)"]
+    assert grid.groups == [(first, 3), (second, 3), (third, 2)]
+    titles = ["Method", *(f"{name} {split}" for name in (first, second) for split in splits)]
+    titles += [f"{third} val(U)", f"{third} test(U)"]
+    assert md_table(grid)[0] == f"| {' | '.join(titles)} |"
+    assert [title for title, _ in grid.sections] == ["1 % labelled", "2 % labelled"]
+    for _, rows in grid.sections:
+        assert [row[0].main for row in rows] == ["Supervised", "Baseline", "SemiRES"]
+    row, names = grid.sections[0][1][0], made[1]
+    assert row[8].main == f"{oiou(names[2], 'test'):.2f}"
+    assert row[6].main == f"{oiou(names[1], 'testB'):.2f}"
+    assert len(row[0].runs) == 3
 
 
 def test_the_papers_number_is_under_ours(made, table1):
@@ -94,10 +99,9 @@ def test_the_papers_number_is_under_ours(made, table1):
 
 
 def test_a_missing_run_is_missed_in_its_columns_only(table1):
-    row = side_by_side(table1).sections[1].rows[2]
-    assert len(row.values) == 5
-    second = table1.sections[2].name
-    assert set(row.footnotes) == {f"{second} {split}" for split in ("val", "testA", "testB")}
+    _, *cells = grid_of(table1).sections[1][1][2]
+    assert [cell.mark for cell in cells] == ["", "", "", "a", "a", "a", "", ""]
+    assert [cell.main == "–" for cell in cells] == [bool(cell.mark) for cell in cells]
     assert table1.footnotes == ["no run yet: `dvc repro` fills it."]
     assert "– <sup>a</sup><br><sub>paper 28.58" not in to_markdown(table1)  # that is 1 %
     assert "– <sup>a</sup><br><sub>paper 33.30" in to_markdown(table1)
@@ -151,13 +155,13 @@ def test_figure_6_is_drawn_for_each_data_set(made, monkeypatch):
 def test_one_data_set_has_table_1_with_its_columns_alone(workspace: Path, small_params):
     tables = build_tables(small_params, load_records(default_source="sam"))
     table = next(table for table, _ in tables if table.name == "table1")
-    main = tables[0][0]
-    shown = side_by_side(table)
-    assert shown.splits == ["RefScenes val", "RefScenes testA", "RefScenes testB"]
-    assert [section.title for section in shown.sections] == ["1 % labelled", "10 % labelled"]
-    for joined, section in zip(shown.sections, main.sections, strict=True):
-        for row, same in zip(joined.rows, section.rows, strict=True):
-            assert row.values == {f"RefScenes {split}": v for split, v in same.values.items()}
+    main, grid = grid_of(tables[0][0]), grid_of(table)
+    assert grid.groups == [("RefScenes", 3)]
+    assert grid.titles == ["Method", "val", "testA", "testB"]
+    assert [title for title, _ in grid.sections] == ["1 % labelled", "10 % labelled"]
+    for (_, joined), (_, alone) in zip(grid.sections, main.sections, strict=True):
+        for row, same in zip(joined, alone, strict=True):
+            assert [cell.main for cell in row[1:]] == [cell.main for cell in same[1:4]]
     assert "<sub>paper 35.71</sub>" in to_markdown(table)
     assert r"\multicolumn{3}{c}{RefScenes}" in to_tex(table)
     assert '<th scope="colgroup" colspan="3">RefScenes</th>' in to_html(table)

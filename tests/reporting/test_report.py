@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from helpers import TESTS, fake_runs
@@ -98,7 +99,7 @@ def test_without_any_run_everything_is_a_dash(tmp_path, monkeypatch, own_workspa
     assert json.loads((own_workspace / "reports/metrics.json").read_text()) == {}
 
 
-def test_page_is_self_contained_and_complete(made):
+def test_page_is_complete_and_loads_only_files_beside_it(made):
     page = (made / "index.html").read_text()
 
     class Collect(HTMLParser):
@@ -123,8 +124,12 @@ def test_page_is_self_contained_and_complete(made):
             assert source[1:] in found.ids
         elif source.startswith(UI):
             linked.append(source)
-        elif not source.startswith("data:"):
-            assert (made / source).is_file()
+        elif source != "data:,":  # no icon
+            assert (made / unquote(source)).is_file()
+    pictures = [source for source in found.sources if source.endswith(".png")]
+    assert {path.name for path in made.glob("*.png")} == {*pictures, "qualitative.png"}
+    assert page.count('loading="lazy"') == len(pictures)
+    assert len(page) < 500_000
     assert len(linked) == len(load_records(made.parent / "runs").all)
     name = "tags.%60semires.key%60%20%3D%20%27runs%2Frefscenes%2F10%2Fcpi-u%2Fseed1%27"
     assert f"{UI}/#/experiments/1/runs?workflowType=machine_learning&searchFilter={name}" in linked
@@ -163,7 +168,8 @@ def test_page_in_a_browser(made, tmp_path, width, scheme):
       document.title = `wide=${wide} broken=${broken.length} tables=${ids}`; });</script>"""
     page = (made / "index.html").read_text().replace('loading="lazy"', "")
     page = page.replace("<body>", f'<body style="width:{width}px">')  # headless is 500 px at least
-    page = page.replace("</head>", probe.replace("WIDTH", str(max(width, 500))) + "</head>")
+    probe = f'<base href="{made.as_uri()}/">' + probe.replace("WIDTH", str(max(width, 500)))
+    page = page.replace("</head>", probe + "</head>")
     (tmp_path / "page.html").write_text(page)
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     done = subprocess.run(

@@ -16,7 +16,7 @@ from helpers import fake_runs
 from semires import files
 from semires.config.validate import validate
 from semires.errors import ConfigError, CorruptCacheError
-from semires.reporting import render
+from semires.reporting import grids
 from semires.reporting.definitions import PaperValues, load_definitions
 from semires.reporting.records import load_records, smallest_objects
 from semires.reporting.report import build_tables
@@ -185,15 +185,14 @@ def test_proposals_have_columns_beside_the_scores(own_workspace, small_params):
     assert sam["labels"] == pytest.approx(np.mean([m["pseudo"]["refined_oIoU"] for m in metrics]))
     assert rows["Supervised"].columns == {}
     titles = ["Proposals", "Best IoU", "Labels' oIoU", *table.splits]
-    assert render.headers(table)[1 : len(titles) + 1] == titles
-    text = render.to_markdown(table)
+    assert grids.grid_of(table).titles[1 : len(titles) + 1] == titles
+    text = grids.to_markdown(table)
     line = next(line for line in text.splitlines() if line.startswith("| SemiRES, SAM |"))
     assert line.startswith("| SemiRES, SAM | 41.2 | 81.0 |")
-    lines = list(csv.DictReader(io.StringIO(render.to_csv(table))))
+    lines = list(csv.DictReader(io.StringIO(grids.to_csv(table))))
     assert {li["best_iou"] for li in lines if li["row"] == "SemiRES, SAM"} == {"81.00"}
     assert not pairs.columns
-    page = render.to_html(table)
-    assert page.count('<span class="m1">') == 3 * len(table.splits)  # three rows have runs
+    assert grids.grid_of(table, ("mIoU",)).titles == ["Method", *table.splits]
 
 
 def test_a_new_method_of_the_study_gets_its_row(own_workspace, small_params):

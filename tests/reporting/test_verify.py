@@ -10,7 +10,7 @@ from helpers import fake_runs
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.reporting.report import build, write_data
-from semires.reporting.verify import compare, compare_claims, compare_runs, verify
+from semires.reporting.verify import compare, verify
 from semires.runs.key import RunKey
 
 HEAD = "table,dataset,fraction,row,split,value,ci_low,ci_high,sd,seeds\n"
@@ -74,7 +74,7 @@ def run(oiou, miou="50.0", seed=0, digests="w,p,s", torch="2.15"):
     ],
 )
 def test_verdicts_on_runs(old, new, verdict):
-    (found,) = compare_runs(RUN + old, RUN + new, "runs.csv")
+    (found,) = compare(RUN + old, RUN + new, "runs.csv")
     assert found.verdict == verdict
     assert found.key == ("d", "1", "m", "0")
 
@@ -84,14 +84,14 @@ def test_other_seeds_of_the_commit_widen_a_runs_interval():
     before = RUN + run("44.0") + run("45.0", seed=1) + run("46.0", seed=2)
     verdicts = []
     for value in ("52.0", "52.1"):
-        found = compare_runs(before, RUN + run(value, seed=1, digests="x,x,s"), "runs.csv")
+        found = compare(before, RUN + run(value, seed=1, digests="x,x,s"), "runs.csv")
         verdicts.append({f.key[3]: f.verdict for f in found})
     assert [v["1"] for v in verdicts] == ["within", "outside"]
     assert [v["0"] for v in verdicts] == ["not run here"] * 2
 
 
 def test_what_differs_in_numerics_is_told():
-    (found,) = compare_runs(
+    (found,) = compare(
         RUN + run("45.0"), RUN + run("46.0", digests="x,x,s", torch="2.16"), "runs.csv"
     )
     assert "numerics.torch 2.16, committed 2.15" in found.detail
@@ -108,7 +108,7 @@ def test_runs_of_another_numerics_class_are_counted(committed, small_params, cap
 def test_the_numerics_class_of_a_differing_run_is_told():
     head = RUN.strip() + ",numerics.class\n"
     line = run("46.0", digests="x,x,s").strip() + ",plain\n"
-    (found,) = compare_runs(RUN + run("45.0"), head + line, "runs.csv")
+    (found,) = compare(RUN + run("45.0"), head + line, "runs.csv")
     assert found.classes == ("plain", "unknown")
     assert "numerics.class plain, committed -" in found.detail
 
@@ -134,18 +134,18 @@ def claim(verdict, seeds=3):
     ],
 )
 def test_verdicts_on_claims(old, new, verdict):
-    (found,) = compare_claims(CLAIM + old, CLAIM + new, "claims.csv")
+    (found,) = compare(CLAIM + old, CLAIM + new, "claims.csv")
     assert found.verdict == verdict
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
 def test_damaged_runs_and_claims_are_named(text):
     with pytest.raises(CorruptCacheError, match=r"runs\.csv"):
-        compare_runs(text, RUN, "runs.csv")
+        compare(text, RUN, "runs.csv")
     with pytest.raises(CorruptCacheError, match=r"claims\.csv"):
-        compare_claims(text, CLAIM, "claims.csv")
-    with pytest.raises(CorruptCacheError, match=r"runs\.csv: a metric"):
-        compare_runs(RUN + run("x"), RUN + run("1.0", digests="x,x,x"), "runs.csv")
+        compare(text, CLAIM, "claims.csv")
+    with pytest.raises(CorruptCacheError, match=r"runs\.csv: a cell"):
+        compare(RUN + run("x"), RUN + run("1.0", digests="x,x,x"), "runs.csv")
 
 
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]

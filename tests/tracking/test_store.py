@@ -126,11 +126,16 @@ def test_a_report_is_logged_once(project: Path):
     tree = {"refscenes": {"0.1": {"cpi-u": {"val": 40.5}}}}
     Path("reports/metrics.json").write_text(json.dumps(tree))
     Path("reports/main.md").write_text("| table |")
+    Path("reports/cpi-u+sam.png").write_bytes(b"PNG")
+    Path("reports/index.html").write_text('<img src="cpi-u%2Bsam.png" alt="x">')
     assert "1 of them new" in tracking.sync()
     assert "0 of them new" in tracking.sync()
     run = only_run()
     assert run.data.metrics == {"refscenes/0.1/cpi-u/val": 40.5}
-    assert (project / "mlartifacts" / run.info.run_id / "artifacts/main.md").is_file()
+    files = project / "mlartifacts" / run.info.run_id / "artifacts"
+    assert (files / "main.md").is_file()
+    page = '<img src="data:image/png;base64,UE5H" alt="x">'  # MLflow shows it without other files
+    assert (files / "index.html").read_text() == page
 
 
 def test_several_processes_create_a_store_in_a_folder_with_a_strange_name(
