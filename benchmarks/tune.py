@@ -23,7 +23,6 @@ import numpy as np
 from semires.config.load import load_params
 from semires.refine.partition import Partition
 from semires.runs import layout
-from semires.runs.key import RunKey
 from semires.runs.layout import sqlite_url
 from semires.tuning.counts import PseudoLabel, count
 from semires.tuning.objective import Axis, labels_objective
@@ -105,8 +104,7 @@ def with_optuna(table: Any, strategy: str, trials: int) -> float:
     objective = labels_objective(axes, table)
     with tempfile.TemporaryDirectory() as folder:
         url = sqlite_url(Path(folder) / "study.db")
-        key = RunKey("benchmark", 1, strategy, 0)
-        search = studies.Search(key, axes, "tpe", 0, trials, url, False, {}, {}, first)
+        search = studies.Search(f"benchmark-{strategy}", axes, "tpe", 0, trials, url, first)
         study = studies.open_study(search)
         studies.run_in_memory(study, replace(search, total=20), objective)  # imports
         started = time.perf_counter()

@@ -63,7 +63,6 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
     def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Make the trial's sampler."""
         self._sampler = self._make(trial.number)
-        self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
@@ -99,16 +98,6 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
     ) -> Any:
         """Delegate to the trial's sampler."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        state: optuna.trial.TrialState,
-        values: Any,
-    ) -> None:
-        """Delegate to the trial's sampler."""
-        self._sampler.after_trial(study, trial, state, values)
 
 
 def scaled(axis: Axis, unit: float) -> float:

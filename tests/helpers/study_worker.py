@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from semires.refine.strategies import STRATEGIES
-from semires.runs.key import RunKey
 from semires.tuning import storage
 from semires.tuning import study as studies
 from semires.tuning.objective import Axis, suggest
 from semires.tuning.refined import Labels, Reference, Table, summarise
 
-KEY = RunKey("demo", 1.0, "cpi", 0)
 AXES = {"threshold_u": Axis(0, 1, 0.7), "threshold_o": Axis(0, 1, 0.7)}
 
 
@@ -37,11 +35,9 @@ def make_table(refs: int = 60, atoms: int = 12) -> Table:
     return Table(labels, STRATEGIES["cpi"], references)
 
 
-def make_search(url: str, total: int, sampler: str = "tpe", explicit: bool = True, **made_from):
-    identity = {"sampler": sampler}
+def make_search(url: str, total: int, sampler: str = "tpe"):
     first = ({"threshold_u": 0.7, "threshold_o": 0.7},)
-    made_from = {"teacher": "t" * 64, "data": "d" * 64, **made_from}
-    return studies.Search(KEY, AXES, sampler, 0, total, url, explicit, made_from, identity, first)
+    return studies.Search(f"demo-{sampler}", AXES, sampler, 0, total, url, first)
 
 
 def main() -> None:
