@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from semires.errors import ConfigError
 from semires.evaluation.metrics import iou_per_expression, overall_iou
 from semires.refine.strategies import (
     PROBABILITY_STEPS,
@@ -123,18 +122,13 @@ class Table:
     references: list[Reference]
 
     def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
-        """Refine all labels.
-
-        Raises:
-            ConfigError: a threshold is outside [0, 1].
-        """
-        values = {name: checked(value, name) for name, value in thresholds.items()}
+        """Refine all labels. Thresholds lie in [0, 1]."""
         if self.strategy.cover:
-            parts = [self.strategy.covered(r.atoms, values) for r in self.references]
+            parts = [self.strategy.covered(r.atoms, thresholds) for r in self.references]
             covered = np.concatenate(parts)
         else:
             overlaps, real, members = self._proposals
-            chosen = self.strategy.select(overlaps, values)[real]
+            chosen = self.strategy.select(overlaps, thresholds)[real]
             covered = members @ chosen.astype(np.int16) > 0
         firsts, *pixels = self._pixels
         area, overlap = (np.add.reduceat(part * covered, firsts) for part in pixels)
@@ -170,20 +164,9 @@ class Table:
         return Overlaps(intersections, areas, label_area, probability, total), real, members
 
 
-def checked(value: float, name: str) -> float:
-    """Return a threshold.
-
-    Raises:
-        ConfigError: it is outside [0, 1] or not a number.
-    """
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: a threshold lies in [0, 1], not {value}")
-    return value
-
-
 def thresholds_of(strategy: str) -> tuple[str, ...]:
-    """The names of a strategy's thresholds; none for an unknown strategy."""
-    return tuple(STRATEGIES[strategy].thresholds) if strategy in STRATEGIES else ()
+    """The names of a strategy's thresholds."""
+    return tuple(STRATEGIES[strategy].thresholds)
 
 
 def make_table(counts: Counts, strategy: str, references: list[Reference] | None = None) -> Table:
@@ -194,12 +177,7 @@ def make_table(counts: Counts, strategy: str, references: list[Reference] | None
         strategy: its name.
         references: :func:`references_of` the counts, if the caller makes tables of several
             strategies; None computes them.
-
-    Raises:
-        ConfigError: the strategy is unknown.
     """
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"no strategy {strategy!r}")
     rule = STRATEGIES[strategy]
     if references is None:
         references = references_of(counts)
