@@ -8,7 +8,6 @@ to date with these files and the records of finished runs, so missed values are 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -24,7 +23,7 @@ from urllib.parse import quote
 from semires import files, mlflow_store
 from semires.config.resolve import COLOURS, source_of
 from semires.config.schema import Params
-from semires.errors import CorruptCacheError, SemiresError
+from semires.errors import BusyError, CorruptCacheError, SemiresError
 from semires.mlflow_store import Record, Rows, Start, Store, StoredRun, store_name
 from semires.process import git_commit
 from semires.runs import layout
@@ -185,13 +184,12 @@ def _folder() -> Path:
 
 
 def _is_running(live: Path) -> bool:
-    """Whether a training holds its lock. The check takes a shared lock: checks do not conflict."""
-    with open(live.with_suffix(".lock"), "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Whether a training holds its lock. A training that starts waits for the end of a check."""
+    try:
+        with files.lock(live.with_suffix(".lock"), "this log"):
+            return False
+    except BusyError:
+        return True
 
 
 def _send_live(store: Store, live: Path) -> bool:
