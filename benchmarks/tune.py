@@ -101,7 +101,7 @@ def with_optuna(table: Any, strategy: str, trials: int) -> float:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     axes = {name: Axis(0, 1, 0.7) for name in thresholds_of(strategy)}
     first = (dict.fromkeys(axes, 0.7),)
-    objective = labels_objective(axes, table)
+    objective = labels_objective(axes, table, {})
     with tempfile.TemporaryDirectory() as folder:
         url = sqlite_url(Path(folder) / "study.db")
         search = studies.Search(f"benchmark-{strategy}", axes, "tpe", 0, trials, url, first)

@@ -43,7 +43,7 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
                 f"tune.sampler: cmaes needs two parameters or more, and this search has only "
                 f"{', '.join(axes)}; choose tpe"
             )
-        self.kind, self.seed, self.axes, self.parallel = kind, seed, axes, parallel
+        self.kind, self.seed, self.parallel = kind, seed, parallel
         self.space = {
             name: FloatDistribution(axis.low, axis.high, log=axis.log)
             for name, axis in axes.items()
@@ -83,10 +83,10 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
         """A point of the scrambled Sobol sequence, scaled to the axes."""
         from scipy.stats import qmc  # takes a second to import
 
-        engine = qmc.Sobol(len(self.axes), scramble=True, rng=self.seed)
+        engine = qmc.Sobol(len(self.space), scramble=True, rng=self.seed)
         if number:
             engine.fast_forward(number)
-        units = zip(self.axes.items(), engine.random(1)[0], strict=True)
+        units = zip(self.space.items(), engine.random(1)[0], strict=True)
         return {name: scaled(axis, float(unit)) for (name, axis), unit in units}
 
     def sample_independent(
@@ -100,9 +100,9 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def scaled(axis: Axis, unit: float) -> float:
+def scaled(axis: FloatDistribution, unit: float) -> float:
     """A number in [0, 1] as a value on the axis."""
     if axis.log:
         low, high = np.log([axis.low, axis.high])
         return float(np.clip(np.exp(low + unit * (high - low)), axis.low, axis.high))
-    return axis.low + unit * (axis.high - axis.low)
+    return float(axis.low + unit * (axis.high - axis.low))

@@ -63,7 +63,7 @@ class Search:
         total: number of trials.
         url: the storage.
         first: the points of the first trials.
-        values: number of values of a trial; each is maximised.
+        directions: of Optuna, one for each value of a trial.
         trains: a trial is a training, so that trials of several processes overlap.
     """
 
@@ -74,13 +74,8 @@ class Search:
     total: int
     url: str
     first: Sequence[Point]
-    values: int = 1
+    directions: Sequence[str] = ("maximize",)
     trains: bool = False
-
-    @property
-    def directions(self) -> list[str]:
-        """Of Optuna, one per value."""
-        return ["maximize"] * self.values
 
 
 def tune_all(params: Params, keys: Iterable[RunKey], on: str | None = None) -> None:
@@ -123,7 +118,7 @@ def tune(params: Params, key: RunKey, report: bool = True, on: str | None = None
         objective = training_objective(params, key, tables["seen"])
     else:
         fixed = params.refine[key.method].threshold_values
-        objective = labels_objective(axes, tables["seen"], fixed, share=search.values == 2)
+        objective = labels_objective(axes, tables["seen"], fixed, share=len(search.directions) == 2)
     # A storage on a server may have workers on other machines.
     quick = not search.trains and sqlite_path(search.url) is not None
     (run_in_memory if quick else run_in_storage)(study, search, objective)
@@ -169,7 +164,7 @@ def plan(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> 
         min(settings.trials, len(points)) if grid else settings.trials,
         settings.storage or default_url(),
         points,
-        2 if settings.objective == "labels-and-share" else 1,
+        ["maximize"] * (2 if settings.objective == "labels-and-share" else 1),
         trains,
     )
 

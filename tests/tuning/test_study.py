@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers import HELPERS
@@ -24,7 +25,7 @@ from semires.errors import ConfigError, SemiresError
 from semires.runs.layout import sqlite_url
 from semires.tuning import storage
 from semires.tuning import study as studies
-from semires.tuning.objective import Axis, suggest
+from semires.tuning.objective import suggest
 from semires.tuning.refined import summarise
 from semires.tuning.samplers import SeededSampler, scaled
 from semires.tuning.storage import default_url, hidden, open_storage, sqlite_path
@@ -212,7 +213,7 @@ def test_queued_points_are_run_first_and_once(tmp_path):
 
 
 def test_log_axis_covers_its_range():
-    axis = Axis(0.1, 10, 1, log=True)
+    axis = FloatDistribution(0.1, 10, log=True)
     assert [scaled(axis, u) for u in (0, 0.5, 1)] == pytest.approx([0.1, 1, 10])
 
 
