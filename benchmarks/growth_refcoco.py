@@ -134,7 +134,7 @@ def search(params: Params) -> None:
     seen, _ = tuning_counts.halves(counts.image_ids, 0)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     table = make_table(counts.take(seen), "cpi-u")
-    study.optimize(labels_objective(space(params, KEY), table), n_trials=TRIALS)
+    study.optimize(labels_objective(space(params, KEY), table, {}), n_trials=TRIALS)
 
 
 def random_counts(image_ids: pd.Series) -> tuning_counts.Counts:

@@ -59,10 +59,20 @@ class Record(NamedTuple):
 
 @contextlib.contextmanager
 def open_store() -> Iterator[Store]:
-    """Lock the store for one process of this project: two would damage a new database."""
+    """Lock the store for one process of this project: two would damage a new database.
+
+    Raises:
+        SemiresError: the store cannot be used.
+    """
     path = layout.root() / ".work" / "tracking" / "store.lock"
     with lock(path, "changes to the MLflow store", LOCK_S), quiet():
-        yield Store()
+        try:
+            yield Store()
+        except SemiresError:
+            raise
+        except Exception as error:
+            text = f"the tracking store {store_name()} cannot be used: {reason(error)}"
+            raise SemiresError(text) from error
 
 
 class Store:
@@ -174,27 +184,23 @@ class StoredRun:
         self._log_summary(values, tags, ms)
 
     def _log_search(self, folder: Path, ms: int) -> None:
-        trials, logged = read_table(folder / "trials.csv"), set()
-        nested = f"tags.`mlflow.parentRunId` = '{self.id}'"
-        experiment = [self.run.info.experiment_id]
-        for trial in self.client.search_runs(experiment, nested, max_results=50_000):
-            if trial.info.status == "FINISHED":
-                logged.add(trial.info.run_name)
-            else:
-                self.client.delete_run(trial.info.run_id)  # a process was killed while it wrote it
+        trials = read_table(folder / "trials.csv")
+        experiment = self.run.info.experiment_id
+        nested = f"tags.`mlflow.parentRunId` = '{self.id}'"  # of a process that was killed here
+        for trial in self.client.search_runs([experiment], nested, max_results=50_000):
+            self.client.delete_run(trial.info.run_id)
         for row in trials:
-            name = f"trial-{int(row['number']):04d}"
-            if name not in logged:
-                self._log_trial(name, row, ms)
+            self._log_trial(row, ms)
         files = sorted(path.name for path in folder.iterdir() if path.suffix != ".npz")
         self._log_files(folder, *files)
         values = [value for row in trials if math.isfinite(value := float(row["value"]))]
         best = {"best/value": max(values, default=None)}
-        self._log_summary({**best, **search_results(folder)}, {}, ms)
+        self._log_summary({**best, **search_summary(folder)[1]}, {}, ms)
 
-    def _log_trial(self, name: str, row: dict[str, Any], ms: int) -> None:
+    def _log_trial(self, row: dict[str, Any], ms: int) -> None:
         from mlflow.entities import Metric, Param
 
+        name = f"trial-{int(row['number']):04d}"
         tags = {"mlflow.parentRunId": self.id, "stage": "trial", "state": str(row["state"])}
         trial = self.client.create_run(self.run.info.experiment_id, ms, tags, name).info.run_id
         searched = {name for name in row if name.startswith("params_")}
@@ -217,9 +223,8 @@ class StoredRun:
                 self._log_file(name, (folder / name).read_bytes())
 
     def _log_file(self, name: str, data: bytes) -> None:
-        """A file of the run: into ``mlartifacts/``, or where the store has its files."""
-        foreign = address() and not str(self.run.info.artifact_uri).startswith(ARTIFACTS)
-        if not is_served() and not foreign:
+        """A file of the run: into ``mlartifacts/``, or to the server."""
+        if not is_served():
             write_bytes(layout.root() / "mlartifacts" / self.id / "artifacts" / name, data)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -251,36 +256,27 @@ def _datasets(record: RunRecord) -> list[Any]:
     ]
 
 
-def search_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a search, from its summary; empty for a search without one."""
-    summary = _search_summary(folder)
-    return {name: summary[name] for name in SEARCH_SETTINGS if name in summary}
+def search_summary(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """The settings of a search, and its results; both are empty for a search without a summary.
 
-
-def search_results(folder: Path) -> dict[str, float]:
-    """The best values of a search, and the labels' oIoU and gain on seen and unseen labels.
+    The results are the best values, and the labels' oIoU and gain on seen and unseen labels.
 
     Raises:
         CorruptCacheError: the summary is damaged.
     """
-    summary = _search_summary(folder)
-    if not summary:
-        return {}
+    path = folder / "summary.json"
+    if not path.is_file():
+        return {}, {}
+    summary = read_json(path)
     try:
         found = {f"best/{name}": value for name, value in summary["values"].items()}
         for part in ("seen", "held_out"):
             found[f"{part}/oIoU"] = summary[part]["best"]["oIoU"]
             found[f"{part}/paper_oIoU"] = summary[part]["paper"]["oIoU"]
             found[f"{part}/gain"] = summary[part]["best_minus_paper"]["value"]
+        return {name: summary[name] for name in SEARCH_SETTINGS if name in summary}, found
     except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptCacheError(f"{folder}/summary.json: no summary of a search") from error
-    return found
-
-
-def _search_summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    summary = read_json(path) if path.is_file() else {}
-    return summary if isinstance(summary, dict) else {}
+        raise CorruptCacheError(f"{path}: no summary of a search") from error
 
 
 def with_pictures(page: Path) -> str:

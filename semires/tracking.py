@@ -8,7 +8,6 @@ to date with these files and the records of finished runs, so missed values are 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -24,7 +23,7 @@ from urllib.parse import quote
 from semires import files, mlflow_store
 from semires.config.resolve import COLOURS, source_of
 from semires.config.schema import Params
-from semires.errors import CorruptCacheError, SemiresError
+from semires.errors import BusyError, CorruptCacheError, SemiresError
 from semires.mlflow_store import Record, Rows, Start, Store, StoredRun, store_name
 from semires.process import git_commit
 from semires.runs import layout
@@ -34,17 +33,16 @@ from semires.runs.record import RECORD, Provenance, RunRecord, flatten, run_fold
 __all__ = ["run_links", "store_name", "sync", "sync_in_background", "track_run"]
 UI = "http://127.0.0.1:5000"  # `make ui`
 POLL_S = 0.5  # how often a sender looks for new evaluations
-WAIT_S = 5.0  # a finished training waits for its sender this long at most, and at most 1 %
+LOCK_S = 5.0  # how long a training waits for a check of its log by a sender
 
 
 class TrackedRun:
     """The log of one training. No method raises an error or waits for the store."""
 
     def __init__(self, start: Start) -> None:
-        self._start, self._opened = start, time.monotonic()
+        self._start, self._rows = start, Rows()
         self._enabled, self._warned = _is_enabled(), False
         self._path = _folder() / f"{start.tags['semires.run']}.json"
-        self._rows: Rows = []
         self._running = contextlib.ExitStack()
         self._sender: subprocess.Popen[str] | None = None
 
@@ -54,17 +52,10 @@ class TrackedRun:
         self._write("RUNNING")
 
     def close(self, status: str) -> None:
-        """Log how the run ended. Waits at most 5 s, and at most 1 % of the run's duration."""
+        """Log how the run ended. The sender continues without this process."""
         if self._rows:
             self._write(status)
         self._running.close()
-        if self._sender is not None:
-            wait_s = min(WAIT_S, 0.01 * (time.monotonic() - self._opened))
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # the sender continues without this process
-                self._sender.wait(wait_s)
-                self._check_sender()
 
     def _write(self, status: str) -> None:
         if not self._enabled:
@@ -72,16 +63,13 @@ class TrackedRun:
         live = {"start": self._start._asdict(), "rows": self._rows, "status": status}
         try:
             if self._sender is None:
-                lock = files.lock(self._path.with_suffix(".lock"), "this log", WAIT_S)
+                lock = files.lock(self._path.with_suffix(".lock"), "this log", LOCK_S)
                 self._running.enter_context(lock)
             files.write_json(self._path, live, seal=True)
             self._sender = self._sender or _start_sender(self._path)
-            self._check_sender()
         except (OSError, SemiresError) as error:
             self._enabled = False
             self._warn(str(error))
-
-    def _check_sender(self) -> None:
         if self._sender is not None and self._sender.poll() and self._sender.stdout is not None:
             self._warn(self._sender.stdout.read().strip() or "the sender was killed")
 
@@ -89,8 +77,8 @@ class TrackedRun:
         if not self._warned:
             self._warned = True
             print(
-                f"tracking: {store_name()}: {reason}; the training continues, `semires track "
-                "sync` adds it to the store later",
+                f"tracking: {reason}; the training continues, `semires track sync` adds it to the "
+                "store later",
                 file=sys.stderr,
             )
 
@@ -140,13 +128,18 @@ def sync() -> str:
     Raises:
         SemiresError: the store cannot be used, or a record is damaged.
     """
-    try:
-        return _sync()
-    except SemiresError:
-        raise
-    except Exception as error:
-        reason = mlflow_store.reason(error)
-        raise SemiresError(f"the tracking store {store_name()} cannot be used: {reason}") from error
+    new = 0
+    with mlflow_store.open_store() as store:
+        records = [*_trainings(), *_searches(), *_reports()]
+        closed = sum([_send_live(store, live) for live in sorted(_folder().glob("*.json"))])
+        known = store.records()
+        for record in (record for record in records if record.digest not in known):
+            run = StoredRun(store, record.start, record.began)
+            run.log_rows(_history(record))
+            run.log_record(record)
+            store.client.set_terminated(run.id, "FINISHED", record.ended)
+            new += 1
+    return f"{store_name()}: {len(records)} records, {new} of them new; {closed} killed runs closed"
 
 
 def main(live: str | None = None) -> int:
@@ -163,7 +156,7 @@ def main(live: str | None = None) -> int:
                     _send_live(store, Path(live))
                 sent = changed
             time.sleep(POLL_S)
-        _sync()
+        sync()
     except Exception as error:
         print(mlflow_store.reason(error), flush=True)
         return 1
@@ -191,27 +184,12 @@ def _folder() -> Path:
 
 
 def _is_running(live: Path) -> bool:
-    """Whether a training holds its lock. The check takes a shared lock: checks do not conflict."""
-    with open(live.with_suffix(".lock"), "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _sync() -> str:
-    records, new = [*_trainings(), *_searches(), *_reports()], 0
-    with mlflow_store.open_store() as store:
-        closed = sum([_send_live(store, live) for live in sorted(_folder().glob("*.json"))])
-        known = store.records()
-        for record in (record for record in records if record.digest not in known):
-            run = StoredRun(store, record.start, record.began)
-            run.log_rows(_history(record))
-            run.log_record(record)
-            store.client.set_terminated(run.id, "FINISHED", record.ended)
-            new += 1
-    return f"{store_name()}: {len(records)} records, {new} of them new; {closed} killed runs closed"
+    """Whether a training holds its lock. A training that starts waits for the end of a check."""
+    try:
+        with files.lock(live.with_suffix(".lock"), "this log"):
+            return False
+    except BusyError:
+        return True
 
 
 def _send_live(store: Store, live: Path) -> bool:
@@ -285,7 +263,7 @@ def _searches() -> Iterator[Record]:
         digest, ms = files.sha256_file(table), _modified(table)
         tags = _tags(table.parent, digest, "tune", key)
         settings = {"method": key.label, "fraction": tags["fraction"]}
-        settings |= mlflow_store.search_settings(table.parent)
+        settings |= mlflow_store.search_summary(table.parent)[0]
         start = Start(key.dataset, f"tune-{key.name}", tags, settings)
         yield Record(start, digest, table.parent, ms, ms)
 

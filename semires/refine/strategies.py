@@ -114,8 +114,7 @@ class Strategy:
     The union of the chosen proposals replaces the label. If none is chosen, the label does not
     change. A rule is defined by ``scores``, ``choose`` or ``cover``; without any of them it never
     chooses a proposal. With ``scores``, a proposal is chosen if at least one score exceeds the
-    threshold of the same name. The threshold search is much faster for such rules, because it
-    computes the scores only once.
+    threshold of the same name.
 
     Args:
         thresholds: the names of the thresholds, each in [0, 1], with the paper's values. A method

@@ -92,7 +92,7 @@ class Search:
 
     @property
     def front(self) -> pd.DataFrame | None:
-        """See `tuning.front.front_of`; None for one objective."""
+        """See `tuning.curves.front_of`; None for one objective."""
         return self._csv("front.csv") if (self.folder / "front.csv").is_file() else None
 
     @property

@@ -117,53 +117,6 @@ class Counts:
         ]
 
 
-class _Images:
-    """The partitions of the pseudo-labels, and the stored members of the I images.
-
-    ``shapes`` and ``bits`` have one entry for each image. If SAM is prompted with each label, they
-    have one for each label.
-    """
-
-    def __init__(self, partitions: Mapping[int, Partition] | Any) -> None:
-        self.partitions = partitions
-        self.shapes: list[tuple[int, int]] = []
-        self.bits: list[NDArray[np.uint8]] = []
-        self._places: dict[int, int] = {}
-        # an image's references follow each other
-        self._shared = functools.lru_cache(maxsize=64)(self._resized)
-
-    def of(
-        self, item: PseudoLabel, probability: NDArray[np.floating]
-    ) -> tuple[Partition, Ints, int]:
-        """The partition for a label, its atoms' areas and the place of its members."""
-        found = self._shared(item.image_id, *item.label.shape)
-        if isinstance(found, tuple):
-            return found
-        partition = found.prompt(item.label, probability)
-        return partition, _areas(partition), self._store(partition)
-
-    def _resized(
-        self, image_id: int, height: int, width: int
-    ) -> tuple[Partition, Ints, int] | Promptable:
-        """As :meth:`of` for all labels of an image; or the image, if it is to be prompted."""
-        found: Partition | Promptable = self.partitions[image_id].resize(height, width)
-        if not isinstance(found, Partition):
-            return found
-        if image_id not in self._places:
-            self._places[image_id] = self._store(found)
-        return found, _areas(found), self._places[image_id]
-
-    def _store(self, partition: Partition) -> int:
-        """Store the members of a partition; returns its place."""
-        self.shapes.append(partition.members.shape)
-        self.bits.append(np.packbits(partition.members))
-        return len(self.shapes) - 1
-
-
-def _areas(partition: Partition) -> Ints:
-    return partition.count().astype(np.int64)
-
-
 def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | Any) -> Counts:
     """Count atoms over all pseudo-labels.
 
@@ -175,19 +128,34 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
     Raises:
         DataError: there is no pseudo-label.
     """
-    images = _Images(partitions)
+
+    @functools.lru_cache(maxsize=64)  # an image's references follow each other
+    def resized(image_id: int, height: int, width: int) -> Partition | Promptable:
+        found: Partition | Promptable = partitions[image_id].resize(height, width)
+        return found
+
+    places: dict[int, int] = {}
+    shapes: list[tuple[int, ...]] = []
+    bits: list[NDArray[np.uint8]] = []
     rows: list[tuple[int, int, int, int]] = []
-    numbers: list[tuple[Ints, ...]] = []
+    numbers: list[list[Ints]] = []
     bins = np.zeros((BINS, 3))
     for item in labels:
         probability = item.label if item.probability is None else item.probability
         probability = np.asarray(probability, dtype=np.float32)
-        partition, area, place = images.of(item, probability)
+        partition, place = resized(item.image_id, *item.label.shape), len(shapes)
+        if isinstance(partition, Partition):
+            place = places.setdefault(item.image_id, place)
+        else:
+            partition = partition.prompt(item.label, probability)
+        if place == len(shapes):
+            shapes.append(partition.members.shape)
+            bits.append(np.packbits(partition.members))
         probability = rounded(probability)
-        masks = (item.label, item.truth, item.label & item.truth)
-        sums = (partition.total(probability) * PROBABILITY_STEPS).astype(np.int64)
+        masks = (None, item.label, item.truth, item.label & item.truth)
+        sums = partition.total(probability) * PROBABILITY_STEPS
         rows.append((item.ref_id, item.image_id, item.sentence, place))
-        numbers.append((area, *(partition.count(mask).astype(np.int64) for mask in masks), sums))
+        numbers.append([n.astype(np.int64) for n in (*map(partition.count, masks), sums)])
         bins += reliability(probability, item.truth)
     if not rows:
         raise DataError("no reference to count: the part of the data set is empty")
@@ -205,8 +173,8 @@ def count(labels: Iterable[PseudoLabel], partitions: Mapping[int, Partition] | A
         overlap=overlap,
         probability=probabilities,
         reliability=bins,
-        shapes=np.asarray(images.shapes, dtype=np.int64),
-        bits=np.concatenate(images.bits),
+        shapes=np.asarray(shapes, dtype=np.int64),
+        bits=np.concatenate(bits),
     )
 
 

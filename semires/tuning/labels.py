@@ -24,7 +24,6 @@ from semires.runs import layout
 from semires.runs.key import RunKey, fraction_name
 from semires.tuning.counts import Bools, Counts, counts_of
 from semires.tuning.refined import (
-    ChoiceTable,
     Labels,
     Outcome,
     make_table,
@@ -80,7 +79,6 @@ def outcomes(counts: Counts) -> Iterator[tuple[str, Labels, Outcome]]:
     """The labels after every rule with its default thresholds, after the teacher's own."""
     references = references_of(counts)
     table = make_table(counts, "expected-iou-atoms", references)
-    assert isinstance(table, ChoiceTable)
     yield TEACHER, table.labels, table.labels.untouched()
     for name, strategy in STRATEGIES.items():
         if strategy.uses_proposals:

@@ -6,7 +6,6 @@ import itertools
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,7 +115,7 @@ def first_points(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Ta
 def labels_objective(
     axes: Mapping[str, Axis],
     seen: Table,
-    fixed: Mapping[str, float] = MappingProxyType({}),
+    fixed: Mapping[str, float],
     share: bool = False,
 ) -> Objective:
     """A trial's value is the oIoU (percent) of the refined pseudo-labels.

@@ -209,7 +209,7 @@ def front_figure(
 
     Args:
         trials: one row per trial: ``matched``, ``replaced_oIoU``.
-        front: see `front.front_of`.
+        front: see `curves.front_of`.
         names: of both parts of the labels.
         tables: of both parts.
         given: the thresholds of params.yaml (the paper's).

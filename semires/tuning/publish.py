@@ -11,7 +11,7 @@ from semires.runs import layout
 from semires.runs.key import fraction_name
 from semires.tuning import plots
 from semires.tuning.counts import save
-from semires.tuning.front import front_table
+from semires.tuning.curves import front_table
 from semires.tuning.results import PARTS, ROWS, Result
 from semires.tuning.storage import hidden
 

@@ -1,21 +1,21 @@
 """Refine all pseudo-labels of a search by arithmetic on counts: one call per trial.
 
 A table holds everything that depends only on pseudo-labels and proposals, so that a trial only
-applies its thresholds. Both kinds of table apply the strategy's own definition in
-``semires/refine/strategies.py``, and the result equals refining the pixels, to the last digit.
+applies the strategy's own definition in ``semires/refine/strategies.py``. The result equals
+refining the pixels, to the last digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from semires.errors import ConfigError
 from semires.evaluation.metrics import iou_per_expression, overall_iou
 from semires.refine.strategies import (
     PROBABILITY_STEPS,
@@ -23,7 +23,6 @@ from semires.refine.strategies import (
     Atoms,
     Overlaps,
     Strategy,
-    first_largest,
 )
 from semires.tuning.counts import Counts
 
@@ -81,47 +80,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class ScoreTable:
-    """Table for a strategy that is defined by scores.
-
-    A unit is a set of pixels that enters the refined label as a whole: an atom, or, if the
-    strategy is ``best_alone``, the proposal with the largest IoU. Its score is the largest score of
-    the proposals that contain it. It belongs to the refined label if and only if one of its
-    scores exceeds its threshold. Reference r has the units ``offsets[r]`` to ``offsets[r + 1]``.
-
-    Args:
-        labels: the R pseudo-labels.
-        offsets: (R+1,).
-        scores: by the threshold's name, (U,).
-        area: pixels of every unit, (U,).
-        truth: pixels of the ground truth in every unit, (U,).
-    """
-
-    labels: Labels
-    offsets: Ints
-    scores: Mapping[str, Floats]
-    area: Ints
-    truth: Ints
-
-    def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
-        """Refine all labels.
-
-        Raises:
-            ConfigError: a threshold is outside [0, 1].
-        """
-        taken = np.zeros(len(self.area), dtype=bool)
-        for name, score in self.scores.items():
-            taken |= score > checked(thresholds[name], name)
-        area, overlap = (self._sum(np.where(taken, part, 0)) for part in (self.area, self.truth))
-        return self.labels.replaced(area > 0, area, overlap)
-
-    def _sum(self, values: Ints) -> Ints:
-        """Exact sums over each reference's units; a reference may have none."""
-        running = np.concatenate([[0], np.cumsum(values)])
-        return cast(Ints, running[self.offsets[1:]] - running[self.offsets[:-1]])
-
-
-@dataclass(frozen=True)
 class Reference:
     """One pseudo-label of an image with N proposals and A atoms.
 
@@ -156,65 +114,59 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class ChoiceTable:
-    """Table for any other strategy: every trial evaluates the strategy's rule again."""
+class Table:
+    """R pseudo-labels, and the data to refine them with any thresholds of a strategy."""
 
     labels: Labels
     strategy: Strategy
     references: list[Reference]
 
+    def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
+        """Refine all labels. Thresholds lie in [0, 1]."""
+        if self.strategy.cover:
+            parts = [self.strategy.covered(r.atoms, thresholds) for r in self.references]
+            covered = np.concatenate(parts)
+        else:
+            overlaps, real, members = self._proposals
+            chosen = self.strategy.select(overlaps, thresholds)[real]
+            covered = members @ chosen.astype(np.int16) > 0
+        firsts, *pixels = self._pixels
+        area, overlap = (np.add.reduceat(part * covered, firsts) for part in pixels)
+        return self.labels.replaced(area > 0, area, overlap)
+
     @cached_property
-    def _padded(self) -> Overlaps:
-        """The overlaps of all references, padded with empty proposals to one number N, (R,N)."""
+    def _pixels(self) -> tuple[Ints, Ints, Ints]:
+        """The place of every reference's first atom, (R,); area and truth of all atoms in turn."""
+        area, truth = (
+            np.concatenate([getattr(r, name) for r in self.references])
+            for name in ("area", "truth")
+        )
+        lengths = [len(reference.area) for reference in self.references]
+        return np.cumsum([0, *lengths[:-1]]), area, truth
+
+    @cached_property
+    def _proposals(self) -> tuple[Overlaps, Bools, Any]:
+        """All overlaps, padded to one number N of proposals (R,N), and which of them are real.
+
+        The third is a sparse matrix: which atom lies in which real proposal of its reference.
+        """
         overlaps = [reference.overlaps for reference in self.references]
-        n = max((len(each.areas) for each in overlaps), default=0)
+        n = max(len(each.areas) for each in overlaps)
+        real = np.arange(n) < np.array([[len(each.areas)] for each in overlaps])
         columns = zip(*((o.intersections, o.areas, o.probability) for o in overlaps), strict=True)
         intersections, areas, probability = (
             np.stack([np.pad(part, (0, n - len(part))) for part in column]) for column in columns
         )
         label_area = self.labels.area[:, None].astype(np.float64)
         total = np.array([[o.total_probability] for o in overlaps])
-        return Overlaps(intersections, areas, label_area, probability, total)
-
-    def outcome(self, thresholds: Mapping[str, float]) -> Outcome:
-        """As :meth:`ScoreTable.outcome`."""
-        values = {name: checked(value, name) for name, value in thresholds.items()}
-        covered = self._covered_atoms if self.strategy.cover else self._atoms_of_chosen
-        pixels = np.zeros((2, len(self.labels)), dtype=np.int64)
-        for r, atoms in covered(values):
-            reference = self.references[r]
-            pixels[:, r] = reference.area[atoms].sum(), reference.truth[atoms].sum()
-        return self.labels.replaced(pixels[0] > 0, *pixels)
-
-    def _atoms_of_chosen(self, thresholds: Mapping[str, float]) -> Iterator[tuple[int, Bools]]:
-        """The atoms in the union of the chosen proposals, for every reference with a match."""
-        chosen = self.strategy.select(self._padded, thresholds)
-        for r in map(int, np.flatnonzero(chosen.any(axis=1))):
-            members = self.references[r].members
-            yield r, members[chosen[r, : len(members)]].any(axis=0)
-
-    def _covered_atoms(self, thresholds: Mapping[str, float]) -> Iterator[tuple[int, Bools]]:
-        for r, reference in enumerate(self.references):
-            yield r, self.strategy.covered(reference.atoms, thresholds)
-
-
-Table = ScoreTable | ChoiceTable  # pseudo-labels and the data to refine them with any thresholds
-
-
-def checked(value: float, name: str) -> float:
-    """Return a threshold.
-
-    Raises:
-        ConfigError: it is outside [0, 1] or not a number.
-    """
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: a threshold lies in [0, 1], not {value}")
-    return value
+        parts = [reference.members.T.astype(np.int16) for reference in self.references]
+        members = sparse.block_diag(parts, format="csr")
+        return Overlaps(intersections, areas, label_area, probability, total), real, members
 
 
 def thresholds_of(strategy: str) -> tuple[str, ...]:
-    """The names of a strategy's thresholds; none for an unknown strategy."""
-    return tuple(STRATEGIES[strategy].thresholds) if strategy in STRATEGIES else ()
+    """The names of a strategy's thresholds."""
+    return tuple(STRATEGIES[strategy].thresholds)
 
 
 def make_table(counts: Counts, strategy: str, references: list[Reference] | None = None) -> Table:
@@ -225,23 +177,11 @@ def make_table(counts: Counts, strategy: str, references: list[Reference] | None
         strategy: its name.
         references: :func:`references_of` the counts, if the caller makes tables of several
             strategies; None computes them.
-
-    Raises:
-        ConfigError: the strategy is unknown.
     """
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"no strategy {strategy!r}")
     rule = STRATEGIES[strategy]
     if references is None:
         references = references_of(counts)
-    labels = _labels(counts, references, rule.keeps_outside)
-    if not rule.scores:
-        return ChoiceTable(labels, rule, references)
-    units = [(_best_proposal if rule.best_alone else _atoms)(rule, r) for r in references]
-    scores = np.concatenate([part[0] for part in units], axis=1)
-    offsets = np.concatenate([[0], np.cumsum([len(part[1]) for part in units])])
-    area, pixels = (np.concatenate([part[i] for part in units]) for i in (1, 2))
-    return ScoreTable(labels, offsets, dict(zip(rule.scores, scores, strict=True)), area, pixels)
+    return Table(_labels(counts, references, rule.keeps_outside), rule, references)
 
 
 def references_of(counts: Counts) -> list[Reference]:
@@ -267,28 +207,6 @@ def _labels(counts: Counts, references: list[Reference], keeps_outside: bool) ->
         *(counts.label * kept, counts.overlap * kept),
     )
     return Labels(counts.image_ids, *(np.add.reduceat(p, counts.offsets[:-1]) for p in parts))
-
-
-Units = tuple[Floats, Ints, Ints]  # scores (T,U), area (U,), truth (U,)
-
-
-def _best_proposal(rule: Strategy, reference: Reference) -> Units:
-    """The only unit of a reference: its first proposal with the largest IoU."""
-    overlaps = reference.overlaps
-    chosen = first_largest(overlaps.iou) & (overlaps.areas > 0)
-    scores = np.stack([score(overlaps)[chosen] for score in rule.scores.values()])
-    truth = reference.members[chosen] @ reference.truth
-    return scores, overlaps.areas[chosen].astype(np.int64), truth.astype(np.int64)
-
-
-def _atoms(rule: Strategy, reference: Reference) -> Units:
-    """The atoms that some threshold can select: thresholds are at least 0, comparisons strict."""
-    scores = np.stack([
-        (reference.members * score(reference.overlaps)[:, None]).max(axis=0, initial=0.0)
-        for score in rule.scores.values()
-    ])  # fmt: skip
-    useful = (scores > 0).any(axis=0) & (reference.area > 0)
-    return scores[:, useful], reference.area[useful], reference.truth[useful]
 
 
 def replaced_quality(outcome: Outcome) -> tuple[float, float]:

@@ -23,8 +23,7 @@ from semires.evaluation.bootstrap import (
 )
 from semires.runs.key import RunKey
 from semires.tuning.counts import Counts
-from semires.tuning.curves import response_curves, response_plane
-from semires.tuning.front import front_of
+from semires.tuning.curves import front_of, response_curves, response_plane
 from semires.tuning.objective import Axis
 from semires.tuning.refined import Outcome, Table, summarise, thresholds_of
 
@@ -132,7 +131,7 @@ class Result:
 
     @cached_property
     def front(self) -> pd.DataFrame | None:
-        """The front of a search with two objectives; see `front.front_of`."""
+        """The front of a search with two objectives; see `curves.front_of`."""
         if self.params.tune.objective != "labels-and-share":
             return None
         return front_of(self.trial_table, self.tables["held_out"], self.at)

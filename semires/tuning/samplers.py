@@ -43,7 +43,7 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
                 f"tune.sampler: cmaes needs two parameters or more, and this search has only "
                 f"{', '.join(axes)}; choose tpe"
             )
-        self.kind, self.seed, self.axes, self.parallel = kind, seed, axes, parallel
+        self.kind, self.seed, self.parallel = kind, seed, parallel
         self.space = {
             name: FloatDistribution(axis.low, axis.high, log=axis.log)
             for name, axis in axes.items()
@@ -63,7 +63,6 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
     def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Make the trial's sampler."""
         self._sampler = self._make(trial.number)
-        self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
@@ -84,10 +83,10 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
         """A point of the scrambled Sobol sequence, scaled to the axes."""
         from scipy.stats import qmc  # takes a second to import
 
-        engine = qmc.Sobol(len(self.axes), scramble=True, rng=self.seed)
+        engine = qmc.Sobol(len(self.space), scramble=True, rng=self.seed)
         if number:
             engine.fast_forward(number)
-        units = zip(self.axes.items(), engine.random(1)[0], strict=True)
+        units = zip(self.space.items(), engine.random(1)[0], strict=True)
         return {name: scaled(axis, float(unit)) for (name, axis), unit in units}
 
     def sample_independent(
@@ -100,20 +99,10 @@ class SeededSampler(BaseSampler):  # type: ignore[misc]
         """Delegate to the trial's sampler."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        state: optuna.trial.TrialState,
-        values: Any,
-    ) -> None:
-        """Delegate to the trial's sampler."""
-        self._sampler.after_trial(study, trial, state, values)
 
-
-def scaled(axis: Axis, unit: float) -> float:
+def scaled(axis: FloatDistribution, unit: float) -> float:
     """A number in [0, 1] as a value on the axis."""
     if axis.log:
         low, high = np.log([axis.low, axis.high])
         return float(np.clip(np.exp(low + unit * (high - low)), axis.low, axis.high))
-    return axis.low + unit * (axis.high - axis.low)
+    return float(axis.low + unit * (axis.high - axis.low))

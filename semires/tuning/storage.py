@@ -72,24 +72,12 @@ def explained(url: str, *errors: type[Exception]) -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         text = (str(cause).splitlines() or [type(cause).__name__])[0]
-        if "no longer compatible" in text:
-            raise SemiresError(_another_version(url, text)) from error
+        if "no longer compatible" not in text:  # Optuna's text then says how to update it
+            text = f"locked, damaged or unreachable ({text}); free or repair it"
         raise SemiresError(
-            f"tune.storage {hidden(url)}: locked, damaged or unreachable ({text}); free or repair "
-            "it, or give another storage, then run the same command again"
+            f"tune.storage {hidden(url)}: {text.rstrip('.')}, or give another storage, then run "
+            "the same command again"
         ) from error
-
-
-def _another_version(url: str, text: str) -> str:
-    """The message for a storage made by another version of Optuna."""
-    way = f"update it with `optuna storage upgrade --storage '{hidden(url)}'` (keep a copy)"
-    if "upgrade" not in text:  # the tables are newer than this Optuna
-        way = "use that version of Optuna"
-    made_by = text.partition("(set up by ")[2].partition(")")[0] or "another version of Optuna"
-    return (
-        f"tune.storage {hidden(url)}: made by {made_by}, which stores other tables than the "
-        f"installed {optuna.__version__}; {way}, or give another storage"
-    )
 
 
 def locked(url: str, name: str) -> contextlib.AbstractContextManager[None]:
@@ -140,7 +128,7 @@ def _refuse_foreign(url: str) -> None:
     """Refuse the database of another program before Optuna adds tables to it.
 
     Raises:
-        SemiresError: it holds MLflow's tables, or those of another program that uses Alembic.
+        SemiresError: it holds tables of another program that uses Alembic, such as MLflow.
     """
     path = sqlite_path(url)
     if path is not None and not path.exists():
@@ -150,10 +138,8 @@ def _refuse_foreign(url: str) -> None:
         tables = set(sqlalchemy.inspect(engine).get_table_names())
     finally:
         engine.dispose()
-    mlflow = {"experiments", "latest_metrics"} <= tables
-    if mlflow or ("alembic_version" in tables and "version_info" not in tables):
-        owner = "MLflow's database" if mlflow else "another program's database"
+    if "alembic_version" in tables and "version_info" not in tables:
         raise SemiresError(
-            f"tune.storage {hidden(url)}: is {owner}; use a separate database, such as "
-            f"{default_url()}, or null"
+            f"tune.storage {hidden(url)}: is the database of another program, such as MLflow; use "
+            f"a separate database, such as {default_url()}, or null"
         )

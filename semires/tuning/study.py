@@ -8,7 +8,7 @@ values, all trials, response curves, a summary on both halves of the val images 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from semires import process
 from semires.config.resolve import resolve
 from semires.config.schema import Params
 from semires.config.validate import validate
-from semires.errors import Interrupted, SemiresError
+from semires.errors import Interrupted
 from semires.files import fingerprint
 from semires.progress import progress
 from semires.runs import layout
@@ -44,8 +44,6 @@ from semires.tuning.samplers import SeededSampler
 from semires.tuning.storage import default_url, explained, locked, open_storage, sqlite_path
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-MADE_FROM = "made_from"  # the study's attribute with the digests of its teacher and data
-
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
     "median": optuna.pruners.MedianPruner,
@@ -58,46 +56,26 @@ class Search:
     """Everything that identifies a study and decides its trials.
 
     Args:
-        key: the method, and the burn-in whose teacher is used.
+        name: of the study: the method's key, and digests of the settings and of teacher and data.
         axes: the space.
         sampler: as in ``tune.sampler``.
         seed: of the sampler.
         total: number of trials.
         url: the storage.
-        explicit: the storage was given by the user.
-        made_from: digests of teacher, proposals and data.
-        identity: the other settings that the trials depend on.
         first: the points of the first trials.
-        values: number of values of a trial; each is maximised.
+        directions: of Optuna, one for each value of a trial.
+        trains: a trial is a training, so that trials of several processes overlap.
     """
 
-    key: RunKey
+    name: str
     axes: Mapping[str, Axis]
     sampler: str
     seed: int
     total: int
     url: str
-    explicit: bool
-    made_from: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    first: tuple[Point, ...]
-    values: int = 1
-
-    @property
-    def directions(self) -> list[str]:
-        """Of Optuna, one per value."""
-        return ["maximize"] * self.values
-
-    @property
-    def stem(self) -> str:
-        """The study's name without the digest of teacher and data."""
-        parts = self.key.folder.parts[1:]
-        return "-".join([*parts, fingerprint(self.identity)[:8]])
-
-    @property
-    def name(self) -> str:
-        """The study's name: key, settings, teacher and data."""
-        return f"{self.stem}-{fingerprint(self.made_from)[:8]}"
+    first: Sequence[Point]
+    directions: Sequence[str] = ("maximize",)
+    trains: bool = False
 
 
 def tune_all(params: Params, keys: Iterable[RunKey], on: str | None = None) -> None:
@@ -125,7 +103,7 @@ def tune(params: Params, key: RunKey, report: bool = True, on: str | None = None
     Raises:
         ConfigError: the method has nothing to search, or the sampler cannot search it.
         SemiresError: burn-in or proposals are missing, or the storage cannot be used.
-        Interrupted: a signal arrived between two trials; the next call continues.
+        Interrupted, Stopped: a signal arrived; the next call continues.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     planned = resolve(params, key, tuned=False)
@@ -136,13 +114,14 @@ def tune(params: Params, key: RunKey, report: bool = True, on: str | None = None
     tables = {name: make_table(counts, strategy) for name, counts in parts.items()}
     search = plan(params, key, axes, tables["seen"])
     study = open_study(search, params.tune.pruner)
-    if params.tune.objective == "training":
+    if search.trains:
         objective = training_objective(params, key, tables["seen"])
     else:
         fixed = params.refine[key.method].threshold_values
-        objective = labels_objective(axes, tables["seen"], fixed, share=search.values == 2)
-    run = run_in_memory if fits_memory(params, search, study) else run_in_storage
-    run(study, search, objective)
+        objective = labels_objective(axes, tables["seen"], fixed, share=len(search.directions) == 2)
+    # A storage on a server may have workers on other machines.
+    quick = not search.trains and sqlite_path(search.url) is not None
+    (run_in_memory if quick else run_in_storage)(study, search, objective)
     with explained(search.url, Exception):
         trials = finished(study)[: search.total]
     name = key if params.tune.on == planned.tune.on else layout.unplanned(key, params.tune.on)
@@ -168,7 +147,7 @@ def plan(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> 
     }
     if settings.on == "labelled":
         identity["on"] = [settings.on, settings.folds]
-    if settings.objective == "training":
+    if trains := settings.objective == "training":
         values = params.model_dump()
         sections = ("optimizer", "augment", "loss", "mutual", "evaluation")
         valued_on = "seen half"  # of val
@@ -176,18 +155,17 @@ def plan(params: Params, key: RunKey, axes: Mapping[str, Axis], seen: Table) -> 
         identity["training"] += [values[section] for section in sections]
     grid = settings.sampler == "grid"
     points = paper_grid(params, key, axes) if grid else first_points(params, key, axes, seen)
+    digests = (fingerprint(part)[:8] for part in (identity, sources(params, key)))
     return Search(
-        key,
+        "-".join([*key.folder.parts[1:], *digests]),
         axes,
         settings.sampler,
         settings.seed,
         min(settings.trials, len(points)) if grid else settings.trials,
         settings.storage or default_url(),
-        settings.storage is not None,
-        sources(params, key),
-        identity,
-        tuple(points),
-        2 if settings.objective == "labels-and-share" else 1,
+        points,
+        ["maximize"] * (2 if settings.objective == "labels-and-share" else 1),
+        trains,
     )
 
 
@@ -195,15 +173,12 @@ def open_study(search: Search, pruner: str = "none") -> optuna.Study:
     """Load the study, or make it.
 
     Raises:
-        SemiresError: the storage cannot be used, or holds this search for another teacher or data.
+        SemiresError: the storage cannot be used.
     """
-    parallel = "training" in search.identity  # only trainings last long enough to overlap
-    sampler = SeededSampler(search.sampler, search.seed, search.axes, parallel)
+    sampler = SeededSampler(search.sampler, search.seed, search.axes, search.trains)
     storage = open_storage(search.url)
     with explained(search.url, Exception), locked(search.url, "open"):
-        if search.explicit:
-            refuse_other(storage, search)
-        study = optuna.create_study(
+        return optuna.create_study(
             storage=storage,
             study_name=search.name,
             directions=search.directions,
@@ -211,43 +186,6 @@ def open_study(search: Search, pruner: str = "none") -> optuna.Study:
             pruner=PRUNERS[pruner](),
             load_if_exists=True,
         )
-        if MADE_FROM not in study.user_attrs:
-            study.set_user_attr(MADE_FROM, dict(search.made_from))
-        return study
-
-
-def refuse_other(storage: optuna.storages.BaseStorage, search: Search) -> None:
-    """Refuse a storage given by the user that holds this search for other inputs."""
-    for summary in optuna.get_all_study_summaries(storage=storage):
-        other = summary.user_attrs.get(MADE_FROM)
-        if other is None or not summary.study_name.startswith(search.stem + "-"):
-            continue
-        changed = [k for k, v in search.made_from.items() if other.get(k) != v]
-        if changed:
-            differences = "; ".join(
-                f"{k} {short(other.get(k))} there, {short(search.made_from[k])} here"
-                for k in changed
-            )
-            raise SemiresError(
-                f"tune.storage: study {summary.study_name} has other inputs ({differences}); give "
-                "another storage, or remove it with `optuna delete-study`"
-            )
-
-
-def short(value: Any) -> str:
-    """The first characters of a digest, or of the digest of any other value."""
-    return (value if isinstance(value, str) else fingerprint(value))[:12]
-
-
-def fits_memory(params: Params, search: Search, study: optuna.Study) -> bool:
-    """Whether to run trials in memory: they are fast, and all workers are on this machine.
-
-    An unfinished trial was queued or started by another tool; Optuna then runs the trials.
-    """
-    if params.tune.objective == "training" or sqlite_path(search.url) is None:
-        return False
-    with explained(search.url, Exception):
-        return all(t.state.is_finished() for t in study.get_trials(deepcopy=False))
 
 
 def run_in_memory(study: optuna.Study, search: Search, objective: Objective) -> None:
@@ -257,8 +195,9 @@ def run_in_memory(study: optuna.Study, search: Search, objective: Objective) -> 
     process leaves nothing behind, and the next one runs the same trials.
 
     Raises:
-        Interrupted: a signal arrived between two trials; those that ended are recorded.
+        Stopped: a signal arrived; the trials that ended are recorded.
     """
+    process.stop_at_once()
     with locked(search.url, search.name):
         with explained(search.url, Exception):
             known = study.get_trials(deepcopy=False, states=DONE)
@@ -291,11 +230,7 @@ def run_in_storage(study: optuna.Study, search: Search, objective: Objective) ->
 
 
 def optimize(study: optuna.Study, search: Search, objective: Objective) -> None:
-    """Run trials until ``search.total`` are done.
-
-    Raises:
-        Interrupted: a signal arrived between two trials.
-    """
+    """Run trials until ``search.total`` are done."""
     done = len(finished(study))
     if done:
         print(f"{search.name}: resuming from trial {done} of {search.total}")
@@ -304,29 +239,18 @@ def optimize(study: optuna.Study, search: Search, objective: Objective) -> None:
             study.enqueue_trial(point, skip_if_exists=True)
     with progress(name=search.name, total=search.total, unit="trial") as bar:
 
-        def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        def show(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             trials = finished(study)
-            show(bar, trials)
-            if len(trials) < search.total and (code := process.stop_requested()) is not None:
-                raise Interrupted(
-                    f"{search.name}: stopped after {len(trials)} of {search.total} trials; "
-                    "run the same command to continue",
-                    code,
-                )
+            values = [value_of(t) for t in trials if t.state == TrialState.COMPLETE]
+            if values:
+                bar.set_postfix_str(f"best {max(values):.2f}", refresh=False)
+            bar.update(min(len(trials), search.total) - bar.n)
 
         limit = MaxTrialsCallback(search.total, states=DONE)
         while len(finished(study)) < search.total:
             # A trial whose heartbeat was late was queued again for another process.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                study.optimize(objective, callbacks=[after_trial, limit])
-
-
-def show(bar: Any, done: list[optuna.trial.FrozenTrial]) -> None:
-    """Update the progress bar with the number of trials and the best value."""
-    values = [v for t in done if t.state == TrialState.COMPLETE and (v := value_of(t)) is not None]
-    if values:
-        bar.set_postfix_str(f"best {max(values):.2f}", refresh=False)
-    bar.update(min(len(done), bar.total) - bar.n)
+                study.optimize(objective, callbacks=[show, limit])
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

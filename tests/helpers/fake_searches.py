@@ -59,7 +59,7 @@ def write_search(params: Params, key: RunKey, seed: int = 0, trials: int = 8) ->
     tables = {name: make_table(part, strategy) for name, part in taken.items()}
     axes = space(params, key)
     share = params.tune.objective == "labels-and-share"
-    objective = labels_objective(axes, tables["seen"], share=share)
+    objective = labels_objective(axes, tables["seen"], {}, share=share)
     if params.tune.objective == "training":
         objective = lambda trial: 50 + sum(suggest(trial, axes).values())  # noqa: E731
     study = optuna.create_study(

@@ -8,36 +8,36 @@ from pathlib import Path
 
 import numpy as np
 
-from semires.runs.key import RunKey
+from semires.refine.strategies import STRATEGIES
 from semires.tuning import storage
 from semires.tuning import study as studies
 from semires.tuning.objective import Axis, suggest
-from semires.tuning.refined import Labels, ScoreTable, summarise
+from semires.tuning.refined import Labels, Reference, Table, summarise
 
-KEY = RunKey("demo", 1.0, "cpi", 0)
 AXES = {"threshold_u": Axis(0, 1, 0.7), "threshold_o": Axis(0, 1, 0.7)}
 
 
-def make_table(refs: int = 60, atoms: int = 12) -> ScoreTable:
+def make_table(refs: int = 60, atoms: int = 12) -> Table:
+    """Labels of ``refs`` images, each with ``atoms`` proposals that do not overlap."""
     rng = np.random.default_rng(5)
-    area = rng.integers(1, 50, refs * atoms)
-    truth = rng.binomial(area, rng.beta(0.3, 0.3, refs * atoms))
-    label = rng.integers(100, 300, refs)
-    total = truth.reshape(refs, atoms).sum(1) + rng.integers(0, 40, refs)
+    area = rng.integers(1, 50, (refs, atoms))
+    truth = rng.binomial(area, rng.beta(0.3, 0.3, (refs, atoms)))
+    share = np.clip(truth / area + rng.normal(0, 0.2, (refs, atoms)), 0.01, 1)
+    label = rng.binomial(area, share)
     none = np.zeros(refs, int)
-    overlap = np.minimum(label, total) // 2
-    labels = Labels(np.arange(refs) // 3, label, total, overlap, none, none)
-    scores = {
-        name: np.clip(truth / area + rng.normal(0, 0.2, refs * atoms), 0.01, 1) for name in AXES
-    }
-    return ScoreTable(labels, np.arange(refs + 1) * atoms, scores, area, truth)
+    overlap = np.minimum(label, truth).sum(1)
+    labels = Labels(np.arange(refs) // 3, label.sum(1), truth.sum(1), overlap, none, none)
+    members = np.eye(atoms)
+    references = [
+        Reference(members, *each, each[1].astype(float))
+        for each in zip(area, label, truth, strict=True)
+    ]
+    return Table(labels, STRATEGIES["cpi"], references)
 
 
-def make_search(url: str, total: int, sampler: str = "tpe", explicit: bool = True, **made_from):
-    identity = {"sampler": sampler}
+def make_search(url: str, total: int, sampler: str = "tpe"):
     first = ({"threshold_u": 0.7, "threshold_o": 0.7},)
-    made_from = {"teacher": "t" * 64, "data": "d" * 64, **made_from}
-    return studies.Search(KEY, AXES, sampler, 0, total, url, explicit, made_from, identity, first)
+    return studies.Search(f"demo-{sampler}", AXES, sampler, 0, total, url, first)
 
 
 def main() -> None:

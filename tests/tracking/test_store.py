@@ -111,7 +111,7 @@ def test_a_process_killed_among_trials_leaves_none_out_and_none_twice(project: P
     run = StoredRun(Store(), record.start, 0)
     rows = mlflow_store.read_table(record.folder / "trials.csv")
     for row in rows[:3]:
-        run._log_trial(f"trial-{row['number']:04d}", row, 0)
+        run._log_trial(row, 0)
     torn = {"mlflow.parentRunId": run.id, "stage": "trial"}
     run.client.create_run(run.run.info.experiment_id, 0, torn, "trial-0003")
     tracking.sync()
