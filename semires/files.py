@@ -141,8 +141,10 @@ def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     """Parse a JSON file (a byte order mark is accepted); verify and drop its seal, if it has one.
+
+    ``sealed``: refuse a file without a seal, so that a caller need not look for lost keys.
 
     Raises:
         SemiresError: it is missing or cannot be read; the text names the file.
@@ -159,11 +161,8 @@ def read_json(path: str | Path) -> Any:
         raise SemiresError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CorruptCacheError(f"{path}: not valid JSON ({error})") from error
-    if (
-        isinstance(value, dict)
-        and JSON_SEAL in value
-        and value.pop(JSON_SEAL) != fingerprint(value)
-    ):
+    seal = value.pop(JSON_SEAL, None) if isinstance(value, dict) else None
+    if sealed if seal is None else seal != fingerprint(value):
         raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     return value
 

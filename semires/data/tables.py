@@ -42,7 +42,7 @@ def read_table(dataset: str, name: str, columns: list[str]) -> pd.DataFrame:
         CorruptCacheError: the file differs from the file that ``prepare`` wrote.
     """
     folder, file = layout.prepared(dataset), f"{name}.parquet"
-    digests = read_json(folder / SUMMARY)["files"]
+    digests = read_json(folder / SUMMARY, sealed=True)["files"]
     return read_parquet(folder / file, columns, sha256=digests[file])
 
 
@@ -73,7 +73,7 @@ class Tables:
                 names it.
         """
         train, path = self.part("train"), layout.split_file(dataset, fraction)
-        drawn = read_json(path)["labelled_images"]
+        drawn = read_json(path, sealed=True)["labelled_images"]
         unknown = sorted(set(drawn) - set(train["image_id"]))
         if unknown:
             raise CorruptCacheError(

@@ -60,7 +60,7 @@ class ProposalCache:
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
             raise SemiresError(f"{manifest}: no such file; run the stage propose for it first")
-        self.manifest: dict[str, Any] = files.read_json(manifest)
+        self.manifest: dict[str, Any] = files.read_json(manifest, sealed=True)
         if (found := self.manifest["format"]) != FORMAT:
             raise CorruptCacheError(
                 f"{manifest}: format {found}, but this version reads format {FORMAT}; run the "

@@ -144,7 +144,7 @@ def load_sam() -> Sam:
 def _read_record() -> dict[str, str]:
     if not RECORD.is_file():
         raise WeightsError(f"{RECORD}: no such file; run the stage sam first: `dvc repro sam`")
-    return dict(files.read_json(RECORD))
+    return dict(files.read_json(RECORD, sealed=True))
 
 
 def read_sam(model: str, path: Path) -> Sam:

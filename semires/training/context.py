@@ -98,7 +98,9 @@ class RunContext:
         }
         if self.key.method != SUPERVISED:
             folder = proposals_of(self.params, self.key)
-            prints["proposals"] = str(read_json(folder / "manifest.json")["fingerprint"])
+            prints["proposals"] = str(
+                read_json(folder / "manifest.json", sealed=True)["fingerprint"]
+            )
             prints["burn_in"] = sha256_file(self.burn_in_folder / "model.safetensors")
         return prints
 

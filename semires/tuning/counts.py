@@ -231,7 +231,7 @@ def sources(params: Params, key: RunKey) -> dict[str, Any]:
     tables = sorted(layout.prepared(key.dataset).glob("*.parquet"))
     made_from = {
         "teacher": sha256_file(teacher),
-        "proposals": str(read_json(folder / "manifest.json")["fingerprint"]),
+        "proposals": str(read_json(folder / "manifest.json", sealed=True)["fingerprint"]),
         "data": fingerprint([sha256_file(path) for path in tables]),
         "sample": [params.data.model_dump(), params.model.model_dump()],
         "format": FORMAT,
