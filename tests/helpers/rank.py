@@ -1,4 +1,4 @@
-"""One of several processes of a training; test_distributed.py starts it under torchrun.
+"""One of several processes of a training; test_distributed.py runs it in two.
 
     rank.py train LABEL [STOP]    STOP: rank 1 gets a signal at its STOP-th poll
     rank.py gradients LABEL FILE  one backward pass; rank 0 saves the gradients that DDP computed

@@ -1,9 +1,12 @@
-"""Two processes on CPUs (gloo) under torchrun against one: the same training, written once."""
+"""Two processes on CPUs (gloo) against one: the same training, written once."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,19 +51,48 @@ def params_of(**changes: Any) -> Params:
 
 
 def together(*words: str, params: Params, code: int = 0, module: bool = False) -> str:
-    """Run rank.py (or semires itself) in two processes; what they say on standard error."""
-    tree = params.model_dump()
-    write_json("params.json", tree)
-    program = ["-m", "semires", "--params", "params.json"] if module else [RANK]
+    """Run rank.py in two processes, or semires itself under torchrun; return what they print."""
+    write_json("params.json", params.model_dump())
+    if not module:
+        return forked(words, code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         *program, *words],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+         "-m", "semires", "--params", "params.json", *words],
+        env=environment, capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
-    assert (done.returncode != 0) == (code != 0), done.stderr[-4000:]
-    assert code == 0 or f"exitcode  : {code}" in done.stderr, done.stderr[-4000:]
     return done.stdout + done.stderr
+
+
+def forked(words: tuple[str, ...], code: int) -> str:
+    """Run rank.py in two forks of this process, which has imported torch already."""
+    context, output = multiprocessing.get_context("fork"), Path("output.txt").absolute()
+    output.write_text("")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [context.Process(target=rank, args=(r, port, words, output)) for r in range(2)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(300)
+        each.kill()
+    said = output.read_text()
+    output.unlink()
+    assert [each.exitcode for each in ranks] == [code, code], said[-4000:]
+    return said
+
+
+def rank(number: int, port: int, words: tuple[str, ...], output: Path) -> None:
+    """Run rank.py in this process as one of two, with torchrun's environment."""
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    sys.argv = [RANK, *words]
+    with open(output, "a") as sys.stdout:
+        sys.stderr = sys.stdout
+        runpy.run_path(RANK, run_name="__main__")
 
 
 @pytest.fixture(scope="module")
