@@ -48,7 +48,7 @@ def workspace(tmp_path, monkeypatch):
     made_with = load_params(ROOT / "params.yaml").proposals.sources["sam"].model_dump()
     manifest = {"format": 1, "fingerprint": "f" * 64, "n_images": 0, "shards": []}
     path = layout.proposals("refscenes", "sam") / "manifest.json"
-    write_json(path, {**manifest, "params": made_with})
+    write_json(path, {**manifest, "params": made_with}, seal=True)
     table = pd.DataFrame({"image_id": [1]})
     write_tables("refscenes", table, table)
     return tmp_path
@@ -165,7 +165,7 @@ def test_proposals_of_other_parameters_are_refused(workspace):
     path = layout.proposals("refscenes", "sam") / "manifest.json"
     manifest = read_json(path)
     manifest["params"]["points_per_side"] += 1
-    write_json(path, manifest)
+    write_json(path, manifest, seal=True)
     with pytest.raises(CorruptCacheError, match=r"proposals\.sources\.sam has now; run the stage"):
         tune(params, cell)
 
