@@ -126,6 +126,9 @@ class Table:
         if self.strategy.cover:
             parts = [self.strategy.covered(r.atoms, thresholds) for r in self.references]
             covered = np.concatenate(parts)
+        elif self.strategy.scores:
+            exceeds = [scores > thresholds[name] for name, scores in self._atom_scores.items()]
+            covered = np.any(exceeds, axis=0)
         else:
             overlaps, real, members = self._proposals
             chosen = self.strategy.select(overlaps, thresholds)[real]
@@ -133,6 +136,21 @@ class Table:
         firsts, *pixels = self._pixels
         area, overlap = (np.add.reduceat(part * covered, firsts) for part in pixels)
         return self.labels.replaced(area > 0, area, overlap)
+
+    @cached_property
+    def _atom_scores(self) -> dict[str, Floats]:
+        """Of a rule given by scores: each atom's largest score of the proposals that contain it.
+
+        An atom is in the union of the chosen proposals if one of its scores exceeds its threshold.
+        Proposals that no threshold chooses count as 0, which exceeds none.
+        """
+        overlaps, real, members = self._proposals
+        able = self.strategy.select(overlaps, dict.fromkeys(self.strategy.scores, -1.0))
+        found = {}
+        for name, score in self.strategy.scores.items():
+            of_proposals = np.where(able, score(overlaps), 0)[real]
+            found[name] = members.multiply(of_proposals).max(axis=1).toarray().ravel()
+        return found
 
     @cached_property
     def _pixels(self) -> tuple[Ints, Ints, Ints]:
@@ -159,7 +177,7 @@ class Table:
         )
         label_area = self.labels.area[:, None].astype(np.float64)
         total = np.array([[o.total_probability] for o in overlaps])
-        parts = [reference.members.T.astype(np.int16) for reference in self.references]
+        parts = [sparse.csr_array(r.members.T, dtype=np.int16) for r in self.references]
         members = sparse.block_diag(parts, format="csr")
         return Overlaps(intersections, areas, label_area, probability, total), real, members
 
