@@ -161,8 +161,11 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
         raise SemiresError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CorruptCacheError(f"{path}: not valid JSON ({error})") from error
-    seal = value.pop(JSON_SEAL, None) if isinstance(value, dict) else None
-    if sealed if seal is None else seal != fingerprint(value):
+    if isinstance(value, dict) and JSON_SEAL in value:
+        damaged = value.pop(JSON_SEAL) != fingerprint(value)
+    else:
+        damaged = sealed
+    if damaged:
         raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     return value
 

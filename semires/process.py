@@ -99,15 +99,15 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def worker_pool(
-    processes: int, start: Callable[[], object] = die_with_parent
+    processes: int, start: Callable[[], object] | None = None
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of workers; on an error they are stopped at once.
+    """A pool of workers that end with this process; on an error they are stopped at once.
 
-    ``start`` is called in each new worker. It calls :func:`die_with_parent`.
+    ``start`` is called in each new worker.
     """
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(processes, initializer=start) as pool:
+    with ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(start,)) as pool:
         try:
             yield pool
         except BaseException:
@@ -117,6 +117,12 @@ def worker_pool(
             # to a closed pipe and print a traceback (Python 3.11).
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _start_worker(start: Callable[[], object] | None) -> None:
+    die_with_parent()
+    if start is not None:
+        start()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

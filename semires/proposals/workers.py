@@ -23,7 +23,7 @@ import torch
 from semires.config.schema import Params
 from semires.data.pictures import read_image
 from semires.errors import DataError, SemiresError
-from semires.process import die_with_parent, worker_pool
+from semires.process import worker_pool
 from semires.proposals import base
 from semires.proposals.cache import Row
 from semires.refine.partition import Partition
@@ -121,7 +121,6 @@ _recipe: Recipe  # of a worker
 def _start(recipe: Recipe) -> None:
     """Set up a worker."""
     global _recipe
-    die_with_parent()
     _recipe = recipe
     torch.set_num_threads(1)
 

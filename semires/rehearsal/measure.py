@@ -77,7 +77,6 @@ def demand(folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
 
 def _start(folder: Path) -> None:
     process.stage_process()
-    process.die_with_parent()
     os.chdir(folder)
     for name in FOREIGN:
         os.environ.pop(name, None)

@@ -241,14 +241,13 @@ class Judge:
         definition = self.tables[claim.table]
         rows = {row.label: row for row in definition.rows}
         left = rows[claim.left]
-        fractions = claim.fractions or self._fractions(definition)
+        labels = (claim.left, *claim.right)
+        fractions = claim.fractions or self.plan.fractions(
+            definition, lambda f: [run_of(self.params, rows[n], dataset, f) for n in labels]
+        )
         fractions = fractions[:1] if left.fraction else fractions
-        spanned = claim.fractions or fractions_of(self.params, definition)
         for fraction, label, split in product(fractions, claim.right, claim.splits):
             pair = (left, rows[label])
-            planned = all(self.plan.planned(row, dataset, fraction) for row in pair)
-            if not (planned or fraction in spanned):
-                continue
             start = Judgement(
                 claim.id, dataset, fraction_name(left.fraction or fraction), split, claim.metric,
                 left.label, label, claim, claim.table,
@@ -263,12 +262,6 @@ class Judge:
                 yield self._to_run(start, keys)
             else:
                 yield replace(start, reason="no seed in common, or other evaluated expressions")
-
-    def _fractions(self, definition: TableDefinition) -> list[float]:
-        """A table's fractions; of a table that spans the study's, those of all its blocks."""
-        if definition.fractions != "study":
-            return fractions_of(self.params, definition)
-        return sorted({f for block in self.params.study.runs for f in block.fractions})
 
     def _to_run(self, start: Judgement, keys: list[RunKey]) -> Judgement:
         planned, reason = self.plan.makes_all(keys), self.plan.fill_command(keys)

@@ -24,9 +24,10 @@ from semires.reporting.definitions import (
     section_title,
 )
 from semires.reporting.panels import panel_figure
+from semires.reporting.plan import Plan
 from semires.reporting.records import Records, Run
 from semires.reporting.style import fix_style, name_of, new_axes, plot_method
-from semires.runs.key import fraction_name
+from semires.runs.key import RunKey, fraction_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,12 +110,11 @@ class FigureMaker:
         return {"": figure}
 
     def cost(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
-        """Val oIoU against hours of labelling, at the paper's 79.1 s per mask.
-
-        It has the definition's fractions and those of the study's main table.
-        """
+        """Val oIoU against hours of labelling, at the paper's 79.1 s per mask."""
         ours: dict[str, list[Point]] = {}
-        fractions = sorted({*fractions_of(self.params, definition), *self.params.study.fractions})
+        fractions = Plan(self.params, self.paper).fractions(
+            definition, lambda f: [RunKey(dataset, f, name, 0) for name in definition.methods]
+        )
         for method, fraction in product(definition.methods, fractions):
             values = list(self._oious(dataset, fraction, method).values())
             if values:

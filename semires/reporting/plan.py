@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from semires.config.grid import block_text, blocks_of, expand, search_of, searches
@@ -11,6 +11,7 @@ from semires.config.messages import nearest
 from semires.config.schema import Block, Params, Study
 from semires.errors import ConfigError
 from semires.reporting.definitions import (
+    FigureDefinition,
     PaperValues,
     TableDefinition,
     TableRow,
@@ -62,6 +63,22 @@ class Plan:
         every = (replace(key, seed=seed) for key in keys for seed in self.params.study.seeds)
         blocks = ", ".join(f"`- {block_text(block)}`" for block in blocks_of(every))
         return f"add {blocks} to `study.runs` in params.yaml, then `make repro`"
+
+    def fractions(
+        self,
+        definition: TableDefinition | FigureDefinition,
+        keys_at: Callable[[float], Iterable[RunKey]],
+    ) -> list[float]:
+        """The labelled fractions (percent) of a table or figure.
+
+        If it spans the study, these are the fractions of the main table, and all others at which
+        the study makes every run of ``keys_at(fraction)``.
+        """
+        chosen = fractions_of(self.params, definition)
+        if definition.fractions != "study":
+            return chosen
+        every = {fraction for block in self.params.study.runs for fraction in block.fractions}
+        return sorted({*chosen, *(f for f in every if self.makes_all(keys_at(f)))})
 
     def paper_values(self, row: TableRow, dataset: str, fraction: float) -> dict[str, float] | None:
         """The paper's oIoU of a row by split, or None."""

@@ -80,7 +80,7 @@ def _encode(
 
     A training holds them in memory, so they are encoded in parts and have small dtypes.
     """
-    starts = range(0, len(texts), TEXTS_AT_ONCE) or range(1)
+    starts = range(0, len(texts), TEXTS_AT_ONCE) or [0]  # without texts, one empty part
     parts = [tokenizer.encode(list(texts[at : at + TEXTS_AT_ONCE]), max_tokens) for at in starts]
     return torch.cat([ids.int() for ids, _ in parts]), torch.cat([mask.bool() for _, mask in parts])
 
