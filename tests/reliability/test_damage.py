@@ -30,7 +30,7 @@ from semires.config.schema import Params
 from semires.data.pictures import read_picture
 from semires.data.refer import read_refer
 from semires.data.tables import Tables
-from semires.errors import SemiresError
+from semires.errors import CorruptCacheError, SemiresError
 from semires.models import load_official_lavt
 from semires.models.weights import load_weights
 from semires.proposals.cache import ProposalCache
@@ -299,3 +299,16 @@ def test_foreign_tables_are_refused(tmp_path: Path):
             files.read_parquet(tmp_path / "x.parquet", ["image_id", "mask"])
     with contextlib.suppress(SemiresError):
         files.read_parquet(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"a": 1, "seal": null}', "[1]"])
+def test_a_sealed_file_without_its_seal_is_refused(tmp_path: Path, text: str):
+    path = tmp_path / "made.json"
+    path.write_text(text)
+    with pytest.raises(CorruptCacheError, match=r"made\.json: damaged"):
+        files.read_json(path, sealed=True)
+    if "seal" in text:
+        with pytest.raises(CorruptCacheError, match=r"made\.json: damaged"):
+            files.read_json(path)
+    else:
+        assert files.read_json(path) == json.loads(text)

@@ -49,6 +49,20 @@ def test_table_7_is_two_models_at_one_fraction(study: Params):
     assert made.study.reports == "reports/part"
 
 
+def test_a_definition_that_spans_the_study_has_each_fraction_with_all_its_runs(study: Params):
+    plan, (tables, figures) = Plan(study, PaperValues()), load_definitions()
+
+    def keys_at(dataset: str, *methods: str):
+        return lambda fraction: [RunKey(dataset, fraction, method, 0) for method in methods]
+
+    both, main_table = keys_at("refscenes", "baseline", "cpi-u"), [0.1, 1, 5, 10]
+    assert plan.fractions(figures["figure1"], both) == [0.1, 0.5, 1, 2, 5, 10]
+    alone = plan.fractions(tables["main"], keys_at("refscenes", "cpi-u"))
+    assert alone == [0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50]
+    assert plan.fractions(tables["main"], keys_at("refscenes", "control")) == main_table
+    assert plan.fractions(figures["figure6"], both) == [1], "its own fractions"
+
+
 def test_several_tables_are_the_union_of_their_runs(study: Params):
     whole, one, two = (part(study, *names) for names in (("table1", "8"), ("1",), ("8",)))
     assert set(expand(whole)) == set(expand(one)) | set(expand(two))
