@@ -19,11 +19,11 @@ help:  ## this list
 
 # One lane per core, one thread per process: a lane makes one stage after another. With --wait-for-lock
 # one lane at a time changes DVC's files. The results do not depend on the number of lanes. Lanes write
-# lines, because bars would overwrite each other.
+# lines, because bars would overwrite each other. `sort` puts large fractions first: their burn-in is longer.
 define dvc_repro
 	dvc repro --glob 'split@*' sam
 	stages=$$(dvc stage list --name-only) && for kind in 'propose|burn_in' labels tune mutual; do \
-	  grep -E "^($$kind)@" <<< "$$stages" | SEMIRES_PROGRESS=lines xargs -r -P $(LANES) -n 1 sh -c \
+	  grep -E "^($$kind)@" <<< "$$stages" | sort -t- -k2 -rn | SEMIRES_PROGRESS=lines xargs -r -P $(LANES) -n 1 sh -c \
 	    'dvc --wait-for-lock repro -s "$$0" || exit 255' || exit; \
 	done
 	dvc repro

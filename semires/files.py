@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, with checksums, and locks.
+"""Files that appear whole or not at all, with checksums.
 
 Every writer goes through :func:`atomic_path` or :func:`atomic_folder`: the new content is written
 beside its final place, flushed to disk, then renamed. A JSON file can contain a seal, a digest of
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semires.errors import BusyError, CorruptCacheError, SemiresError
+from semires.errors import CorruptCacheError, SemiresError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,7 @@ def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
 def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     """Parse a JSON file (a byte order mark is accepted); verify and drop its seal, if it has one.
 
-    ``sealed``: refuse a file without a seal, so that a caller need not look for lost keys.
+    ``sealed``: also refuse a file without a seal.
 
     Raises:
         SemiresError: it is missing or cannot be read; the text names the file.
@@ -161,11 +161,8 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
         raise SemiresError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CorruptCacheError(f"{path}: not valid JSON ({error})") from error
-    if isinstance(value, dict) and JSON_SEAL in value:
-        damaged = value.pop(JSON_SEAL) != fingerprint(value)
-    else:
-        damaged = sealed
-    if damaged:
+    has_seal = isinstance(value, dict) and JSON_SEAL in value
+    if value.pop(JSON_SEAL) != fingerprint(value) if has_seal else sealed:
         raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     return value
 
@@ -250,23 +247,3 @@ def sha256_tree(path: str | Path) -> str:
 def fingerprint(value: Any) -> str:
     """Hex SHA-256 of a JSON-like value, independent of the order of keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, default=str).encode())
-
-
-@contextlib.contextmanager
-def lock(path: str | Path, what: str, timeout: float = 0) -> Iterator[None]:
-    """Hold a lock file; raise BusyError if another process has held it for ``timeout`` seconds."""
-    from filelock import FileLock, Timeout
-
-    path = Path(path)
-    with explain_os_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file_lock = FileLock(path, timeout=timeout)
-        try:
-            file_lock.acquire()
-        except Timeout:
-            message = f"{path}: another process is making {what}; wait for it, or stop it"
-            raise BusyError(message) from None
-    try:
-        yield
-    finally:
-        file_lock.release()

@@ -26,7 +26,8 @@ from urllib.parse import unquote
 
 from semires.errors import CorruptCacheError, SemiresError
 from semires.evaluation.panels import panel_pictures
-from semires.files import atomic_path, lock, read_json, write_bytes
+from semires.files import atomic_path, read_json, write_bytes
+from semires.process import lock
 from semires.runs import layout
 from semires.runs.record import RECORD, Provenance, RunRecord, flatten
 

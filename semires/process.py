@@ -1,4 +1,4 @@
-"""Process setup: signals, parent death, threads, timing.
+"""Process setup: signals, parent death, threads, locks, timing.
 
 On SIGTERM or SIGINT a training finishes its step and saves its state. Under DVC a stage ends when
 its parent dies. ``runtime`` in params.yaml configures torch.
@@ -23,6 +23,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from semires import numerics
+from semires.errors import BusyError
+from semires.files import explain_os_error
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -204,3 +206,23 @@ def peak_rss_mb() -> float:
     """Return the peak resident memory of this process so far, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, what: str, timeout: float = 0) -> Iterator[None]:
+    """Hold a lock file; raise BusyError if another process has held it for ``timeout`` seconds."""
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    with explain_os_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_lock = FileLock(path, timeout=timeout)
+        try:
+            file_lock.acquire()
+        except Timeout:
+            message = f"{path}: another process is making {what}; wait for it, or stop it"
+            raise BusyError(message) from None
+    try:
+        yield
+    finally:
+        file_lock.release()

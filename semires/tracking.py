@@ -25,7 +25,7 @@ from semires.config.resolve import COLOURS, source_of
 from semires.config.schema import Params
 from semires.errors import BusyError, CorruptCacheError, SemiresError
 from semires.mlflow_store import Record, Rows, Start, Store, StoredRun, store_name
-from semires.process import git_commit
+from semires.process import git_commit, lock
 from semires.runs import layout
 from semires.runs.key import SUPERVISED, RunKey, fraction_name
 from semires.runs.record import RECORD, Provenance, RunRecord, flatten, run_folders
@@ -63,8 +63,8 @@ class TrackedRun:
         live = {"start": self._start._asdict(), "rows": self._rows, "status": status}
         try:
             if self._sender is None:
-                lock = files.lock(self._path.with_suffix(".lock"), "this log", LOCK_S)
-                self._running.enter_context(lock)
+                held = lock(self._path.with_suffix(".lock"), "this log", LOCK_S)
+                self._running.enter_context(held)
             files.write_json(self._path, live, seal=True)
             self._sender = self._sender or _start_sender(self._path)
         except (OSError, SemiresError) as error:
@@ -186,7 +186,7 @@ def _folder() -> Path:
 def _is_running(live: Path) -> bool:
     """Whether a training holds its lock. A training that starts waits for the end of a check."""
     try:
-        with files.lock(live.with_suffix(".lock"), "this log"):
+        with lock(live.with_suffix(".lock"), "this log"):
             return False
     except BusyError:
         return True

@@ -6,6 +6,7 @@ A failed check raises ValueError or ConfigError; the text starts with the path o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from semires.config.grid import expand, search_of, searches, sources_of, uses_sam
 from semires.config.messages import require
@@ -25,7 +26,7 @@ def check(params: Params) -> None:
     _tuning(params)
     _weights(params)
     params.model.check(params.data.image_size)
-    _lists(params)
+    _fraction_keys(params)
 
 
 def _names(params: Params) -> None:
@@ -175,15 +176,18 @@ def _weights(params: Params) -> None:
                 )
 
 
-def _lists(params: Params) -> None:
-    """Check the keys of ``labelled_lists``, which must be spelled like the folder names."""
+def _fraction_keys(params: Params) -> None:
+    """Check the keys that are fractions, which must be spelled like the folder names."""
     for name, place in params.datasets.items():
-        for key in place.labelled_lists:
-            try:
-                spelt = f"{float(key):g}"
-            except ValueError:
-                spelt = "a percentage"
-            if key != spelt:
-                raise ValueError(
-                    f"datasets.{name}.labelled_lists: write {spelt} instead of {key!r}"
-                )
+        _spelled(place.labelled_lists, f"datasets.{name}.labelled_lists")
+    _spelled(params.burn_in.steps_by_fraction, "burn_in.steps_by_fraction")
+
+
+def _spelled(keys: Iterable[str], where: str) -> None:
+    for key in keys:
+        try:
+            spelt = f"{float(key):g}"
+        except ValueError:
+            spelt = "a percentage"
+        if key != spelt:
+            raise ValueError(f"{where}: write {spelt} instead of {key!r}")

@@ -37,7 +37,8 @@ OF_MODELS = ("optimizer", "burn_in", "mutual")
 def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
     """Return the parameters of one run: its model, and the overrides of model and method.
 
-    The section of ``key.model`` in ``models`` replaces the section ``model``.
+    The section of ``key.model`` in ``models`` replaces the section ``model``. The value of the
+    fraction in ``burn_in.steps_by_fraction`` replaces ``burn_in.steps``.
 
     Args:
         params: all parameters.
@@ -48,7 +49,10 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
     Raises:
         ConfigError: an override or a tuned threshold is invalid, or the search has not been run.
     """
-    tree, where = params.model_dump(), ""
+    tree, where = params.model_dump(), "params"
+    steps = tree["burn_in"].pop("steps_by_fraction", {}).get(fraction_name(key.fraction))
+    if steps is not None:
+        tree["burn_in"]["steps"], where = steps, "burn_in.steps_by_fraction"
     if key.model is not None:
         other, where = params.models[key.model], f"models.{key.model}"
         tree["model"] = other.model.model_dump()
@@ -61,7 +65,7 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
         search = search_of(params, key)
         if tuned and search is not None:
             set_values(tree, key.method, tuned_values(search, method.threshold_values))
-    return validate(tree, where) if where else params
+    return validate(tree, where)
 
 
 def check_overrides(params: Params) -> None:

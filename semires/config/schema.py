@@ -215,11 +215,16 @@ class _Schedule(Section):
 class BurnIn(_Schedule):
     """Supervised training on the labelled images (``batch_size`` is per process).
 
-    ``held_out`` is the share of labelled images that burn-in does not train on: it fits the
-    temperature of its probabilities on them. Off by default.
+    ``steps_by_fraction`` maps a labelled fraction (a string, as in folder names) to the value that
+    replaces ``steps`` there (:func:`semires.config.resolve.resolve`). ``held_out`` is the share of
+    labelled images that burn-in does not train on: it fits the temperature of its probabilities on
+    them. Both are off by default.
     """
 
     batch_size: Positive
+    steps_by_fraction: dict[str, Positive] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, exclude_if=lambda value: value == 0
     )

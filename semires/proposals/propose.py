@@ -29,6 +29,7 @@ from semires.data.pictures import read_image
 from semires.data.tables import read_table
 from semires.errors import ConfigError, CorruptCacheError, DataError, SemiresError
 from semires.models.sources import shipped
+from semires.process import lock
 from semires.progress import progress
 from semires.proposals.cache import FORMAT, ProposalCache, Row, write_shard
 from semires.proposals.checkpoint import checkpoint_sha256
@@ -103,7 +104,7 @@ def propose(params: Params, dataset: str, source: str) -> None:
         return
     if rank == 0 and layout.proposals(dataset, source).exists():
         print(f"propose: {what} are damaged or were made from other inputs; making them again")
-    with files.lock(job.work / f"rank{rank}.lock", what):
+    with lock(job.work / f"rank{rank}.lock", what):
         _make(job, job.shards[rank::world], shown=rank == 0)
         if rank != 0:
             return
@@ -138,7 +139,7 @@ def propose_shards(
     mine, count = job.shards[first:end], len(job.shards)
     if not 0 <= first < end or not mine:
         raise ConfigError(f"--shards: {first}:{end} has none of the {count} shards 0:{count}")
-    with files.lock(job.work / f"shards{first}-{end}.lock", job.what):
+    with lock(job.work / f"shards{first}-{end}.lock", job.what):
         _make(job, mine)
     print(f"propose: shards {first}:{first + len(mine)} of {count} are finished")
 
@@ -154,7 +155,7 @@ def merge_shards(params: Params, dataset: str, source: str, output: str | None) 
         CorruptCacheError: a shard is damaged.
     """
     job = _plan(params, dataset, source, output)
-    with files.lock(job.work / "merge.lock", job.what):
+    with lock(job.work / "merge.lock", job.what):
         there = job.remote.finished() if job.remote else set()
         elsewhere = [shard for shard in job.shards if not _is_finished(job, shard, mend=True)]
         absent = [shard for shard in elsewhere if shard.record not in there]

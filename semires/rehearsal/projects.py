@@ -56,6 +56,7 @@ def few_items(params: Params, dataset: str, fraction: float, steps: int) -> Para
             tree["proposals"]["sources"][name] = STAND_IN
     for section in ("burn_in", "mutual"):
         tree[section].update(steps=steps, epochs=None, evaluations=1)
+    tree["burn_in"].pop("steps_by_fraction", None)
     tree["mutual"]["patience"] = None
     tree["evaluation"]["correction_refs"] = params.evaluation.batch_size
     tree["tune"].update(trials=min(TRIALS, params.tune.trials), steps=steps, storage=None)

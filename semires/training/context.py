@@ -23,12 +23,12 @@ from semires.data.tables import Tables
 from semires.dist import Group, join_group
 from semires.errors import ConfigError, CorruptCacheError
 from semires.evaluation.evaluate import evaluate
-from semires.files import fingerprint, lock, read_json, sha256_file, sha256_tree
+from semires.files import fingerprint, read_json, sha256_file, sha256_tree
 from semires.models import SegmentationModel, build_model
 from semires.models.base import TrainingForward
 from semires.models.sources import shipped
 from semires.models.text import Tokenizer
-from semires.process import autocast, configure_torch
+from semires.process import autocast, configure_torch, lock
 from semires.proposals.cache import ProposalCache, open_proposals
 from semires.proposals.prompted import PromptedImages
 from semires.runs import layout

@@ -19,7 +19,7 @@ import sqlalchemy.exc
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 from semires.errors import ConfigError, SemiresError
-from semires.files import lock
+from semires.process import lock
 from semires.runs import layout
 
 HEARTBEAT_S = 10

@@ -167,6 +167,8 @@ def test_unknown_keys_offer_the_nearest_name(key: str, value: Any, wanted: str):
         ("datasets/refscenes/labelled_lists", {0.1: "a.json"}, 'write "0.1" in quotes'),
         ("datasets/refscenes/labelled_lists", {"1.0": "a.json"}, "write 1 instead of '1.0'"),
         ("datasets/refscenes/labelled_lists", {"1%": "a.json"}, "write a percentage instead of"),
+        ("burn_in/steps_by_fraction", {5: 10}, 'write "5" in quotes'),
+        ("burn_in/steps_by_fraction", {"5.0": 10}, "write 5 instead of '5.0'"),
         ("proposals/source", "sum", "proposals.source: 'sum' is not a key of"),
         ("model/swin/num_heads", [5, 2, 2, 2], "model.swin.num_heads: 5 heads do not divide"),
         ("model/bert/num_heads", 5, "model.bert.num_heads: 5 do not divide"),

@@ -27,6 +27,15 @@ def test_overrides_reach_the_parameters():
     assert resolve(params, RunKey("refscenes", 1, "iom", 0)) == params
 
 
+def test_the_steps_of_a_fraction_replace_those_of_burn_in():
+    params = validate(changed("burn_in/steps_by_fraction", {"5": 70}))
+    five, ten = (resolve(params, RunKey("refscenes", f, "supervised", 0)) for f in (5, 10))
+    assert (five.burn_in.steps, ten.burn_in.steps) == (70, params.burn_in.steps)
+    # Run records of fractions that are not listed do not depend on the list.
+    assert "steps_by_fraction" not in five.model_dump()["burn_in"]
+    assert ten == validate(changed("burn_in/steps_by_fraction", {}))
+
+
 def test_a_run_of_another_model_has_its_section_and_its_overrides():
     tree = validate(read_yaml(ROOT / "experiments/demo.yaml")).model_dump()
     tree["models"]["rela"]["overrides"] = {"burn_in.lr": 0.5, "mutual.ema": 0.25}

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from semires import files
 from semires.config.load import load_params
 from semires.errors import BusyError, DataError
+from semires.process import lock
 from semires.proposals.cache import ProposalCache
 from semires.proposals.checkpoint import prepare_checkpoint
 from semires.proposals.propose import propose
@@ -133,7 +134,7 @@ def test_second_process_is_refused() -> None:
 
     work = _plan(params, "toy", "felzenszwalb").work
     with (
-        files.lock(work / "rank0.lock", "the same"),
+        lock(work / "rank0.lock", "the same"),
         pytest.raises(BusyError, match="another process is making the proposals of toy"),
     ):
         propose(params, "toy", "felzenszwalb")
