@@ -60,7 +60,7 @@ gpu:  ## tests and claims of speed on a GPU, into reports/gpu.md; does nothing w
 	python3 benchmarks/gpu.py
 
 readme: .venv/.ready  ## copy the last results and seconds into README.md
-	python -m semires.reporting.readme
+	python tools/readme.py
 
 soak: .venv/.ready  ## 200 kills of every kind of stage
 	SEMIRES_KILLS=200 pytest -s tests/e2e -k "ends_with or killed_at_random" --timeout 0

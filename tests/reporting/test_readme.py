@@ -8,10 +8,10 @@ import sys
 
 import pytest
 from helpers import ROOT
+from readme import BLOCKS, DIGESTS, differences, mermaid, update_readme
 
 from semires.errors import SemiresError
 from semires.process import STAGE_TIMES
-from semires.reporting.readme import BLOCKS, DIGESTS, differences, mermaid, update_readme
 from semires.reporting.report import build, write_data
 
 TEXT = "top\n" + "".join(f"<!-- {b} -->\nold\n<!-- /{b} -->\nafter {b}\n" for b in BLOCKS)
@@ -136,7 +136,7 @@ def test_faults_are_one_line(readme):
         update_readme(["results"], readme)
     STAGE_TIMES.unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "semires.reporting.readme", "times"],
+        [sys.executable, str(ROOT / "tools/readme.py"), "times"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""README.md's generated blocks: `python -m semires.reporting.readme [results] [pipeline] [times]`.
+"""README.md's generated blocks: `python tools/readme.py [results] [pipeline] [times]`.
 
 `results` and `claims` come from the committed report, `pipeline` from dvc.yaml, `numerics` from
 experiments/numerics/digests.csv, `times` from the stages' notes and the run records of this
