@@ -242,7 +242,7 @@ def test_two_repros_at_once_tear_nothing(study: Any):
     assert digests(study.folder / RUN / "supervised/seed0") == before
 
 
-KILLS = int(os.environ.get("SEMIRES_KILLS", "20"))  # over all kinds of stage
+KILLS = int(os.environ.get("SEMIRES_KILLS", "12"))  # over all kinds of stage; `make soak`: 200
 SEED_OF_KILLS = 5
 
 
