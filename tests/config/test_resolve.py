@@ -13,9 +13,16 @@ from helpers.demo_params import changed, with_method
 from semires.config.compose import missing_files
 from semires.config.load import validate_file
 from semires.config.resolve import resolve
+from semires.config.schema import Params
 from semires.config.validate import read_yaml, validate
 from semires.errors import ConfigError
 from semires.runs.key import RunKey
+
+
+def without_steps(params: Params) -> Params:
+    """The parameters of a fraction that ``burn_in.steps_by_fraction`` does not list."""
+    burn_in = params.burn_in.model_copy(update={"steps_by_fraction": {}})
+    return params.model_copy(update={"burn_in": burn_in})
 
 
 def test_overrides_reach_the_parameters():
@@ -24,7 +31,7 @@ def test_overrides_reach_the_parameters():
     assert resolved.mutual.ema == 0.5
     assert resolved.loss.pwa.offset == 2.0
     assert params.mutual.ema != 0.5
-    assert resolve(params, RunKey("refscenes", 1, "iom", 0)) == params
+    assert resolve(params, RunKey("refscenes", 1, "iom", 0)) == without_steps(params)
 
 
 def test_the_steps_of_a_fraction_replace_those_of_burn_in():
@@ -33,7 +40,7 @@ def test_the_steps_of_a_fraction_replace_those_of_burn_in():
     assert (five.burn_in.steps, ten.burn_in.steps) == (70, params.burn_in.steps)
     # Run records of fractions that are not listed do not depend on the list.
     assert "steps_by_fraction" not in five.model_dump()["burn_in"]
-    assert ten == validate(changed("burn_in/steps_by_fraction", {}))
+    assert ten == without_steps(params)
 
 
 def test_a_run_of_another_model_has_its_section_and_its_overrides():
@@ -49,7 +56,7 @@ def test_a_run_of_another_model_has_its_section_and_its_overrides():
     mine = resolve(params, RunKey("refscenes", 1, "mine", 0, model="rela"))
     assert (mine.model.name, mine.mutual.ema) == ("rela", 0.75), "the method's override comes last"
     for method in ("supervised", "iom"):
-        assert resolve(params, RunKey("refscenes", 1, method, 0)) == params
+        assert resolve(params, RunKey("refscenes", 1, method, 0)) == without_steps(params)
 
 
 @pytest.mark.parametrize(

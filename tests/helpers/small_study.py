@@ -33,7 +33,7 @@ def small_params(**changes: Any) -> Params:
     tree["proposals"].update(source="felzenszwalb")
     for block in (*tree["study"]["runs"], *tree["study"]["tune"]):
         block.update(fractions=[25])
-    tree["burn_in"].update(steps=6, batch_size=4, evaluations=2)
+    tree["burn_in"].update(steps=6, steps_by_fraction={}, batch_size=4, evaluations=2)
     tree["mutual"].update(steps=6, labelled_batch=3, unlabelled_batch=3, evaluations=2)
     tree["evaluation"].update(correction_refs=6)
     tree["runtime"].update(threads=1, processes=2, checkpoint_every_s=0)

@@ -215,7 +215,7 @@ def test_a_search_on_other_images_than_planned_is_kept_apart(workspace, capsys):
         update={"tune": params.tune.model_copy(update={"on": "labelled"})}
     )
     write_json(layout.split_file("refscenes", 1), {})
-    key = fingerprint(sources(on_labelled, cell))
+    key = fingerprint(sources(resolve(on_labelled, cell), cell))
     path = layout.work("folds-refscenes-1-sam-seed0", key) / "counts.npz"
     save(count(*pseudo_labels(3)), path, key)
     tune(params, cell, on="labelled")
