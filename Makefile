@@ -46,7 +46,7 @@ test: .venv/.ready  ## lint, types, tests
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ui: .venv/.ready  ## MLflow on 127.0.0.1
 	semires track sync

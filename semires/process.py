@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 STAGE_TIMES = Path(".work/stages.jsonl")
+GRACE_S = 5.0  # for the tasks of a pool that is stopped
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -103,7 +104,7 @@ def die_with_parent() -> None:
 def worker_pool(
     processes: int, start: Callable[[], object] | None = None
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of workers that end with this process; on an error they are stopped at once.
+    """A pool of workers that end with this process. On an error they have ``GRACE_S`` to end.
 
     ``start`` is called in each new worker.
     """
@@ -113,11 +114,15 @@ def worker_pool(
         try:
             yield pool
         except BaseException:
+            # A worker that is killed while it sends a result leaves the pool waiting for the rest
+            # of it. Short tasks therefore end by themselves.
+            workers = multiprocessing.active_children()
+            pool.shutdown(wait=False, cancel_futures=True)
+            deadline = time.monotonic() + GRACE_S
+            for worker in workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
             for worker in multiprocessing.active_children():
                 worker.terminate()  # a task may take minutes
-            # Wait for their end. A pool that is still closing when the interpreter exits may write
-            # to a closed pipe and print a traceback (Python 3.11).
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
