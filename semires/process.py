@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -116,13 +117,14 @@ def worker_pool(
         except BaseException:
             # A worker that is killed while it sends a result leaves the pool waiting for the rest
             # of it. Short tasks therefore end by themselves.
-            workers = multiprocessing.active_children()
-            pool.shutdown(wait=False, cancel_futures=True)
-            deadline = time.monotonic() + GRACE_S
-            for worker in workers:
-                worker.join(max(0.0, deadline - time.monotonic()))
+            closing = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
+            closing.start()
+            closing.join(GRACE_S)
             for worker in multiprocessing.active_children():
                 worker.terminate()  # a task may take minutes
+            # A pool that is still closing when the interpreter exits may write to a closed pipe
+            # and print a traceback (Python 3.11).
+            closing.join()
             raise
 
 
