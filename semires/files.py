@@ -162,7 +162,8 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     except (ValueError, RecursionError) as error:
         raise CorruptCacheError(f"{path}: not valid JSON ({error})") from error
     has_seal = isinstance(value, dict) and JSON_SEAL in value
-    if value.pop(JSON_SEAL) != fingerprint(value) if has_seal else sealed:
+    damaged = value.pop(JSON_SEAL) != fingerprint(value) if has_seal else sealed
+    if damaged:
         raise CorruptCacheError(f"{path}: damaged: {_RESTORE}")
     return value
 

@@ -50,9 +50,9 @@ def resolve(params: Params, key: RunKey, tuned: bool = True) -> Params:
         ConfigError: an override or a tuned threshold is invalid, or the search has not been run.
     """
     tree, where = params.model_dump(), "params"
-    steps = tree["burn_in"].pop("steps_by_fraction", {}).get(fraction_name(key.fraction))
-    if steps is not None:
-        tree["burn_in"]["steps"], where = steps, "burn_in.steps_by_fraction"
+    burn_in = tree["burn_in"]
+    steps = burn_in.pop("steps_by_fraction", {})
+    burn_in["steps"] = steps.get(fraction_name(key.fraction), burn_in["steps"])
     if key.model is not None:
         other, where = params.models[key.model], f"models.{key.model}"
         tree["model"] = other.model.model_dump()

@@ -43,6 +43,7 @@ class FigureMaker:
     def __init__(self, params: Params, records: Records, paper: PaperValues) -> None:
         fix_style()
         self.params, self.records, self.paper = params, records, paper
+        self.plan = Plan(params, paper)
 
     def draw(self, name: str, definition: FigureDefinition) -> dict[str, Figure]:
         """The figures of one definition, one or more per data set; empty without runs."""
@@ -112,7 +113,7 @@ class FigureMaker:
     def cost(self, definition: FigureDefinition, dataset: str) -> dict[str, Figure]:
         """Val oIoU against hours of labelling, at the paper's 79.1 s per mask."""
         ours: dict[str, list[Point]] = {}
-        fractions = Plan(self.params, self.paper).fractions(
+        fractions = self.plan.fractions(
             definition, lambda f: [RunKey(dataset, f, name, 0) for name in definition.methods]
         )
         for method, fraction in product(definition.methods, fractions):
