@@ -171,9 +171,7 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
     """Write a table as Parquet with zstd and page checksums, whole or not at all."""
     with atomic_path(path) as temporary:
-        table.to_parquet(
-            temporary, index=False, compression="zstd", engine="pyarrow", write_page_checksum=True
-        )
+        table.to_parquet(temporary, index=False, compression="zstd", write_page_checksum=True)
 
 
 def read_parquet(

@@ -248,10 +248,9 @@ class Judge:
         fractions = fractions[:1] if left.fraction else fractions
         for fraction, label, split in product(fractions, claim.right, claim.splits):
             pair = (left, rows[label])
-            keys = [run_of(self.params, row, dataset, fraction) for row in pair]
             start = Judgement(
                 claim.id, dataset, fraction_name(left.fraction or fraction), split, claim.metric,
-                left.label, label, claim, claim.table, planned=self.plan.makes_all(keys),
+                left.label, label, claim, claim.table,
                 paper=self._paper_rows(claim, pair, dataset, fraction, split),
             )  # fmt: skip
             value = self.selection.difference(pair, dataset, fraction, split, claim.metric)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -230,28 +230,35 @@ def load_records(
     proposals: Path = Path("proposals"),
     default_source: str | None = None,
     seeds: Sequence[int] = (),
+    study: Collection[RunKey] | None = None,
 ) -> Records:
-    """Read every run.json and quality.json; larger files are read on first use.
+    """Read the records of a study's runs and quality.json; larger files are read on first use.
 
     Args:
         runs: the folder that holds D/F/M/seedS/.
         proposals: the folder that holds D/S/quality.json.
         default_source: the study's source of proposals, see :meth:`RunKey.relative_to`.
         seeds: the study's, see :class:`Records`.
+        study: its runs, relative to ``default_source``; None: all runs of the folder.
 
     Raises:
         SemiresError: a record is missing parts or damaged; the text names the file.
     """
-    found = []
+    found, others = [], 0
     for folder in run_folders(runs):
         record = RunRecord.read(folder)
         key = record.key.relative_to(default_source)
-        found.append(Run(folder, dataclasses.replace(record, key=key)))
+        if study is None or key in study:
+            found.append(Run(folder, dataclasses.replace(record, key=key)))
+        else:
+            others += 1
     quality = {
         (path.parent.parent.name, path.parent.name): read_json(path)
         for path in sorted(proposals.glob("*/*/quality.json"))
     }
     records = Records(found, quality, seeds)
+    if others:
+        print(f"{others} runs are in no block of study.runs and are left out")
     if left := records.left_out:
         print(
             f"{len(left)} runs have other parameters or data than the study's first seed and are "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import SEPARATING_LINE, tabulate
 
 from semires import tracking
+from semires.config.grid import expand
 from semires.config.messages import require
 from semires.config.schema import Params
 from semires.files import atomic_folder, write_bytes, write_json, write_text
@@ -72,8 +73,9 @@ def report(params: Params, output: Path = layout.REPORTS) -> None:
 
 
 def read_runs(params: Params) -> Records:
-    """All runs, named as the study names them."""
-    return load_records(default_source=params.proposals.source, seeds=params.study.seeds)
+    """The runs of the study alone, so that runs of another study do not change its report."""
+    source, seeds = params.proposals.source, params.study.seeds
+    return load_records(default_source=source, seeds=seeds, study=set(expand(params)))
 
 
 def build(params: Params) -> Results:

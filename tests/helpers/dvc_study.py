@@ -38,7 +38,7 @@ class Study:
     """The repository's folder, and commands in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.tracked = folder, True
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         for name in (".dvc/config", ".dvc/plots", "experiments/claims.yaml"):
@@ -69,11 +69,11 @@ class Study:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This interpreter's tools first; tracking as users have it."""
+        """This interpreter's tools first; tracking as users have it, unless it is not ``tracked``."""
         mine = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         for name in ("SEMIRES_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
             mine.pop(name, None)
-        return mine
+        return mine if self.tracked else {**mine, "SEMIRES_TRACKING": "off"}
 
     def run(self, *command: str, code: int = 0) -> str:
         """Run a command to its end; its standard output."""

@@ -198,8 +198,9 @@ def with_histories(params, curves):
 
 def test_curves_are_judged_where_their_difference_is_smallest(own_workspace, small_params):
     base = np.array([30.0, 31, 32])
+    params = with_study(small_params, seeds=[0, 1, 2])
     found = with_histories(
-        small_params,
+        params,
         {
             "baseline": [base, base, base],
             "cpi-u": [np.add(base, [3, 2, 4]), np.add(base, [3.2, 2.2, 4]), base + 2.4],
@@ -209,11 +210,11 @@ def test_curves_are_judged_where_their_difference_is_smallest(own_workspace, sma
     assert found.seeds == 3
     assert found.verdict == "supported"
     found = with_histories(
-        small_params, {"cpi-u": [np.add(base, [-3, 2, 4]), np.add(base, [-3.2, 2, 4]), base - 3.1]}
+        params, {"cpi-u": [np.add(base, [-3, 2, 4]), np.add(base, [-3.2, 2, 4]), base - 3.1]}
     )
     assert found.verdict == "contradicted"
     found = with_histories(
-        small_params, {"cpi-u": [np.add(base, [9, 2, 4]), np.add(base, [1, 2, 4]), base - 1]}
+        params, {"cpi-u": [np.add(base, [9, 2, 4]), np.add(base, [1, 2, 4]), base - 1]}
     )
     assert found.verdict == "undecided"
 

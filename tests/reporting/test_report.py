@@ -56,7 +56,9 @@ def test_metrics_are_the_main_tables_numbers(made):
     assert metrics["refscenes"]["10"]["baseline"]["testA"] == float(line[7])
 
 
-def test_the_same_records_give_the_same_bytes(made, own_workspace, small_params):
+def test_the_same_study_gives_the_same_bytes(made, own_workspace, small_params, capsys):
+    for key in (RunKey("refscenes", 1, "sepl", 0), RunKey("refscenes", 1, "cpi-u", 2)):
+        fake_runs.write_run(key)  # of another study
     (own_workspace / "reports").mkdir()
     # of `make bench`, `make gpu` and the reports of other studies
     kept = {"benchmarks.md": b"fast", "growth.svg": b"<svg/>", "gpu.md": b"a GPU"}
@@ -67,6 +69,7 @@ def test_the_same_records_give_the_same_bytes(made, own_workspace, small_params)
         (own_workspace / "reports" / name).write_bytes(content)
     report(small_params)
     assert contents(own_workspace / "reports") == contents(made) | kept
+    assert "2 runs are in no block of study.runs and are left out" in capsys.readouterr().out
 
 
 def test_where_and_when_runs_were_made_does_not_matter(made, own_workspace, small_params):

@@ -10,8 +10,7 @@ from helpers.fake_searches import write_search
 from semires.config.validate import validate
 from semires.errors import CorruptCacheError
 from semires.reporting.claims import SUPPORTED
-from semires.reporting.records import load_records
-from semires.reporting.report import report
+from semires.reporting.report import read_runs, report
 from semires.reporting.searches import read_searches
 from semires.reporting.style import save
 from semires.reporting.threshold_figures import threshold_figures
@@ -32,7 +31,7 @@ def key(method, fraction=1, source=None):
 def params(small_params):
     values = small_params.model_dump()
     tuned = {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-tuned"], "seeds": [0, 1]}
-    values["study"]["runs"].append(tuned)
+    values["study"]["runs"] += [tuned, {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-60"]}]
     values["study"]["tune"] = [
         {**BLOCK, "fractions": [1.0, 10.0], "methods": ["cpi", "cpi-u"]},
         {**BLOCK, "fractions": [1.0], "methods": ["cpi-u-labelled"]},
@@ -80,7 +79,7 @@ def lines(folder, table):
 
 
 def found(params):
-    return compare_thresholds(params, load_records(default_source="sam", seeds=(0, 1)))
+    return compare_thresholds(params, read_runs(params))
 
 
 def test_labels_and_students_with_the_papers_and_the_best_values(here, params):
