@@ -69,7 +69,7 @@ class Study:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This interpreter's tools first; tracking as users have it, unless it is not ``tracked``."""
+        """This interpreter's tools first; with a sender for each run if ``tracked``."""
         mine = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         for name in ("SEMIRES_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
             mine.pop(name, None)
