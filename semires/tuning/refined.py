@@ -149,7 +149,11 @@ class Table:
         found = {}
         for name, score in self.strategy.scores.items():
             of_proposals = np.where(able, score(overlaps), 0)[real]
-            found[name] = members.multiply(of_proposals).max(axis=1).toarray().ravel()
+            scores = members.multiply(of_proposals)
+            if scores.shape[1]:  # SciPy has no largest value of no columns
+                found[name] = scores.max(axis=1).toarray().ravel()
+            else:
+                found[name] = np.zeros(scores.shape[0])
         return found
 
     @cached_property

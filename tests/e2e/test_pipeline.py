@@ -110,13 +110,6 @@ def test_a_changed_threshold_touches_its_runs_only(study: Any):
     ]
 
 
-def test_a_run_repeated_is_the_same_to_the_bit(study: Any):
-    folder = study.folder / RUN / "supervised/seed0"
-    before = digests(folder)
-    assert study.repro("--force", "--single-item", BURN_IN) == [BURN_IN]
-    assert digests(folder) == before
-
-
 def test_dvc_shows_metrics_and_curves(study: Any):
     shown = json.loads(study.run("dvc", "metrics", "show", "--json"))
     table = shown[""]["data"]["reports/metrics.json"]["data"]["refscenes"]["10"]
@@ -226,7 +219,7 @@ def processes_in(folder: Path, text: str) -> list[int]:
     return found
 
 
-def test_two_repros_at_once_tear_nothing(study: Any):
+def test_two_repros_at_once_make_the_same_bytes(study: Any):
     """The second one waits for the first, or is refused in a line of DVC's or of ours."""
     before = digests(study.folder / RUN / "supervised/seed0")
     line = ["dvc", "repro", "--force", "--single-item", BURN_IN]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_searches import ellipses
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semires.config.load import load_params
@@ -101,6 +101,7 @@ def refine_pixels(strategy, thresholds, labels, partitions, as_batch):
 @pytest.mark.parametrize("strategy", SEARCHED)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), values=st.tuples(*[st.floats(0, 1)] * 2), exact=st.booleans())
+@example(seed=11203, values=(0.0, 0.0), exact=False)  # no image has a proposal
 def test_trial_equals_pixels(strategy, seed, values, exact):
     masks, labels = world(seed)
     partitions = {i: Partition.from_masks(m) for i, m in masks.items()}
